@@ -1,0 +1,68 @@
+# Every target works in .venv, which one stamp rule creates and keeps up to date.
+# Paths are relative, so that the folder's own path may contain spaces.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types contracts format bench venv clean debian-data
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(STAMP) debian-data ## specialise a network for this machine, the whole chain
+	$(BIN)/deploynas demo --download
+
+test: $(STAMP) ## run the tests (PYTEST_ARGS="-k name" to choose)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS); status=$$?; \
+	if [ $$status -eq 5 ]; then echo "make test: pytest found no test to run" >&2; fi; \
+	exit $$status
+
+lint: $(STAMP) ## style: ruff's rules and its format
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: $(STAMP) ## mypy --strict on the package
+	$(BIN)/python -m mypy
+
+contracts: $(STAMP) ## the direction of imports
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## let ruff rewrite what it can
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+bench: $(STAMP) ## list the benchmarks; run one with .venv/bin/python benchmarks/NAME.py
+	@ls benchmarks
+
+venv: $(STAMP) ## create .venv and install everything into it
+
+clean: ## remove .venv, caches and build output (profiles, runs and exports stay)
+	rm -rf .venv build dist deploynas.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find deploynas tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "make: Python 3.11 or newer is needed, and '$(PYTHON)' is not; say which with PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "make: '$(PYTHON)' cannot create virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv && $(PYTHON) -m venv .venv; }
+	@echo "Installing into .venv; on Linux this downloads a few GB, most of them PyTorch's."
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[search,dev]"
+	@touch $(STAMP)
+
+# Fashion-MNIST as Debian packages it, where that needs no question. Where it does not work,
+# `demo --download` finds the images elsewhere: this rule never fails.
+debian-data:
+	@if [ -d /usr/share/datasets/fashion-mnist ] || ! command -v apt-get >/dev/null 2>&1; then exit 0; fi; \
+	if [ "$$(id -u)" -eq 0 ]; then sudo=; \
+	elif sudo -n true >/dev/null 2>&1; then sudo="sudo -n"; \
+	else exit 0; fi; \
+	echo "Asking Debian's packages for dataset-fashion-mnist ..."; \
+	apt() { $$sudo env DEBIAN_FRONTEND=noninteractive apt-get -yq -o Acquire::http::Timeout=30 \
+	  -o DPkg::Lock::Timeout=30 "$$@" </dev/null >/dev/null 2>&1; }; \
+	apt install --no-install-recommends dataset-fashion-mnist \
+	|| { apt update && apt install --no-install-recommends dataset-fashion-mnist; } \
+	|| echo "... not available here; going on without it."

@@ -1,0 +1,1 @@
+"""Verdicts on measured models: budgets and regressions. No torch."""

@@ -1,0 +1,19 @@
+"""Data sets as arrays: loading, splitting and the preprocessing that everything shares."""
+
+from deploynas.data.dataset import (
+    ImageDataset,
+    Split,
+    normalise,
+    resize,
+    resolutions_for,
+)
+from deploynas.data.sources import load_dataset
+
+__all__ = [
+    "ImageDataset",
+    "Split",
+    "load_dataset",
+    "normalise",
+    "resize",
+    "resolutions_for",
+]

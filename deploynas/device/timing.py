@@ -1,0 +1,314 @@
+"""The timing engine: interleaved, reference-normalised rounds over any set of ONNX models.
+
+A *round* touches every model once, in a new order, with the reference set timed before and
+after each touch or a few short ones. A *session* is a worker process with its own sessions in its own
+order of
+creation; several are drawn, because equal models in one process differ steadily by some per
+cent. Rounds and sessions go on until every confidence interval is narrow enough.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from deploynas.device.base import Device, Worker, open_worker
+from deploynas.device.reference import MEMORY_BYTES, NUM_CORE, write_references
+from deploynas.errors import InvalidInputError
+
+Floats = npt.NDArray[np.float64]
+UNSTABLE = 0.03  # relative half-width above which a report says "unstable"
+PRIVATE_CACHE_BYTES = 4_000_000  # weights below this do not feel the shared memory
+REFERENCE_EVERY_MS = 25.0  # of model time inside a round
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When a measurement ends.
+
+    Attributes:
+        precision: Relative half-width of the 95 % interval that is good enough.
+        min_sessions, max_sessions: Worker processes drawn.
+        rounds: Rounds in each session.
+        max_seconds: Hard limit on the whole measurement, checked between rounds.
+        touch_ms: A touch of a fast model repeats it until it took about this long.
+    """
+
+    precision: float = 0.01
+    min_sessions: int = 3
+    max_sessions: int = 8
+    rounds: int = 12
+    max_seconds: float = math.inf
+    touch_ms: float = 1.0
+
+
+@dataclass(frozen=True)
+class Level:
+    """How fast the machine was: the reference set's times in milliseconds."""
+
+    core_ms: float
+    memory_ms: float
+
+
+@dataclass
+class Samples:
+    """Raw samples of one model: one list a session, one entry a touch.
+
+    Attributes:
+        model_bytes: Size of the ONNX file, of which the weights are nearly all.
+        ms: Milliseconds: the median of the touch's runs.
+        core_ms, memory_ms: The reference levels around that touch.
+    """
+
+    model_bytes: int
+    ms: list[list[float]] = field(default_factory=list)
+    core_ms: list[list[float]] = field(default_factory=list)
+    memory_ms: list[list[float]] = field(default_factory=list)
+
+    def add(self, new_session: bool, ms: float, level: Level) -> None:
+        """Append one touch to the last session, or to a new one."""
+        values = (ms, level.core_ms, level.memory_ms)
+        for sessions, value in zip(self._columns, values, strict=True):
+            if new_session:
+                sessions.append([])
+            sessions[-1].append(value)
+
+    def drop_short(self, num_touches: int) -> None:
+        """Drop sessions of fewer touches than ``num_touches``: they were cut short."""
+        keep = [len(touches) >= num_touches for touches in self.ms]
+        for sessions in self._columns:
+            sessions[:] = [s for s, kept in zip(sessions, keep, strict=True) if kept]
+
+    @property
+    def _columns(self) -> tuple[list[list[float]], ...]:
+        return self.ms, self.core_ms, self.memory_ms
+
+    @property
+    def num_samples(self) -> int:
+        """Touches in all sessions."""
+        return sum(map(len, self.ms))
+
+    @property
+    def level(self) -> Level:
+        """Median reference levels over all touches."""
+        return Level(
+            float(np.median(np.concatenate(self.core_ms))),
+            float(np.median(np.concatenate(self.memory_ms))),
+        )
+
+    def estimate(self, at: Level | None = None) -> Estimate:
+        """Median latency with its 95 % interval.
+
+        Args:
+            at: Normalise each touch to this level of the machine; raw times by default.
+        """
+        if at is None:
+            return estimate([np.array(session) for session in self.ms])
+        share = self._memory_share(at)
+        sessions = [
+            np.array(ms)
+            * (at.core_ms / _smooth(core)) ** (1 - share)
+            * (at.memory_ms / _smooth(memory)) ** share
+            for ms, core, memory in zip(*self._columns, strict=True)
+        ]
+        return estimate(sessions)
+
+    def _memory_share(self, at: Level) -> float:
+        """How much of a change of the memory level the model feels, 0 to 1.
+
+        Its rate of streaming weights over that of the memory reference; none where the
+        weights fit into a private cache.
+        """
+        if self.model_bytes < PRIVATE_CACHE_BYTES:
+            return 0.0
+        median = float(np.median(np.concatenate(self.ms)))
+        return min(1.0, self.model_bytes / median / (MEMORY_BYTES / at.memory_ms))
+
+
+def _smooth(levels: Sequence[float]) -> Floats:
+    """Running median over five touches: a reference reading has its own noise."""
+    padded = np.pad(np.array(levels), 2, mode="reflect" if len(levels) > 2 else "edge")
+    windows: Floats = np.median(np.lib.stride_tricks.sliding_window_view(padded, 5), axis=1)
+    return windows
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A latency in milliseconds with its 95 % confidence interval."""
+
+    median: float
+    low: float
+    high: float
+    num_samples: int
+
+    @property
+    def half_width(self) -> float:
+        """Half the interval, relative to the median."""
+        return (self.high - self.low) / 2 / self.median
+
+    @property
+    def unstable(self) -> bool:
+        """Whether the samples do not say much."""
+        return not self.half_width <= UNSTABLE
+
+
+def estimate(sessions: Sequence[Floats], num_draws: int = 400) -> Estimate:
+    """Mean of the sessions' medians, with an interval bootstrapped over sessions and rounds.
+
+    The median discards the outliers inside a session; a session is one draw of memory layout,
+    so that their mean is what the next process will see on average. With few sessions the
+    bootstrap's spread over sessions is widened by sqrt(s / (s - 1)), its known bias.
+    """
+    medians = np.array([np.median(session) for session in sessions])
+    centre = float(medians.mean())
+    rng = np.random.default_rng(0)
+    num = len(sessions)
+    within = np.stack(
+        [np.median(s[rng.integers(0, len(s), (num_draws, len(s)))], axis=1) for s in sessions],
+        axis=1,
+    )
+    if num > 1:
+        picks = rng.integers(0, num, (num_draws, num))
+        between = medians[picks].mean(axis=1) - centre
+        between *= math.sqrt(num / (num - 1))
+    else:
+        between = np.zeros(num_draws)
+    draws = centre + between + (within - medians).mean(axis=1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(centre, float(low), float(high), sum(map(len, sessions)))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress bar needs: shares of the expected work, and the slowest interval."""
+
+    done: float
+    num_models: int
+    half_width: float | None
+
+
+def measure(
+    device: Device,
+    models: Mapping[str, Path],
+    rule: StopRule,
+    *,
+    seed: int = 0,
+    samples: dict[str, Samples] | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_round: Callable[[int, dict[str, tuple[float, Level]]], None] = lambda session, touches: (
+        None
+    ),
+) -> dict[str, Samples]:
+    """Time ``models`` (name -> ONNX file) on ``device``.
+
+    Args:
+        device: Where.
+        models: What.
+        rule: When to stop. Models that are precise enough leave after ``min_sessions``.
+        seed: Of the orders of creation and of touching.
+        samples: Filled in place, so that a caller keeps what was measured before an error.
+        on_progress: Called after every round.
+        on_round: Called after every round with the session's number and name -> (ms,
+            level), for journals.
+
+    Raises:
+        DeviceError: The device vanished, crashed or cannot run a model (which is named).
+    """
+    if not models:
+        return {}
+    samples = {} if samples is None else samples
+    samples.update({name: Samples(path.stat().st_size) for name, path in models.items()})
+    rng = np.random.default_rng(seed)
+    start = time.monotonic()
+    open_names = list(models)
+    with tempfile.TemporaryDirectory(prefix="deploynas-") as directory:
+        references = write_references(Path(directory))
+        for session in range(rule.max_sessions):
+            if session >= rule.min_sessions:
+                open_names = [n for n in open_names if _width(samples[n]) > rule.precision]
+            if not open_names or (session and time.monotonic() - start > rule.max_seconds):
+                break
+            names = [open_names[i] for i in rng.permutation(len(open_names))]
+            with open_worker(
+                device, session, [*references, *(models[n] for n in names)]
+            ) as worker:
+                plan = _Plan(worker, names, rule.touch_ms)
+                for round_number in range(rule.rounds):
+                    if session and time.monotonic() - start > rule.max_seconds:
+                        break
+                    touches = plan.round(rng)
+                    for name, (ms, level) in touches.items():
+                        samples[name].add(round_number == 0, ms, level)
+                    on_round(session, touches)
+                    share = (session + (round_number + 1) / rule.rounds) / rule.min_sessions
+                    on_progress(Progress(min(1.0, share), len(names), None))
+    for name in models:  # a session that the time limit cut short says little
+        samples[name].drop_short(min(rule.rounds, max(map(len, samples[name].ms))))
+    return samples
+
+
+def _width(samples: Samples) -> float:
+    return samples.estimate(at=samples.level).half_width
+
+
+class _Plan:
+    """One worker's rounds. References come first in its numbering, then ``names``."""
+
+    def __init__(self, worker: Worker, names: Sequence[str], touch_ms: float) -> None:
+        self._worker = worker
+        self._names = names
+        self._expected_ms = self._warm_up()
+        self._runs = np.clip(np.ceil(touch_ms / self._expected_ms), 3, 15).astype(int)
+
+    def _warm_up(self) -> Floats:
+        """Touch every model until its time stops falling; returns the times."""
+        count = NUM_CORE + 1 + len(self._names)
+        last = np.full(count, np.inf)
+        for _ in range(5):
+            now = np.array([min(t) for t in self._worker.time([(i, 2) for i in range(count)])])
+            settled = np.median(now / last) > 0.98
+            last = np.minimum(last, now)
+            if settled:
+                break
+        return last
+
+    def round(self, rng: np.random.Generator) -> dict[str, tuple[float, Level]]:
+        """Touch every model once, references in between: name -> (ms, level around it)."""
+        references = [(i, 2) for i in range(NUM_CORE + 1)]
+        first = len(references)
+        order = rng.permutation(len(self._names))
+        touches, places, since_reference = list(references), [], 0.0
+        for i in order:
+            places.append(len(touches))
+            touches.append((first + int(i), int(self._runs[first + i])))
+            since_reference += self._expected_ms[first + i] * (self._runs[first + i] + 1)
+            if since_reference > REFERENCE_EVERY_MS or i == order[-1]:
+                touches += references
+                since_reference = 0.0
+        medians = np.array([np.median(t) for t in self._worker.time(touches)])
+        readings = [p for p, (model, _) in enumerate(touches) if model == 0]
+        core = [float(np.exp(np.log(medians[p : p + NUM_CORE]).mean())) for p in readings]
+        memory = [float(medians[p + NUM_CORE]) for p in readings]
+        result = {}
+        for i, place in zip(order, places, strict=True):
+            after = int(np.searchsorted(readings, place))
+            level = Level(
+                math.sqrt(core[after - 1] * core[after]),
+                math.sqrt(memory[after - 1] * memory[after]),
+            )
+            result[self._names[i]] = (float(medians[place]), level)
+        return result
+
+
+def require_positive(value: float, what: str) -> float:
+    """Return ``value`` if it is a positive finite number."""
+    if not (math.isfinite(value) and value > 0):
+        raise InvalidInputError(f"{what} must be a positive number, got {value}")
+    return value

@@ -1,0 +1,83 @@
+"""The worker of the ``cpu`` device: ONNX Runtime sessions, timed on request.
+
+Run as ``python worker.py PROVIDER THREADS CORES``; see :mod:`deploynas.device.base` for the
+conversation. It is a script on purpose: it imports numpy and ONNX Runtime, nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from typing import Any
+
+
+def main() -> None:
+    """Answer one JSON document a line until standard input ends."""
+    provider, threads, cores = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    if cores and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever the runtime prints must not reach the conversation
+    import numpy as np
+    import onnxruntime as ort
+
+    ort.set_default_logger_severity(3)
+    sessions: list[tuple[Any, dict[str, Any]]] = []
+    rng = np.random.default_rng(0)
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            if "load" in question:
+                session = open_session(ort, question["load"], provider, threads)
+                feeds = {i.name: random_input(np, rng, i) for i in session.get_inputs()}
+                sessions.append((session, feeds))
+                answer: dict[str, object] = {"loaded": len(sessions)}
+            else:
+                answer = {"ms": [touch(sessions[m], runs) for m, runs in question["time"]]}
+        except Exception as error:  # reported to the engine, which names the model
+            answer = {"error": " ".join(str(error).split())}
+        out.write(json.dumps(answer) + "\n")
+        out.flush()
+
+
+def open_session(ort: Any, path: str, provider: str, threads: int) -> Any:
+    """A session with the options that the device's identity records."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Many open sessions must not spin against each other.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(path, options, providers=[provider])
+
+
+def random_input(np: Any, rng: Any, info: Any) -> Any:
+    """A fixed-shape input: normal numbers, the timing of which is that of real images."""
+    if not all(isinstance(side, int) for side in info.shape):
+        raise ValueError(f"input {info.name!r} has the dynamic shape {info.shape}")
+    kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(double)": np.float64}
+    if info.type not in kinds:
+        raise ValueError(f"input {info.name!r} has the unsupported type {info.type}")
+    if info.type == "tensor(uint8)":
+        return rng.integers(0, 256, info.shape, dtype=np.uint8)
+    return rng.standard_normal(info.shape).astype(kinds[info.type])
+
+
+def touch(opened: tuple[Any, dict[str, Any]], runs: int) -> list[float]:
+    """Run once and drop it, then time ``runs`` runs; milliseconds."""
+    session, feeds = opened
+    session.run(None, feeds)
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter_ns()
+        session.run(None, feeds)
+        times.append((time.perf_counter_ns() - start) / 1e6)
+    return times
+
+
+if __name__ == "__main__":
+    main()

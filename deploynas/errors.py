@@ -1,0 +1,103 @@
+"""One family of typed errors: each owns its message and its exit code.
+
+The command line catches :class:`DeploynasError` once, prints one line and exits
+with ``exit_code``. Library users catch the class they care about.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+EXIT_PASS = 0
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_FAILED = 3
+EXIT_INCONCLUSIVE = 4
+
+
+class DeploynasError(Exception):
+    """Base of every error that a user can cause or meet.
+
+    Args:
+        message: One line: what is wrong.
+        hint: What to type next, where there is something to type.
+    """
+
+    kind = "error"
+    exit_code = EXIT_ERROR
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message if hint is None else f"{message} ({hint})")
+
+
+class InvalidInputError(DeploynasError, ValueError):
+    """A value, a file's content or a data set that cannot be used."""
+
+    kind = "invalid-input"
+
+
+class MissingFileError(DeploynasError):
+    """A file or artefact that is not there."""
+
+    kind = "missing-file"
+
+
+class OutputError(DeploynasError):
+    """A place that cannot be written: read-only, not a directory, disk full."""
+
+    kind = "output"
+
+    @classmethod
+    def from_os_error(cls, path: Path, error: OSError) -> OutputError:
+        """Wrap an :class:`OSError` met while writing ``path``."""
+        return cls(f"cannot write {path}: {error.strerror or error}")
+
+
+class MissingDependencyError(DeploynasError):
+    """A verb needs an extra that is not installed."""
+
+    kind = "missing-dependency"
+
+
+class InfeasibleBudgetError(DeploynasError):
+    """No architecture of the space keeps the budget."""
+
+    kind = "infeasible-budget"
+
+
+class DeviceMismatchError(DeploynasError):
+    """Samples of two different devices would be combined or compared."""
+
+    kind = "device-mismatch"
+
+
+class DeviceError(DeploynasError):
+    """The device or its runtime failed while measuring."""
+
+    kind = "device"
+
+
+class IncompleteProfileError(DeploynasError):
+    """A device profile lacks a layer or a calibration that is needed."""
+
+    kind = "incomplete-profile"
+
+
+class ParityError(DeploynasError):
+    """An exported model does not compute what the PyTorch network computes."""
+
+    kind = "parity"
+
+
+class UnknownNameError(DeploynasError):
+    """A name that does not exist; the message suggests the nearest one."""
+
+    kind = "unknown-name"
+
+    def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+        super().__init__(f"unknown {what} {name!r}", hint)

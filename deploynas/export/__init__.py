@@ -1,0 +1,1 @@
+"""An architecture and weights -> exports/<name>/: ONNX and manifest."""

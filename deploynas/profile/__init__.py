@@ -1,0 +1,1 @@
+"""The device profile, the profiler that fills it, the latency model that reads it."""

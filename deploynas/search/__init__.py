@@ -1,0 +1,1 @@
+"""Budgets, evaluators, and one module a strategy."""

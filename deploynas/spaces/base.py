@@ -1,0 +1,200 @@
+"""Search spaces: choices, architectures as integer rows, and the one shape walk.
+
+An architecture is a row of option indices, ``(num_choices,)``; a batch is
+``(n, num_choices)``, and everything on a search's hot path works on whole batches.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from deploynas.errors import InvalidInputError
+from deploynas.spaces import layers as layer_costs
+from deploynas.spaces.layers import Layer, Node
+
+Archs = npt.NDArray[np.integer]
+ArchDict = Mapping[str, object]
+_CHUNK = 16_384  # rows that keep a slot's working set inside the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A named, ordered set of options."""
+
+    name: str
+    options: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place in the network that holds at most one layer.
+
+    Attributes:
+        columns: The choices that decide which layer stands here.
+        layer_ids: Option indices of ``columns`` -> index into ``SearchSpace.layer_table``,
+            or -1 where the slot is empty; one axis per column.
+    """
+
+    columns: tuple[int, ...]
+    layer_ids: npt.NDArray[np.int64]
+
+
+class SearchSpace(abc.ABC):
+    """A tuple of choices plus what they build.
+
+    Subclasses fill ``name``, ``choices``, ``layer_table`` and ``slots`` from one shape walk;
+    costs, latency, profiles and networks all read those.
+
+    Attributes:
+        name: As the command line knows it.
+        choices: What can be chosen, in the order of an architecture's columns.
+        layer_table: Every distinct layer that the space can produce.
+        slots: Where they stand, in the order of execution.
+        num_classes, in_channels, resolutions: What the space was made for.
+    """
+
+    name: str
+    num_classes: int
+    in_channels: int
+    resolutions: tuple[int, ...]
+    choices: tuple[Choice, ...]
+    layer_table: tuple[Layer, ...]
+    slots: tuple[Slot, ...]
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int:
+        """Number of distinct architectures."""
+
+    @abc.abstractmethod
+    def canonical(self, archs: Archs) -> Archs:
+        """Set every choice without effect to option 0, so that equal networks are equal rows."""
+
+    @abc.abstractmethod
+    def encode(self, dicts: Sequence[ArchDict]) -> Archs:
+        """Dict form -> ``(n, num_choices)`` option indices.
+
+        Raises:
+            InvalidInputError: A key is missing or a value is not an option of its choice.
+        """
+
+    @abc.abstractmethod
+    def decode(self, archs: Archs) -> list[dict[str, object]]:
+        """Option indices -> dict form, for files and people."""
+
+    @property
+    def spec(self) -> dict[str, object]:
+        """What rebuilds this space: ``deploynas.space(**spec)``."""
+        return {
+            "name": self.name,
+            "num_classes": self.num_classes,
+            "in_channels": self.in_channels,
+            "resolutions": list(self.resolutions),
+        }
+
+    @cached_property
+    def num_options(self) -> npt.NDArray[np.int64]:
+        """``(num_choices,)`` number of options of each choice."""
+        return np.array([len(choice.options) for choice in self.choices])
+
+    def sample(self, n: int, rng: np.random.Generator) -> Archs:
+        """``n`` architectures, every choice drawn uniformly."""
+        archs = rng.integers(0, self.num_options, size=(n, len(self.choices)), dtype=np.int64)
+        return self.canonical(archs.astype(np.uint8))
+
+    def mutate(self, archs: Archs, probability: float, rng: np.random.Generator) -> Archs:
+        """Redraw each choice with ``probability``."""
+        redraw = rng.random(archs.shape) < probability
+        fresh = rng.integers(0, self.num_options, size=archs.shape, dtype=np.int64)
+        return self.canonical(np.where(redraw, fresh, archs).astype(np.uint8))
+
+    def crossover(self, first: Archs, second: Archs, rng: np.random.Generator) -> Archs:
+        """Uniform crossover: each choice from one parent or the other."""
+        return self.canonical(np.where(rng.random(first.shape) < 0.5, first, second))
+
+    def layers(self, arch: Archs) -> list[Node]:
+        """The shape walk: an architecture's nodes, in order of execution."""
+        ids = self.layer_ids(np.asarray(arch).reshape(1, -1))[0]
+        return layer_costs.chain([self.layer_table[i] for i in ids if i >= 0])
+
+    def layer_ids(self, archs: Archs) -> npt.NDArray[np.int64]:
+        """``(n, num_slots)`` indices into ``layer_table``; -1 where a slot is empty."""
+        archs = self._checked(archs)
+        return np.stack([s.layer_ids.ravel()[_flat(s, archs)] for s in self.slots], axis=1)
+
+    def sum_over_layers(self, archs: Archs, values: npt.NDArray[np.generic]) -> np.ndarray:
+        """``(n,)`` sum of a per-layer value, ``values`` being ``(len(layer_table),)``."""
+        return self._reduce(archs, values, np.add)
+
+    def max_over_layers(self, archs: Archs, values: npt.NDArray[np.generic]) -> np.ndarray:
+        """``(n,)`` maximum of a non-negative per-layer value."""
+        return self._reduce(archs, values, np.maximum)
+
+    def macs(self, archs: Archs) -> npt.NDArray[np.int64]:
+        """``(n,)`` multiply-adds of convolutions and linear layers for one image, exact."""
+        return self.sum_over_layers(archs, self._layer_costs["macs"])
+
+    def params(self, archs: Archs) -> npt.NDArray[np.int64]:
+        """``(n,)`` trainable parameters, exact."""
+        return self.sum_over_layers(archs, self._layer_costs["params"])
+
+    def weight_bytes(self, archs: Archs) -> npt.NDArray[np.int64]:
+        """``(n,)`` bytes of the deployed float32 weights (batch norms folded)."""
+        return self.sum_over_layers(archs, self._layer_costs["weight_bytes"])
+
+    def peak_memory_bytes(self, archs: Archs) -> npt.NDArray[np.int64]:
+        """``(n,)`` weight bytes plus peak bytes of live feature maps.
+
+        The schedule assumed stands at :func:`deploynas.spaces.layers.peak_activation_bytes`.
+        """
+        activations = self.max_over_layers(archs, self._layer_costs["peak_activation_bytes"])
+        total: npt.NDArray[np.int64] = self.weight_bytes(archs) + activations
+        return total
+
+    @cached_property
+    def _layer_costs(self) -> dict[str, npt.NDArray[np.int64]]:
+        functions = (
+            layer_costs.macs,
+            layer_costs.params,
+            layer_costs.weight_bytes,
+            layer_costs.peak_activation_bytes,
+        )
+        return {f.__name__: np.array([f(layer) for layer in self.layer_table]) for f in functions}
+
+    def _reduce(
+        self, archs: Archs, values: npt.NDArray[np.generic], ufunc: np.ufunc
+    ) -> np.ndarray:
+        archs = self._checked(archs)
+        padded = np.append(values, np.zeros(1, values.dtype))  # index -1: an empty slot
+        tables = [padded[slot.layer_ids.ravel()] for slot in self.slots]
+        total = np.zeros(len(archs), values.dtype)
+        for start in range(0, len(archs), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            columns = np.ascontiguousarray(archs[rows].T).astype(np.intp)
+            for slot, table in zip(self.slots, tables, strict=True):
+                ufunc(total[rows], table[_flat(slot, columns.T)], out=total[rows])
+        return total
+
+    def _checked(self, archs: Archs) -> Archs:
+        archs = np.asarray(archs)
+        if archs.ndim != 2 or archs.shape[1] != len(self.choices):
+            raise InvalidInputError(
+                f"architectures of {self.name} are rows of {len(self.choices)} option indices, "
+                f"got an array of shape {archs.shape}"
+            )
+        return archs
+
+
+def _flat(slot: Slot, archs: Archs) -> npt.NDArray[np.intp]:
+    """Flat index into ``slot.layer_ids`` of each architecture."""
+    flat = np.zeros(len(archs), np.intp)
+    for column, num in zip(slot.columns, slot.layer_ids.shape, strict=True):
+        flat *= num
+        flat += archs[:, column]
+    return flat

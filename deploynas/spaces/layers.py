@@ -1,0 +1,196 @@
+"""Layers: the units that are profiled, priced and built.
+
+A network is a list of :class:`Node`. MACs count the multiply-adds of convolutions and linear
+layers only, the number that papers call FLOPs; params count every trainable number
+(convolutions, biases, batch norms' scale and shift, linear layers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Literal
+
+from deploynas.errors import InvalidInputError
+
+Activation = Literal["none", "relu", "relu6", "h_swish"]
+Kind = Literal["conv", "mbconv", "head"]
+FLOAT_BYTES = 4
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """Round channels to a multiple of ``divisor``, never losing more than 10 %.
+
+    The rule of MobileNetV2 (Sandler et al. 2018), as every network of that family uses it.
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One building block with everything that fixes its shape and its cost.
+
+    Kinds:
+        ``conv``: convolution, batch norm, activation.
+        ``mbconv``: inverted residual (Sandler et al. 2018; SE as in MobileNetV3, Howard et
+            al. 2019): 1x1 expansion (absent where ``expand`` is false), depthwise, optional
+            squeeze-and-excitation, 1x1 projection, optional identity shortcut.
+        ``head``: 1x1 convolution to ``mid_channels`` with batch norm, global average pooling,
+            optional bias-free linear map to ``feature_channels`` with activation, classifier.
+
+    Attributes:
+        height, width: Input feature map in pixels.
+        se_channels: Hidden channels of squeeze-and-excitation; 0 means none.
+        batch_norm_eps: As trained; folded away on export.
+    """
+
+    kind: Kind
+    in_channels: int
+    out_channels: int
+    height: int
+    width: int
+    kernel_size: int = 1
+    stride: int = 1
+    mid_channels: int = 0
+    expand: bool = True
+    se_channels: int = 0
+    feature_channels: int = 0
+    activation: Activation = "none"
+    residual: bool = False
+    bias: bool = False
+    batch_norm: bool = True
+    batch_norm_eps: float = 1e-5
+
+    @property
+    def out_height(self) -> int:
+        """Rows of the output feature map (1 for a head)."""
+        return 1 if self.kind == "head" else -(-self.height // self.stride)
+
+    @property
+    def out_width(self) -> int:
+        """Columns of the output feature map (1 for a head)."""
+        return 1 if self.kind == "head" else -(-self.width // self.stride)
+
+    @property
+    def key(self) -> str:
+        """A stable, readable key for files; ``batch_norm_eps`` is left out: it has no cost."""
+        parts = [f"{self.kind}:{self.in_channels}-{self.out_channels}@{self.height}x{self.width}"]
+        if self.kind != "head":
+            parts.append(f"k{self.kernel_size}s{self.stride}")
+        if self.mid_channels:
+            parts.append(f"m{self.mid_channels}")
+        if self.se_channels:
+            parts.append(f"se{self.se_channels}")
+        if self.feature_channels:
+            parts.append(f"f{self.feature_channels}")
+        if self.activation != "none":
+            parts.append(self.activation)
+        flags = (("noexpand", not self.expand), ("residual", self.residual), ("bias", self.bias))
+        parts += [name for name, present in flags if present]
+        parts += [] if self.batch_norm else ["nobn"]
+        return ",".join(parts)
+
+    def asdict(self) -> dict[str, object]:
+        """The fields that differ from their defaults, for files."""
+        defaults = {f.name: f.default for f in fields(self)}
+        return {k: v for k, v in asdict(self).items() if v != defaults[k]}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A layer in a network and the earlier nodes that feed it (-1 is the network's input)."""
+
+    layer: Layer
+    inputs: tuple[int, ...]
+
+
+def chain(layers: Sequence[Layer]) -> list[Node]:
+    """Nodes of a network without branches between layers."""
+    return [Node(layer, (i - 1,)) for i, layer in enumerate(layers)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Conv:
+    """One convolution or linear map inside a layer, with its output feature map."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: int
+    groups: int
+    height: int
+    width: int
+    bias: bool
+    batch_norm: bool
+    squeeze: bool = False
+
+    @property
+    def weights(self) -> int:
+        return self.out_channels * (self.in_channels // self.groups) * self.kernel_size**2
+
+
+def _convs(layer: Layer) -> list[_Conv]:
+    """Every convolution and linear map of a layer, in order: what MACs and params add up."""
+    h, w, oh, ow = layer.height, layer.width, layer.out_height, layer.out_width
+    cin, mid, cout = layer.in_channels, layer.mid_channels, layer.out_channels
+    if layer.kind == "conv":
+        return [_Conv(cin, cout, layer.kernel_size, 1, oh, ow, layer.bias, layer.batch_norm)]
+    if layer.kind == "mbconv":
+        convs = [_Conv(cin, mid, 1, 1, h, w, False, True)] if layer.expand else []
+        convs.append(_Conv(mid, mid, layer.kernel_size, mid, oh, ow, False, True))
+        if layer.se_channels:
+            convs.append(_Conv(mid, layer.se_channels, 1, 1, 1, 1, True, False, squeeze=True))
+            convs.append(_Conv(layer.se_channels, mid, 1, 1, 1, 1, True, False, squeeze=True))
+        return [*convs, _Conv(mid, cout, 1, 1, oh, ow, False, True)]
+    if layer.kind == "head":
+        convs = [_Conv(cin, mid, 1, 1, h, w, False, True)]
+        if layer.feature_channels:
+            convs.append(_Conv(mid, layer.feature_channels, 1, 1, 1, 1, False, False))
+        last = layer.feature_channels or mid
+        return [*convs, _Conv(last, cout, 1, 1, 1, 1, True, False)]
+    raise InvalidInputError(f"unknown layer kind {layer.kind!r}")
+
+
+def macs(layer: Layer) -> int:
+    """Multiply-adds of the layer's convolutions and linear maps for one image."""
+    return sum(c.weights * c.height * c.width for c in _convs(layer))
+
+
+def params(layer: Layer) -> int:
+    """Trainable parameters, batch norms included."""
+    return sum(c.weights + c.out_channels * (c.bias + 2 * c.batch_norm) for c in _convs(layer))
+
+
+def weight_bytes(layer: Layer) -> int:
+    """Bytes of the deployed float32 weights: batch norms folded into a bias."""
+    return FLOAT_BYTES * sum(
+        c.weights + c.out_channels * (c.bias or c.batch_norm) for c in _convs(layer)
+    )
+
+
+def peak_activation_bytes(layer: Layer) -> int:
+    """Peak bytes of live float32 feature maps while one image passes the layer.
+
+    Schedule assumed: convolutions run in order, each holding its input and its output;
+    activations work in place; a residual layer's input lives until the addition.
+    """
+    maps = [layer.in_channels * layer.height * layer.width]
+    maps += [c.out_channels * c.height * c.width for c in _convs(layer) if not c.squeeze]
+    held = maps[0] if layer.residual else 0
+    steps = [
+        before + after + (held if i else 0)
+        for i, (before, after) in enumerate(zip(maps, maps[1:], strict=False))
+    ]
+    if layer.se_channels:  # the squeezed vectors are live beside the depthwise output
+        steps.append(maps[-2] + layer.mid_channels + layer.se_channels + held)
+    return FLOAT_BYTES * max(steps)
+
+
+def peak_memory_bytes(nodes: Sequence[Node]) -> int:
+    """Weight bytes of the whole network plus the largest layer's peak of feature maps.
+
+    Exact for chains, the only topology of the spaces here.
+    """
+    return sum(weight_bytes(n.layer) for n in nodes) + max(
+        peak_activation_bytes(n.layer) for n in nodes
+    )

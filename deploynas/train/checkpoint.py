@@ -1,0 +1,96 @@
+"""Weights and training state as safetensors, written atomically; no pickle anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from deploynas.artifacts import open_atomic
+from deploynas.errors import InvalidInputError, MissingFileError
+
+
+def save_weights(path: Path, module: nn.Module) -> Path:
+    """Write a module's state."""
+    return _write(path, dict(module.state_dict()), {})
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Read a module's state.
+
+    Raises:
+        MissingFileError: No such file.
+        InvalidInputError: Not safetensors, or tensors are missing, superfluous or mis-shaped
+            (the first three are named), or hold NaN.
+    """
+    if not path.exists():
+        raise MissingFileError(f"{path} does not exist")
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InvalidInputError(
+            f"{path} is truncated or not a safetensors file: {error}"
+        ) from None
+    expected = module.state_dict()
+    wrong = sorted(
+        (expected.keys() ^ state.keys())
+        | {k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape}
+    )
+    if wrong:
+        raise InvalidInputError(f"{path} does not fit the network: {', '.join(wrong[:3])}")
+    if any(not torch.isfinite(t).all() for t in state.values()):
+        raise InvalidInputError(f"{path} holds NaN or infinity")
+    module.load_state_dict(state)
+
+
+def save_checkpoint(
+    path: Path, identity: str, step: int, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Write weights, optimizer state and step: all that resuming needs."""
+    tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
+    _write(path, tensors, {"identity": identity, "step": str(step)})
+
+
+def load_checkpoint(
+    path: Path, identity: str, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> int:
+    """Restore what :func:`save_checkpoint` wrote; returns the step, 0 where there is no file.
+
+    Raises:
+        InvalidInputError: The file is damaged, or was written with other data, space or recipe.
+    """
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InvalidInputError(f"{path} is damaged: {error}", f"delete {path}") from None
+    if metadata.get("identity") != identity:
+        raise InvalidInputError(
+            f"{path} belongs to another data set, space or recipe", f"delete {path} to start anew"
+        )
+    module.load_state_dict(
+        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    )
+    state = optimizer.state_dict()
+    restored: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            restored.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": restored, "param_groups": state["param_groups"]})
+    return int(metadata["step"])
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    with open_atomic(path) as file:
+        file.write(save(plain, metadata))
+    return path

@@ -1,0 +1,61 @@
+"""Accuracy of subnets: extract, recalibrate, count."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from deploynas.data import ImageDataset
+from deploynas.nn import StaticNetwork, Supernet, recalibrate
+from deploynas.spaces import Archs
+from deploynas.train.batches import Batches
+
+CALIBRATION_IMAGES = 2_048
+
+
+@torch.no_grad()
+def accuracy(
+    network: nn.Module, batches: Batches, resolution: int, num_images: int | None = None
+) -> float:
+    """Top-1 accuracy of ``network`` on the first ``num_images`` images, a fraction."""
+    correct = total = 0
+    for images, labels in batches.in_order(resolution, num_images):
+        correct += int((network(images).argmax(1) == labels).sum())
+        total += len(labels)
+    return correct / total
+
+
+class SupernetEvaluator:
+    """Validation accuracy of subnets that inherit the supernet's weights.
+
+    Args:
+        supernet: Trained weights.
+        dataset: Its train split recalibrates batch norms, its val split judges.
+    """
+
+    def __init__(self, supernet: Supernet, dataset: ImageDataset) -> None:
+        self._supernet = supernet
+        device = next(supernet.parameters()).device
+        self._train = Batches(dataset, dataset.train, device)
+        self._val = Batches(dataset, dataset.val, device)
+        self._calibration: dict[tuple[int, int], list[torch.Tensor]] = {}
+
+    def extract(self, arch: Archs, calibration_images: int = CALIBRATION_IMAGES) -> StaticNetwork:
+        """The static network of ``arch``, batch norms recalibrated at its resolution."""
+        network = self._supernet.extract(arch).to(memory_format=torch.channels_last)
+        resolution = network.nodes[0].layer.height
+        key = (resolution, calibration_images)
+        if key not in self._calibration:
+            self._calibration[key] = self._train.calibration(resolution, calibration_images)
+        recalibrate(network, self._calibration[key])
+        return network
+
+    def accuracy(
+        self,
+        arch: Archs,
+        num_images: int | None = None,
+        calibration_images: int = CALIBRATION_IMAGES,
+    ) -> float:
+        """Accuracy on the first ``num_images`` validation images."""
+        network = self.extract(arch, calibration_images)
+        return accuracy(network, self._val, network.nodes[0].layer.height, num_images)
