@@ -1,1 +1,7 @@
-"""Verdicts on measured models: budgets and regressions. No torch."""
+"""Verdicts on measured models: budgets and accuracy. No torch."""
+
+from __future__ import annotations
+
+from deploynas.check.verdict import EXIT_CODES, CheckResult, check
+
+__all__ = ["EXIT_CODES", "CheckResult", "check"]

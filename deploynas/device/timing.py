@@ -1,10 +1,9 @@
 """The timing engine: interleaved, reference-normalised rounds over any set of ONNX models.
 
 A *round* touches every model once, in a new order, with the reference set timed before and
-after each touch or a few short ones. A *session* is a worker process with its own sessions in its own
-order of
-creation; several are drawn, because equal models in one process differ steadily by some per
-cent. Rounds and sessions go on until every confidence interval is narrow enough.
+after each touch or a few short ones. A *session* is a worker process with its own sessions
+in its own order of creation; several are drawn, because equal models in one process differ
+steadily by some per cent. Rounds and sessions go on until every confidence interval is narrow enough.
 """
 
 from __future__ import annotations
@@ -79,12 +78,6 @@ class Samples:
             if new_session:
                 sessions.append([])
             sessions[-1].append(value)
-
-    def drop_short(self, num_touches: int) -> None:
-        """Drop sessions of fewer touches than ``num_touches``: they were cut short."""
-        keep = [len(touches) >= num_touches for touches in self.ms]
-        for sessions in self._columns:
-            sessions[:] = [s for s, kept in zip(sessions, keep, strict=True) if kept]
 
     @property
     def _columns(self) -> tuple[list[list[float]], ...]:
@@ -187,11 +180,10 @@ def estimate(sessions: Sequence[Floats], num_draws: int = 400) -> Estimate:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a progress bar needs: shares of the expected work, and the slowest interval."""
+    """What a progress bar needs: the share of the expected work, and how many models are open."""
 
     done: float
     num_models: int
-    half_width: float | None
 
 
 def measure(
@@ -213,9 +205,10 @@ def measure(
         models: What.
         rule: When to stop. Models that are precise enough leave after ``min_sessions``.
         seed: Of the orders of creation and of touching.
-        samples: Filled in place, so that a caller keeps what was measured before an error.
+        samples: Filled in place, so that a caller keeps what was measured before an error;
+            sessions that are there already count.
         on_progress: Called after every round.
-        on_round: Called after every round with the session's number and name -> (ms,
+        on_round: Called after every round with its number in the session and name -> (ms,
             level), for journals.
 
     Raises:
@@ -224,21 +217,21 @@ def measure(
     if not models:
         return {}
     samples = {} if samples is None else samples
-    samples.update({name: Samples(path.stat().st_size) for name, path in models.items()})
-    rng = np.random.default_rng(seed)
+    for name, path in models.items():
+        samples.setdefault(name, Samples(path.stat().st_size))
+    rng = np.random.default_rng([seed, *(len(s.ms) for s in samples.values())])
     start = time.monotonic()
-    open_names = list(models)
+    total = max(rule.min_sessions - len(samples[name].ms) for name in models)
     with tempfile.TemporaryDirectory(prefix="deploynas-") as directory:
         references = write_references(Path(directory))
         for session in range(rule.max_sessions):
-            if session >= rule.min_sessions:
-                open_names = [n for n in open_names if _width(samples[n]) > rule.precision]
-            if not open_names or (session and time.monotonic() - start > rule.max_seconds):
+            open_names = [n for n in models if _is_open(samples[n], rule)]
+            out_of_time = time.monotonic() - start > rule.max_seconds
+            if not open_names or (session and out_of_time):
                 break
             names = [open_names[i] for i in rng.permutation(len(open_names))]
-            with open_worker(
-                device, session, [*references, *(models[n] for n in names)]
-            ) as worker:
+            paths = [*references, *(models[name] for name in names)]
+            with open_worker(device, session, paths) as worker:
                 plan = _Plan(worker, names, rule.touch_ms)
                 for round_number in range(rule.rounds):
                     if session and time.monotonic() - start > rule.max_seconds:
@@ -246,12 +239,17 @@ def measure(
                     touches = plan.round(rng)
                     for name, (ms, level) in touches.items():
                         samples[name].add(round_number == 0, ms, level)
-                    on_round(session, touches)
-                    share = (session + (round_number + 1) / rule.rounds) / rule.min_sessions
-                    on_progress(Progress(min(1.0, share), len(names), None))
-    for name in models:  # a session that the time limit cut short says little
-        samples[name].drop_short(min(rule.rounds, max(map(len, samples[name].ms))))
+                    on_round(round_number, touches)
+                    share = (session + (round_number + 1) / rule.rounds) / max(1, total)
+                    on_progress(Progress(min(1.0, share), len(names)))
     return samples
+
+
+def _is_open(samples: Samples, rule: StopRule) -> bool:
+    """Whether a model needs another session."""
+    if len(samples.ms) < rule.min_sessions:
+        return True
+    return len(samples.ms) < rule.max_sessions and _width(samples) > rule.precision
 
 
 def _width(samples: Samples) -> float:

@@ -167,4 +167,6 @@ def initialise(module: nn.Module) -> None:
             nn.init.normal_(part.weight, 0.0, 0.01)
             nn.init.zeros_(part.bias)
         elif isinstance(part, MBConv) and part.residual:
-            nn.init.zeros_(part.project.bn.weight)
+            norm = part.project.bn
+            assert isinstance(norm, nn.BatchNorm2d)
+            nn.init.zeros_(norm.weight)

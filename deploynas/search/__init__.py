@@ -1,1 +1,10 @@
-"""Budgets, evaluators, and one module a strategy."""
+"""Budgets, strategies, and the one result format."""
+
+from __future__ import annotations
+
+from deploynas.search.budget import Budget
+from deploynas.search.result import Candidate, DataRecord, SearchResult
+from deploynas.search.run import search
+from deploynas.search.strategies import STRATEGIES
+
+__all__ = ["STRATEGIES", "Budget", "Candidate", "DataRecord", "SearchResult", "search"]

@@ -322,6 +322,27 @@ class MobileSpace(SearchSpace):
             for row in archs
         ]
 
+    def with_resolutions(self, resolutions: Sequence[int]) -> MobileSpace:
+        """The same space at other resolutions."""
+        return MobileSpace(
+            self.name,
+            self.table,
+            num_classes=self.num_classes,
+            in_channels=self.in_channels,
+            resolutions=resolutions,
+        )
+
+    def sample_spread(self, n: int, rng: np.random.Generator) -> Archs:
+        """``n`` architectures spread from small to large.
+
+        Uniform draws crowd around the middle of the range of costs; here each network has its
+        own leaning to low or high options.
+        """
+        leaning = np.exp(np.linspace(-1.5, 1.5, n))[:, None]
+        shares = rng.beta(leaning, 1 / leaning, (n, len(self.choices)))
+        options = np.minimum(shares * self.num_options, self.num_options - 1)
+        return self.canonical(options.astype(np.uint8))
+
     def uniform(self) -> Archs:
         """Every architecture with one depth, one kernel size and one expand ratio everywhere.
 

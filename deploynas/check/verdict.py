@@ -1,0 +1,169 @@
+"""Re-measure a model and judge it. No torch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from deploynas.artifacts import sha256
+from deploynas.data import ImageDataset, normalise
+from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
+from deploynas.errors import (
+    EXIT_FAILED,
+    EXIT_INCONCLUSIVE,
+    EXIT_PASS,
+    InvalidInputError,
+    MissingFileError,
+)
+from deploynas.export import Manifest
+
+Verdict = Literal["pass", "over-budget", "failed-gate", "inconclusive"]
+RULE = StopRule(precision=0.01, min_sessions=5, max_sessions=10, rounds=25)
+EXIT_CODES: dict[Verdict, int] = {
+    "pass": EXIT_PASS,
+    "over-budget": EXIT_FAILED,
+    "failed-gate": EXIT_FAILED,
+    "inconclusive": EXIT_INCONCLUSIVE,
+}
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """A verdict and what it rests on.
+
+    Attributes:
+        latency: Raw; this decides.
+        latency_normalised: At the level of the profile that predicted, where there is one.
+        differences: Hard fields in which this device differs from the profile's; where there
+            are any, predicted and measured are not compared.
+    """
+
+    verdict: Verdict
+    reason: str
+    latency: Estimate
+    latency_normalised: Estimate | None
+    budget_ms: float | None
+    accuracy: float | None
+    manifest: Manifest | None
+    differences: list[str]
+
+
+def load_target(target: Path) -> tuple[Path, Manifest | None]:
+    """A model file, or an export folder with its manifest.
+
+    Raises:
+        MissingFileError: Neither is there.
+        InvalidInputError: The model is not the one that the manifest describes, or empty.
+    """
+    folder_manifest = target / "manifest.json"
+    if target.is_dir():
+        manifest: Manifest | None = Manifest.read(folder_manifest)
+        model = target / "model.onnx"
+    else:
+        manifest, model = None, target
+    if not model.is_file():
+        raise MissingFileError(f"{model} does not exist")
+    if model.stat().st_size == 0:
+        raise InvalidInputError(f"{model} is empty")
+    if manifest and sha256(model) != manifest.model_sha256:
+        raise InvalidInputError(f"{model} is not the file that {folder_manifest} describes")
+    return model, manifest
+
+
+def check(
+    target: Path,
+    device: Device,
+    *,
+    latency_ms: float | None = None,
+    dataset: ImageDataset | None = None,
+    min_accuracy: float | None = None,
+    on_progress: Callable[[str, float], None] = lambda text, share: None,
+) -> CheckResult:
+    """Measure ``target`` on ``device`` and judge it by budget and accuracy.
+
+    Raises:
+        DeviceError: The runtime cannot load or run it.
+        See also :func:`load_target`.
+    """
+    model, manifest = load_target(target)
+    budget = latency_ms or (manifest.latency_budget_ms if manifest else None)
+    samples = measure_model(device, model, on_progress)
+    raw = samples.estimate()
+    differences = manifest.device.differences(device.identity) if manifest else []
+    normalised = None
+    if manifest and not differences:
+        normalised = samples.estimate(Level(manifest.core_ms, manifest.memory_ms))
+    accuracy = None
+    if dataset is not None:
+        accuracy = onnx_accuracy(model, dataset, on_progress)
+    verdict, reason = judge(raw, normalised, budget)
+    if min_accuracy is not None and accuracy is not None and accuracy < min_accuracy:
+        verdict, reason = "failed-gate", f"accuracy {accuracy:.2%} is below {min_accuracy:.2%}"
+    return CheckResult(verdict, reason, raw, normalised, budget, accuracy, manifest, differences)
+
+
+def judge(
+    raw: Estimate, normalised: Estimate | None, budget_ms: float | None
+) -> tuple[Verdict, str]:
+    """Verdict on a latency budget, by whole intervals."""
+    if budget_ms is None:
+        return "pass", "measured; no budget was given"
+    if raw.low > budget_ms:
+        if normalised is not None and normalised.high <= budget_ms:
+            return "inconclusive", "over budget now, within it at the profile's clock speed"
+        return "over-budget", f"measured over {budget_ms:g} ms"
+    if raw.high > budget_ms:
+        return "inconclusive", f"the interval reaches over {budget_ms:g} ms"
+    if normalised is not None and normalised.low > budget_ms:
+        return "inconclusive", "within budget now, over it at the profile's clock speed"
+    return "pass", f"measured within {budget_ms:g} ms"
+
+
+def measure_model(
+    device: Device, model: Path, on_progress: Callable[[str, float], None]
+) -> Samples:
+    """Time one model beside the reference set."""
+    name = model.stem
+    return measure(
+        device, {name: model}, RULE, on_progress=lambda p: on_progress("measuring", p.done)
+    )[name]
+
+
+def measure_bytes(device: Device, content: bytes) -> Samples:
+    """Time a model that is not a file yet."""
+    with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(content)
+        return measure_model(device, path, lambda text, share: None)
+
+
+def onnx_accuracy(
+    model: Path, dataset: ImageDataset, on_progress: Callable[[str, float], None]
+) -> float:
+    """Top-1 accuracy of the file on the test split, image by image, through ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session: Any = onnxruntime.InferenceSession(
+        str(model), options, providers=["CPUExecutionProvider"]
+    )
+    (image,) = session.get_inputs()
+    if image.shape[1] != dataset.channels or not isinstance(image.shape[2], int):
+        raise InvalidInputError(
+            f"{model} takes an image of shape {image.shape}, the data has "
+            f"{dataset.channels} channels"
+        )
+    images = dataset.test.resized(image.shape[2])
+    correct = 0
+    for start in range(0, len(images), 500):
+        batch = normalise(images[start : start + 500], dataset.mean, dataset.std)
+        for x, label in zip(batch, dataset.test.labels[start : start + 500], strict=True):
+            correct += int(np.argmax(session.run(None, {image.name: x[None]})[0]) == label)
+        on_progress("test images", min(1.0, (start + 500) / len(images)))
+    return correct / len(images)

@@ -1,0 +1,129 @@
+"""Write the extracted static subnet as ONNX, and prove that it computes the same."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import deploynas
+from deploynas.artifacts import open_atomic, sha256
+from deploynas.data import ImageDataset, normalise
+from deploynas.errors import ParityError
+from deploynas.export.manifest import Manifest, Preprocessing
+from deploynas.graph import DEFAULT_OPSET, StateWeights, emit
+from deploynas.nn import StaticNetwork
+from deploynas.profile import DeviceProfile
+from deploynas.search import Budget, Candidate
+
+PARITY_IMAGES = 256
+PARITY_TOLERANCE = 1e-4
+
+
+def export_network(
+    network: StaticNetwork,
+    candidate: Candidate,
+    folder: Path,
+    *,
+    space: dict[str, str | int | list[int]],
+    dataset: ImageDataset,
+    profile: DeviceProfile,
+    budget: Budget,
+    opset: int = DEFAULT_OPSET,
+) -> Manifest:
+    """Write ``model.onnx`` and ``manifest.json`` into ``folder``.
+
+    Args:
+        network: The extracted subnet, recalibrated, in eval mode.
+        candidate: Its architecture, costs and accuracy.
+        folder: Created; files of an earlier export are replaced.
+        space: Recorded.
+        dataset: Real images for parity; classes and preprocessing.
+        profile: Whose device, and at which level, the prediction is.
+        budget: Recorded.
+        opset: ONNX operator set.
+
+    Raises:
+        ParityError: The exported file computes something else; nothing is written.
+        OutputError: The folder cannot be written.
+    """
+    resolution = network.nodes[0].layer.height
+    state = {k: v.detach().cpu().numpy() for k, v in network.state_dict().items()}
+    preprocessing = Preprocessing(
+        resolution=resolution, channels=dataset.channels, mean=dataset.mean, std=dataset.std
+    )
+    metadata = {
+        "classes": json.dumps(dataset.classes),
+        "preprocessing": preprocessing.model_dump_json(),
+    }
+    model = emit(network.nodes, StateWeights(state), opset=opset, metadata=metadata)
+    content = model.SerializeToString()
+    images = dataset.test.images[:PARITY_IMAGES]
+    difference = parity(network, content, dataset, images, resolution)
+    path = folder / "model.onnx"
+    with open_atomic(path) as file:
+        file.write(content)
+    assert profile.level is not None
+    manifest = Manifest(
+        space=space,
+        architecture=candidate.architecture,
+        classes=dataset.classes,
+        preprocessing=preprocessing,
+        data_fingerprint=dataset.fingerprint,
+        data_source=dataset.source,
+        opset=opset,
+        device=profile.identity,
+        core_ms=profile.level.core_ms,
+        memory_ms=profile.level.memory_ms,
+        predicted_latency_ms=candidate.predicted_latency_ms,
+        prediction_error=candidate.prediction_error,
+        latency_budget_ms=budget.latency_ms,
+        accuracy=candidate.accuracy,
+        macs=candidate.macs,
+        params=candidate.params,
+        parity_max_abs_diff=difference,
+        parity_num_images=len(images),
+        model_sha256=sha256(path),
+        versions={
+            "deploynas": deploynas.__version__,
+            **{
+                name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxruntime")
+            },
+        },
+    )
+    manifest.write(folder / "manifest.json")
+    return manifest
+
+
+@torch.no_grad()
+def parity(
+    network: StaticNetwork,
+    content: bytes,
+    dataset: ImageDataset,
+    images: np.ndarray,
+    resolution: int,
+) -> float:
+    """Largest absolute difference of a logit between PyTorch and ONNX Runtime.
+
+    Raises:
+        ParityError: It exceeds the tolerance, or a logit is not finite.
+    """
+    import onnxruntime
+
+    from deploynas.data import resize
+
+    inputs = normalise(resize(images, resolution), dataset.mean, dataset.std)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    exported = np.concatenate([session.run(None, {"image": x[None]})[0] for x in inputs])
+    device = next(network.parameters()).device
+    expected = network(torch.from_numpy(inputs).to(device)).cpu().numpy()
+    difference = float(np.abs(exported - expected).max())
+    if not difference <= PARITY_TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise ParityError(
+            f"the exported model differs from the network by {difference:.3g} "
+            f"(tolerance {PARITY_TOLERANCE:g}): nothing was exported"
+        )
+    return difference

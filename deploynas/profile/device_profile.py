@@ -1,0 +1,251 @@
+"""The device profile: what a device was measured to do.
+
+Samples are stored, statistics derived. A profile belongs to one device identity; samples of
+another are refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field
+
+from deploynas.artifacts import Artifact, Record
+from deploynas.device import Estimate, Identity, Level, Samples
+from deploynas.errors import DeviceMismatchError, IncompleteProfileError, OutputError
+from deploynas.spaces import Layer, MobileSpace
+
+Positive = Annotated[float, Field(gt=0)]
+PROFILES = Path("profiles")
+
+
+class SampleRecord(Record):
+    """Raw samples of one model: a list a session, an entry a touch, milliseconds."""
+
+    model_bytes: Annotated[int, Field(gt=0)]
+    ms: tuple[tuple[Positive, ...], ...]
+    core_ms: tuple[tuple[Positive, ...], ...]
+    memory_ms: tuple[tuple[Positive, ...], ...]
+
+    @classmethod
+    def of(cls, samples: Samples) -> Self:
+        """Freeze samples, rounded to a nanosecond."""
+
+        def rounded(sessions: list[list[float]]) -> tuple[tuple[float, ...], ...]:
+            return tuple(tuple(round(v, 6) for v in session) for session in sessions)
+
+        return cls(
+            model_bytes=samples.model_bytes,
+            ms=rounded(samples.ms),
+            core_ms=rounded(samples.core_ms),
+            memory_ms=rounded(samples.memory_ms),
+        )
+
+    def thaw(self) -> Samples:
+        """A copy that can grow."""
+        columns = ([list(s) for s in c] for c in (self.ms, self.core_ms, self.memory_ms))
+        return Samples(self.model_bytes, *columns)
+
+
+class LayerRecord(Record):
+    """A measured layer: samples, and the MACs and params that fvcore counted."""
+
+    macs: int
+    params: int
+    counted_by: str
+    samples: SampleRecord
+
+
+class NetworkRecord(Record):
+    """A measured whole network: its architecture in dict form, and samples."""
+
+    architecture: dict[str, int | list[int]]
+    samples: SampleRecord
+
+
+class LevelRecord(Record):
+    """The reference level that every latency of the profile is normalised to."""
+
+    core_ms: Positive
+    memory_ms: Positive
+
+
+class Validation(Record):
+    """Held-out error of the latency model, fractions.
+
+    Attributes:
+        num_networks: Networks judged, each by a model that never saw it.
+        mape: Mean absolute percentage error.
+        within_5_percent: Share of networks.
+        kendall_tau: Rank correlation; ``kendall_tau_low``/``high`` its 95 % bootstrap interval.
+        residual_95: 95th percentile of the absolute relative error.
+        noise_floor: Mean relative half-width of the measurements' own 95 % intervals.
+    """
+
+    num_networks: int
+    mape: float
+    within_5_percent: float
+    kendall_tau: float
+    kendall_tau_low: float
+    kendall_tau_high: float
+    residual_95: float
+    noise_floor: float
+
+
+class DeviceProfile(Artifact):
+    """A device's profile. Format 1 (0.1.0): first version.
+
+    Attributes:
+        identity: Whose it is.
+        level: The machine's level on the first measurement.
+        layers: ``precision/layer key`` -> record.
+        networks: ``precision/space name/classes/channels`` -> calibration networks.
+        validations: The same keys -> held-out error.
+    """
+
+    SCHEMA: ClassVar[str] = "deploynas-device-profile"
+    VERSION: ClassVar[int] = 1
+
+    identity: Identity
+    level: LevelRecord | None = None
+    layers: dict[str, LayerRecord] = {}
+    networks: dict[str, tuple[NetworkRecord, ...]] = {}
+    validations: dict[str, Validation] = {}
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a profile file; see :meth:`Artifact.read` for what is raised."""
+        return cls.read(Path(path))
+
+    @cached_property
+    def _estimates(self) -> dict[str, Estimate]:
+        return {key: self.estimate(record.samples) for key, record in self.layers.items()}
+
+    def estimate(self, samples: SampleRecord) -> Estimate:
+        """A latency at the profile's own reference level."""
+        assert self.level is not None
+        return samples.thaw().estimate(Level(self.level.core_ms, self.level.memory_ms))
+
+    def layer_ms(self, layer: Layer, precision: str = "fp32") -> float:
+        """Median latency of a layer, milliseconds; KeyError where it is not measured."""
+        return self._estimates[layer_key(layer, precision)].median
+
+    def missing(self, space: MobileSpace, precision: str = "fp32") -> list[Layer]:
+        """Layers of ``space`` that the profile lacks."""
+        return [x for x in space.layer_table if layer_key(x, precision) not in self.layers]
+
+    def restrict(self, space: MobileSpace, precision: str = "fp32") -> MobileSpace:
+        """``space`` with the resolutions whose every layer is measured.
+
+        Raises:
+            IncompleteProfileError: There is none; names a layer and the command that adds it.
+        """
+        held = []
+        lacking: Layer | None = None
+        for resolution in space.resolutions:
+            missing = self.missing(space.with_resolutions([resolution]), precision)
+            if missing:
+                lacking = lacking or missing[0]
+            else:
+                held.append(resolution)
+        if not held:
+            assert lacking is not None
+            raise IncompleteProfileError(
+                f"the profile lacks the layer {lacking.key} of {space.name}",
+                f"add it: {profile_command(space, self.identity)}",
+            )
+        return space.with_resolutions(held)
+
+    def require_same_device(self, identity: Identity, path: Path) -> None:
+        """Refuse to combine or compare samples of two devices.
+
+        Raises:
+            DeviceMismatchError: Names the hard fields that differ.
+        """
+        differences = self.identity.differences(identity)
+        if differences:
+            raise DeviceMismatchError(
+                f"{path} was measured on another device ({'; '.join(differences)})",
+                "choose another file with --output",
+            )
+
+
+def layer_key(layer: Layer, precision: str) -> str:
+    """Key of a layer in a profile."""
+    return f"{precision}/{layer.key}"
+
+
+def space_key(space: MobileSpace, precision: str) -> str:
+    """Key of a space's calibration; its resolutions are pooled."""
+    return f"{precision}/{space.name}/{space.num_classes}/{space.in_channels}"
+
+
+def profile_command(space: MobileSpace, identity: Identity) -> str:
+    """The command that adds a space's layers to the profile of a device."""
+    threads = f" --threads {identity.threads}" if identity.threads > 1 else ""
+    sides = "".join(f" --resolution {r}" for r in space.resolutions)
+    return (
+        f"deploynas profile --device {identity.device}{threads} --space {space.name} "
+        f"--num-classes {space.num_classes} --in-channels {space.in_channels}{sides}"
+    )
+
+
+class Journal:
+    """Rounds of an unfinished profile, one JSON line each, beside the profile's file.
+
+    Only one process may hold it.
+    """
+
+    def __init__(self, profile_path: Path) -> None:
+        self._path = profile_path.with_suffix(".journal")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a+", encoding="utf-8")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"{profile_path} is being written by another deploynas profile"
+            ) from None
+        except OSError as error:
+            raise OutputError.from_os_error(profile_path, error) from error
+
+    def append(self, entry: dict[str, object]) -> None:
+        """Write one line through to the system."""
+        try:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OutputError.from_os_error(self._path, error) from error
+
+    def entries(self) -> Iterator[dict[str, object]]:
+        """What an earlier process wrote; a torn last line is ignored."""
+        self._file.seek(0)
+        for line in self._file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+    def remove(self) -> None:
+        """The profile's file holds it all now."""
+        self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._file.close()
+
+
+@contextmanager
+def open_journal(profile_path: Path) -> Iterator[Journal]:
+    """The journal of a profile, locked."""
+    journal = Journal(profile_path)
+    try:
+        yield journal
+    finally:
+        journal.close()

@@ -1,0 +1,203 @@
+"""The latency model: table of layers plus calibration on whole networks.
+
+A network's time is not the sum of its layers timed alone: it pays cache misses and reorders
+between blocks, and a lone session pays its own overhead. The sum is corrected by a scale, a
+term for each layer, an intercept, and small ridge-regularised corrections for groups of layers
+(by kernel size, width, middle channels and place), all fitted to relative errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from deploynas.errors import IncompleteProfileError
+from deploynas.profile.device_profile import (
+    DeviceProfile,
+    Validation,
+    profile_command,
+    space_key,
+)
+from deploynas.spaces import Archs, Layer, MobileSpace
+
+Floats = npt.NDArray[np.float64]
+_PENALTIES = np.geomspace(1e-4, 1e2, 13)
+NUM_FREE = 3  # scale, layers, intercept: never penalised
+
+
+class LatencyModel:
+    """Predicts the latency of architectures of one space on one device.
+
+    Args:
+        space: All its layers must be in the profile.
+        profile: Table and calibration networks.
+
+    Attributes:
+        half_width: Relative half-width of the held-out 95 % residual.
+        low_ms, high_ms: Range of the calibration networks; outside it a prediction is an
+            extrapolation.
+
+    Raises:
+        IncompleteProfileError: A layer or the calibration is missing; says what to type.
+    """
+
+    def __init__(
+        self, space: MobileSpace, profile: DeviceProfile, precision: str = "fp32"
+    ) -> None:
+        self.space = profile_complete(space, profile, precision)
+        key = space_key(space, precision)
+        if key not in profile.networks or key not in profile.validations:
+            raise IncompleteProfileError(
+                f"the profile holds no calibration of {space.name}",
+                f"add it: {profile_command(space, profile.identity)}",
+            )
+        self.validation = profile.validations[key]
+        self.half_width = self.validation.residual_95
+        records = [
+            r for r in profile.networks[key] if r.architecture["resolution"] in space.resolutions
+        ]
+        archs = space.encode([r.architecture for r in records])
+        measured = np.array([profile.estimate(r.samples).median for r in records])
+        self.low_ms, self.high_ms = float(measured.min()), float(measured.max())
+        self._features = Features(space, profile, precision)
+        self._weights = fit(self._features(archs), measured)
+        self._table = self._features.table @ self._weights[1:]
+
+    def predict_ms(self, archs: Archs) -> Floats:
+        """``(n,)`` milliseconds at the profile's reference level."""
+        total: Floats = self.space.sum_over_layers(archs, self._table) + self._weights[0]
+        return total
+
+    def upper_ms(self, archs: Archs) -> Floats:
+        """``(n,)`` upper bound: what a budget is compared with."""
+        return self.predict_ms(archs) * (1 + self.half_width)
+
+    def extrapolates(self, milliseconds: float) -> bool:
+        """Whether a prediction lies outside the calibrated range."""
+        return not self.low_ms * 0.95 <= milliseconds <= self.high_ms * 1.05
+
+
+class Features:
+    """Per-layer columns whose sums over a network are the regression's features.
+
+    Attributes:
+        table: ``(len(layer_table), num_features - 1)``; column 0 of the features is constant.
+    """
+
+    def __init__(self, space: MobileSpace, profile: DeviceProfile, precision: str) -> None:
+        self._space = space
+        layers = space.layer_table
+        times = np.array([profile.layer_ms(layer, precision) for layer in layers])
+        self.mean_ms = float(times.mean())
+        columns = [times, np.full(len(layers), self.mean_ms)]
+        for grouping in (_by_kernel, _by_width, _by_middle, _by_place):
+            names = [grouping(layer) for layer in layers]
+            for name in sorted(set(names)):
+                columns.append(times * np.array([n == name for n in names]))
+        self.table = np.stack(columns, axis=1)
+
+    def __call__(self, archs: Archs) -> Floats:
+        """``(n, num_features)``."""
+        sums = [self._space.sum_over_layers(archs, column) for column in self.table.T]
+        return np.stack([np.full(len(archs), self.mean_ms), *sums], axis=1)
+
+
+def _by_kernel(layer: Layer) -> str:
+    return f"{layer.kind} k{layer.kernel_size} s{layer.stride}"
+
+
+def _by_width(layer: Layer) -> str:
+    return f"{layer.kind} {layer.out_channels} @{layer.height}"
+
+
+def _by_middle(layer: Layer) -> str:
+    return f"{layer.kind} {layer.in_channels} {layer.mid_channels}"
+
+
+def _by_place(layer: Layer) -> str:
+    return f"{layer.kind} {layer.in_channels} {layer.out_channels} k{layer.kernel_size}"
+
+
+def fit(features: Floats, measured: Floats) -> Floats:
+    """Ridge regression on relative errors; the penalty by leave-one-out.
+
+    The first :data:`NUM_FREE` columns are free; the corrections are fractions of layer times,
+    shrunk to zero.
+    """
+    x, y = features / measured[:, None], np.ones(len(measured))
+    best: tuple[float, Floats] | None = None
+    for penalty in _PENALTIES:
+        ridge = np.full(x.shape[1], penalty)
+        ridge[:NUM_FREE] = 1e-9
+        # the prior: the network is the sum of its layers (scale 1, nothing else)
+        prior = np.zeros(x.shape[1])
+        prior[1] = 1.0
+        inverse = np.linalg.inv(x.T @ x + np.diag(ridge))
+        weights = prior + inverse @ x.T @ (y - x @ prior)
+        leverage = np.einsum("ij,jk,ik->i", x, inverse, x)
+        residual = (y - x @ weights) / np.maximum(1 - leverage, 1e-3)
+        error = float(np.mean(residual**2))
+        if best is None or error < best[0]:
+            best = (error, weights)
+    assert best is not None
+    return best[1]
+
+
+def cross_validate(features: Floats, measured: Floats, num_folds: int = 10) -> Floats:
+    """Held-out predictions: each fold by a model fitted, penalty included, without it."""
+    folds = np.random.default_rng(0).permutation(len(measured)) % num_folds
+    predicted = np.empty(len(measured))
+    for fold in range(num_folds):
+        held = folds == fold
+        if held.any():
+            predicted[held] = features[held] @ fit(features[~held], measured[~held])
+    return predicted
+
+
+def judge(predicted: Floats, measured: Floats, noise: Sequence[float]) -> Validation:
+    """Error table of predictions against measurements."""
+    error = np.abs(predicted / measured - 1)
+    rng = np.random.default_rng(0)
+    taus = [
+        kendall_tau(predicted[pick], measured[pick])
+        for pick in rng.integers(0, len(measured), (400, len(measured)))
+    ]
+    low, high = np.nanquantile(taus, [0.025, 0.975])
+    return Validation(
+        num_networks=len(measured),
+        mape=float(error.mean()),
+        within_5_percent=float((error <= 0.05).mean()),
+        kendall_tau=kendall_tau(predicted, measured),
+        kendall_tau_low=float(low),
+        kendall_tau_high=float(high),
+        residual_95=float(np.quantile(error, 0.95)),
+        noise_floor=float(np.mean(noise)),
+    )
+
+
+def kendall_tau(first: Floats, second: Floats) -> float:
+    """Kendall's tau-b; 0 where one side is constant."""
+    i, j = np.triu_indices(len(first), 1)
+    a, b = np.sign(first[i] - first[j]), np.sign(second[i] - second[j])
+    scale = np.sqrt(np.sum(a != 0) * np.sum(b != 0))
+    return float(np.sum(a * b) / scale) if scale else 0.0
+
+
+def profile_complete(
+    space: MobileSpace, profile: DeviceProfile, precision: str = "fp32"
+) -> MobileSpace:
+    """Return ``space`` if the profile holds all its layers, at every resolution.
+
+    Raises:
+        IncompleteProfileError: Names the first missing layer and the command that adds it.
+    """
+    missing = profile.missing(space, precision)
+    if missing:
+        raise IncompleteProfileError(
+            f"the profile lacks {len(missing)} layers of {space.name}, the first is "
+            f"{missing[0].key}",
+            f"add them: {profile_command(space, profile.identity)}",
+        )
+    return space

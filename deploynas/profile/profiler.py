@@ -1,0 +1,250 @@
+"""The profiler: fills a device profile with what a space needs, and only that."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from deploynas.device import CpuDevice, Device, Level, Samples, StopRule, measure
+from deploynas.device.timing import Progress
+from deploynas.errors import DeviceMismatchError, InvalidInputError
+from deploynas.graph import RandomWeights, emit
+from deploynas.profile.device_profile import (
+    DeviceProfile,
+    Journal,
+    LayerRecord,
+    LevelRecord,
+    NetworkRecord,
+    SampleRecord,
+    layer_key,
+    open_journal,
+    space_key,
+)
+from deploynas.profile.latency_model import Features, cross_validate, judge
+from deploynas.spaces import Archs, Layer, MobileSpace
+from deploynas.spaces import layers as layer_costs
+from deploynas.spaces.layers import Node, chain
+
+OnProgress = Callable[[str, float], None]
+NUM_CALIBRATION = 48
+LAYER_RULE = StopRule(precision=0.02, min_sessions=4, max_sessions=6, rounds=12)
+NETWORK_RULE = StopRule(precision=0.01, min_sessions=5, max_sessions=8, rounds=12)
+
+
+def profile_space(
+    space: MobileSpace,
+    device: Device,
+    path: Path,
+    *,
+    budget_minutes: float = math.inf,
+    on_progress: OnProgress = lambda text, share: None,
+) -> tuple[DeviceProfile, int]:
+    """Measure what the profile at ``path`` lacks of ``space``, and save it.
+
+    An interrupted run leaves a journal beside the file, which the next run reads: at most the
+    round in hand is lost.
+
+    Returns:
+        The profile, and the number of layers measured now.
+
+    Raises:
+        DeviceMismatchError: The file holds samples of another device.
+        InvalidInputError, OutputError, DeviceError: See their classes.
+    """
+    with open_journal(path) as journal:
+        profile = DeviceProfile.read(path) if path.exists() else None
+        profile = profile or DeviceProfile(identity=device.identity)
+        profile.require_same_device(device.identity, path)
+        old = _replay(journal, device)
+        rule_seconds = budget_minutes * 60
+        with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
+            missing = profile.missing(space)
+            layers = {layer_key(x, "fp32"): chain([x]) for x in missing}
+            measured = _measure(
+                device, layers, LAYER_RULE, rule_seconds * 0.5, journal, old, Path(folder),
+                lambda share: on_progress(f"{len(missing)} layers", share),
+            )  # fmt: skip
+            profile = _with_layers(profile, missing, measured)
+            if measured:
+                profile.write(path)
+            archs = _calibration_archs(space, profile)
+            prefix = space_key(space, "fp32")
+            names = [f"{prefix}#{_name(arch)}" for arch in archs]
+            networks = {n: space.layers(a) for n, a in zip(names, archs, strict=True)}
+            measured_networks = _measure(
+                device, networks, NETWORK_RULE, rule_seconds * 0.5, journal, old, Path(folder),
+                lambda share: on_progress(f"{len(archs)} networks", share),
+            )  # fmt: skip
+        samples = [measured_networks[name] for name in names]
+        profile = _with_networks(profile, space, archs, samples)
+        profile.write(path)
+        journal.remove()
+        return profile, len(missing)
+
+
+def _measure(
+    device: Device,
+    networks: Mapping[str, list[Node]],
+    rule: StopRule,
+    max_seconds: float,
+    journal: Journal,
+    old: Mapping[str, Samples],
+    folder: Path,
+    on_progress: Callable[[float], None],
+) -> dict[str, Samples]:
+    """Write each network as ONNX and time it, journalling every round."""
+    if not networks:
+        return {}
+    paths = {}
+    for i, (name, nodes) in enumerate(networks.items()):
+        # the file's name is what an error message shows
+        path = folder / f"{i:04d} {name.replace('/', ' ')}.onnx"
+        path.write_bytes(emit(nodes, RandomWeights()).SerializeToString())
+        paths[name] = path
+    samples = {name: old[name] for name in networks if name in old}
+
+    def on_round(number: int, touches: dict[str, tuple[float, Level]]) -> None:
+        entry = {n: [ms, at.core_ms, at.memory_ms] for n, (ms, at) in touches.items()}
+        sizes = {n: paths[n].stat().st_size for n in touches} if number == 0 else {}
+        journal.append({"first": number == 0, "bytes": sizes, "touches": entry})
+
+    def progress(progress: Progress) -> None:
+        on_progress(progress.done)
+
+    limited = StopRule(
+        rule.precision, rule.min_sessions, rule.max_sessions, rule.rounds, max_seconds
+    )
+    return measure(
+        device, paths, limited, samples=samples, on_progress=progress, on_round=on_round
+    )
+
+
+def _replay(journal: Journal, device: Device) -> dict[str, Samples]:
+    """Samples of an interrupted run; the journal's first line says whose they are."""
+    entries = list(journal.entries())
+    identity = device.identity.model_dump(exclude={"recorded"})
+    if not entries:
+        journal.append({"identity": identity})
+        return {}
+    if entries[0].get("identity") != identity:
+        raise DeviceMismatchError(
+            "an interrupted profile of another device is in the way", "delete its .journal file"
+        )
+    samples: dict[str, Samples] = {}
+    try:
+        for entry in entries[1:]:
+            sizes, touches = entry["bytes"], entry["touches"]
+            assert isinstance(sizes, dict)
+            assert isinstance(touches, dict)
+            for name, (ms, core_ms, memory_ms) in touches.items():
+                samples.setdefault(name, Samples(sizes.get(name, 0)))
+                samples[name].add(bool(entry["first"]), ms, Level(core_ms, memory_ms))
+    except (KeyError, AssertionError, ValueError, IndexError):
+        raise InvalidInputError(
+            "the journal of an interrupted profile is damaged", "delete the .journal file"
+        ) from None
+    return samples
+
+
+def _with_layers(
+    profile: DeviceProfile, layers: list[Layer], measured: Mapping[str, Samples]
+) -> DeviceProfile:
+    records = dict(profile.layers)
+    counted_by = "fvcore" if importlib.util.find_spec("fvcore") else "deploynas"
+    for layer in layers:
+        key = layer_key(layer, "fp32")
+        macs, params = _costs(layer, counted_by)
+        records[key] = LayerRecord(
+            macs=macs, params=params, counted_by=counted_by, samples=SampleRecord.of(measured[key])
+        )
+    level = profile.level
+    if level is None and measured:
+        levels = [samples.level for samples in measured.values()]
+        level = LevelRecord(
+            core_ms=float(np.median([x.core_ms for x in levels])),
+            memory_ms=float(np.median([x.memory_ms for x in levels])),
+        )
+    return profile.model_copy(update={"layers": records, "level": level}, deep=True)
+
+
+def _costs(layer: Layer, counted_by: str) -> tuple[int, int]:
+    """MACs and params: fvcore's count, which must equal the layer's own arithmetic.
+
+    Where the extra ``search`` is not installed (a board), the arithmetic alone.
+    """
+    if counted_by == "fvcore":
+        from deploynas.nn import fvcore_costs
+
+        return fvcore_costs(layer)
+    return layer_costs.macs(layer), layer_costs.params(layer)
+
+
+def _calibration_archs(space: MobileSpace, profile: DeviceProfile) -> Archs:
+    """Networks that calibrate: half uniform, half spread over the space's range of sizes.
+
+    A space that was calibrated at other resolutions keeps those networks beside the new ones.
+    """
+    key = space_key(space, "fp32")
+    known = {r.architecture["resolution"] for r in profile.networks.get(key, ())}
+    new = [i for i, r in enumerate(space.resolutions) if r not in known]
+    if not new:
+        return np.zeros((0, len(space.choices)), np.uint8)
+    rng = np.random.default_rng([1, *space.resolutions])
+    archs = np.concatenate(
+        [
+            space.sample(NUM_CALIBRATION // 2, rng),
+            space.sample_spread(NUM_CALIBRATION // 2 - 2 * len(new), rng),
+            *[space.smallest() for _ in new],
+            *[space.largest() for _ in new],
+        ]
+    )
+    archs[:, 0] = [new[i % len(new)] for i in range(len(archs))]
+    return np.unique(space.canonical(archs), axis=0)
+
+
+def _with_networks(
+    profile: DeviceProfile, space: MobileSpace, archs: Archs, samples: list[Samples]
+) -> DeviceProfile:
+    key = space_key(space, "fp32")
+    records = list(profile.networks.get(key, ()))
+    for arch, measured in zip(space.decode(archs), samples, strict=True):
+        records.append(
+            NetworkRecord.model_validate(
+                {"architecture": arch, "samples": SampleRecord.of(measured)}
+            )
+        )
+    sides = sorted({r.architecture["resolution"] for r in records})
+    whole = space.with_resolutions([int(r) for r in sides])  # type: ignore[arg-type]
+    estimates = [profile.estimate(r.samples) for r in records]
+    times = np.array([e.median for e in estimates])
+    rows = whole.encode([r.architecture for r in records])
+    predicted = cross_validate(Features(whole, profile, "fp32")(rows), times)
+    validation = judge(predicted, times, [e.half_width for e in estimates])
+    return profile.model_copy(
+        update={
+            "networks": {**profile.networks, key: tuple(records)},
+            "validations": {**profile.validations, key: validation},
+        }
+    )
+
+
+def _name(arch: Archs) -> str:
+    return "".join(map(str, arch))
+
+
+def open_device(name: str, threads: int, provider: str | None = None) -> Device:
+    """A device by name.
+
+    Raises:
+        UnknownNameError: No such device.
+    """
+    from deploynas.errors import UnknownNameError
+
+    if name != "cpu":
+        raise UnknownNameError("device", name, ["cpu"])
+    return CpuDevice(threads, provider) if provider else CpuDevice(threads)

@@ -1,0 +1,156 @@
+"""One search: budget check, strategy, finalists, and the random search beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from deploynas.profile import LatencyModel
+from deploynas.search.budget import Budget
+from deploynas.search.result import Candidate
+from deploynas.search.strategies import STRATEGIES, Evaluate, History, random_search
+from deploynas.spaces import Archs
+from deploynas.train import SupernetEvaluator
+
+QUICK_IMAGES, QUICK_CALIBRATION = 2_000, 512  # an evaluation inside the loop
+NUM_FINALISTS = 5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What :func:`search` found; each field as in :class:`SearchResult`."""
+
+    best: Candidate
+    random_best: Candidate | None
+    uniform_best: Candidate | None
+    largest: Candidate
+    smallest: Candidate
+    not_binding: tuple[str, ...]
+    num_evaluations: int
+    measured_latency_ms: float | None
+
+
+def search(
+    model: LatencyModel,
+    evaluator: SupernetEvaluator,
+    budget: Budget,
+    *,
+    strategy: str,
+    seed: int,
+    num_evaluations: int,
+    measure_ms: Callable[[Archs], float] | None,
+    on_progress: Callable[[str, float], None] = lambda text, share: None,
+) -> Outcome:
+    """Find the most accurate network within budget.
+
+    Args:
+        model: Space and latency.
+        evaluator: Accuracy of subnets.
+        budget: Hard limits.
+        strategy: A key of ``STRATEGIES``.
+        seed: Of every draw.
+        num_evaluations: Subnets that the strategy, and the random search, may evaluate.
+        on_progress: Called with what is going on and its share done.
+        measure_ms: Measures a network on the attached device (its upper confidence bound);
+            None where the device is elsewhere, so that the prediction's bound decides.
+    """
+    rng = np.random.default_rng(seed)
+    not_binding = budget.require_reachable(model, rng)
+    space = model.space
+    known: dict[bytes, float] = {}
+    full: dict[bytes, float] = {}
+
+    def evaluate(arch: Archs) -> float:
+        key = arch.tobytes()
+        if key not in known:
+            known[key] = evaluator.accuracy(arch, QUICK_IMAGES, QUICK_CALIBRATION)
+            on_progress("evaluating networks", len(known) / (2 * num_evaluations))
+        return known[key]
+
+    def accuracy(arch: Archs) -> float:
+        key = arch.tobytes()
+        if key not in full:
+            full[key] = evaluator.accuracy(arch)
+        return full[key]
+
+    history = STRATEGIES[strategy](budget, model, evaluate, rng, num_evaluations)
+    finalists = _finalists(history, accuracy)
+    others = (
+        None
+        if strategy == "random"
+        else _finalists(_random(budget, model, evaluate, seed, num_evaluations), accuracy)
+    )
+    uniform = space.uniform()
+    uniform = np.unique(uniform[budget.admits(uniform, model)], axis=0)
+    uniform_finalists = None
+    if len(uniform):
+        dearest = uniform[np.argsort(-space.macs(uniform), kind="stable")][:24]
+        scores = np.array([evaluate(arch) for arch in dearest])
+        uniform_finalists = _finalists(History(dearest, scores), accuracy)
+        if strategy != "random":  # what was evaluated on the way may win as well
+            merged = np.unique(np.concatenate([finalists, uniform_finalists]), axis=0)
+            finalists = merged[np.argsort([-accuracy(arch) for arch in merged], kind="stable")]
+    if "latency_ms" in not_binding and len(not_binding) == len(
+        budget.model_dump(exclude_none=True)
+    ):
+        largest = space.uniform()[-len(space.resolutions) :]
+        merged = np.unique(np.concatenate([finalists, largest, space.largest()]), axis=0)
+        finalists = merged[np.argsort([-accuracy(arch) for arch in merged], kind="stable")]
+    best, measured = finalists[0], None
+    if measure_ms is not None and budget.latency_ms is not None:
+        for i, arch in enumerate(finalists[:NUM_FINALISTS]):
+            on_progress("measuring finalists", i / NUM_FINALISTS)
+            upper = measure_ms(arch)
+            if upper <= budget.latency_ms:
+                best, measured = arch, upper
+                break
+
+    def candidate(arch: Archs) -> Candidate:
+        return describe(model, arch, accuracy(arch))
+
+    return Outcome(
+        best=candidate(best),
+        random_best=None if others is None else candidate(others[0]),
+        uniform_best=None if uniform_finalists is None else candidate(uniform_finalists[0]),
+        largest=candidate(space.largest()[0]),
+        smallest=candidate(space.smallest()[0]),
+        not_binding=tuple(not_binding),
+        num_evaluations=num_evaluations,
+        measured_latency_ms=measured,
+    )
+
+
+def describe(model: LatencyModel, arch: Archs, accuracy: float) -> Candidate:
+    """A network with its costs and its prediction."""
+    space, row = model.space, arch[None]
+    predicted = float(model.predict_ms(row)[0])
+    return Candidate.model_validate(
+        {
+            "architecture": space.decode(row)[0],
+            "predicted_latency_ms": predicted,
+            "prediction_error": model.half_width,
+            "extrapolated": model.extrapolates(predicted),
+            "macs": int(space.macs(row)[0]),
+            "params": int(space.params(row)[0]),
+            "peak_memory_bytes": int(space.peak_memory_bytes(row)[0]),
+            "accuracy": accuracy,
+        }
+    )
+
+
+def _finalists(history: History, accuracy: Evaluate) -> Archs:
+    """The most accurate by quick evaluation, sorted by accuracy on the whole split."""
+    archs = history.archs[history.best(NUM_FINALISTS)]
+    order = np.argsort([-accuracy(arch) for arch in archs], kind="stable")
+    ranked: Archs = archs[order]
+    return ranked
+
+
+def _random(
+    budget: Budget, model: LatencyModel, evaluate: Evaluate, seed: int, num_evaluations: int
+) -> History:
+    return random_search(
+        budget, model, evaluate, np.random.default_rng([seed, 1]), num_evaluations
+    )
