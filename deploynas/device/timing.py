@@ -1,9 +1,9 @@
 """The timing engine: interleaved, reference-normalised rounds over any set of ONNX models.
 
 A *round* touches every model once, in a new order, with the reference set timed before and
-after each touch or a few short ones. A *session* is a worker process with its own sessions
-in its own order of creation; several are drawn, because equal models in one process differ
-steadily by some per cent. Rounds and sessions go on until every confidence interval is narrow enough.
+after each touch or a few short ones. A *session* is a worker process with its own sessions in
+its own order of creation; several are drawn, because equal models in one process differ
+steadily by some per cent. Rounds and sessions go on until every interval is narrow enough.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from torch import nn
 
 from deploynas.data import ImageDataset
 from deploynas.nn import StaticNetwork, Supernet, recalibrate
-from deploynas.spaces import Archs
+from deploynas.spaces import Archs, SearchSpace
 from deploynas.train.batches import Batches
 
 CALIBRATION_IMAGES = 2_048
@@ -31,10 +31,15 @@ class SupernetEvaluator:
     Args:
         supernet: Trained weights.
         dataset: Its train split recalibrates batch norms, its val split judges.
+        space: The space whose rows are judged, where it is not the supernet's own (a profile may
+            hold fewer resolutions).
     """
 
-    def __init__(self, supernet: Supernet, dataset: ImageDataset) -> None:
+    def __init__(
+        self, supernet: Supernet, dataset: ImageDataset, space: SearchSpace | None = None
+    ) -> None:
         self._supernet = supernet
+        self._space = space or supernet.space
         device = next(supernet.parameters()).device
         self._train = Batches(dataset, dataset.train, device)
         self._val = Batches(dataset, dataset.val, device)
@@ -42,7 +47,8 @@ class SupernetEvaluator:
 
     def extract(self, arch: Archs, calibration_images: int = CALIBRATION_IMAGES) -> StaticNetwork:
         """The static network of ``arch``, batch norms recalibrated at its resolution."""
-        network = self._supernet.extract(arch).to(memory_format=torch.channels_last)
+        own = self._supernet.space.encode(self._space.decode(arch.reshape(1, -1)))[0]
+        network = self._supernet.extract(own).to(memory_format=torch.channels_last)
         resolution = network.nodes[0].layer.height
         key = (resolution, calibration_images)
         if key not in self._calibration:

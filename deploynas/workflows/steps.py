@@ -124,7 +124,7 @@ def open_supernet(run: Path, dataset: ImageDataset) -> TrainedSupernet:
         )
     network = Supernet(space(**record.space))  # type: ignore[arg-type]
     load_weights(run / "supernet.safetensors", network)
-    network.to(pick_device(), memory_format=torch.channels_last)
+    network.to(pick_device()).to(memory_format=torch.channels_last)
     return TrainedSupernet(network, dataset, run)
 
 
@@ -147,20 +147,19 @@ def search(
     assert isinstance(trained_space, MobileSpace)
     chosen = profile.restrict(trained_space)
     model = LatencyModel(chosen, profile)
-    evaluator = SupernetEvaluator(supernet.network, supernet.dataset)
-    evaluator_rows = _Translated(evaluator, chosen, trained_space)
+    evaluator = SupernetEvaluator(supernet.network, supernet.dataset, chosen)
     attached = device is not None and not profile.identity.differences(device.identity)
 
     def measure_ms(arch: Archs) -> float:
         assert device is not None
-        network = evaluator_rows.extract(arch)
+        network = evaluator.extract(arch)
         state = {k: v.cpu().numpy() for k, v in network.state_dict().items()}
         content = emit(network.nodes, StateWeights(state)).SerializeToString()
         return measure_bytes(device, content).estimate().high
 
     outcome = run_search(
         model,
-        evaluator_rows,
+        evaluator,
         budget,
         strategy=strategy,
         seed=seed,
@@ -191,21 +190,6 @@ def search(
     )
     result.write(SearchResult.file_in(run))
     return result
-
-
-class _Translated(SupernetEvaluator):
-    """An evaluator for a space restricted to some of the supernet's resolutions."""
-
-    def __init__(
-        self, evaluator: SupernetEvaluator, restricted: MobileSpace, trained: MobileSpace
-    ) -> None:
-        self.__dict__.update(evaluator.__dict__)
-        self._restricted = restricted
-        self._trained = trained
-
-    def extract(self, arch: Archs, calibration_images: int = 2_048):  # type: ignore[no-untyped-def]
-        row = self._trained.encode(self._restricted.decode(arch[None]))[0]
-        return super().extract(row, calibration_images)
 
 
 def export(

@@ -1,0 +1,106 @@
+"""``deploynas check``: re-measure a model and judge it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploynas.cli.console import Json, Quiet, Threads, print_json, progress, say, warn
+
+if TYPE_CHECKING:
+    from deploynas.device import Estimate
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("check")(check)
+
+
+def check(
+    target: Annotated[Path | None, typer.Argument(help="ONNX file or export; the newest.")] = None,
+    device: Annotated[str, typer.Option(help="Device to measure on.")] = "cpu",
+    threads: Threads = 1,
+    latency_ms: Annotated[float | None, typer.Option(help="Budget; else the manifest's.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Test images; else the manifest's.")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Fraction, 0 to 1.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure on the device; exit 0 within budget, 3 over it, 4 where it cannot be told."""
+    from deploynas.check import EXIT_CODES
+    from deploynas.check import check as run_check
+    from deploynas.check.verdict import load_target
+    from deploynas.data import load_dataset
+    from deploynas.device.timing import require_positive
+    from deploynas.errors import MissingFileError
+    from deploynas.profile import open_device
+
+    if latency_ms is not None:
+        require_positive(latency_ms, "--latency-ms")
+    if target is None:
+        found = sorted(Path("exports").glob("*/manifest.json"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise MissingFileError("there is no export in exports/", "make one: deploynas export")
+        target = found[-1].parent
+        say(f"checking {target}", as_json=as_json)
+    _, manifest = load_target(target)
+    dataset = None
+    if data is not None:
+        dataset = load_dataset(data)
+    elif manifest is not None:
+        where = Path(manifest.data_source)
+        dataset = load_dataset(where if where.exists() else None)
+        if dataset.fingerprint != manifest.data_fingerprint:
+            warn(f"accuracy not measured: {manifest.data_source} is not here; pass --data")
+            dataset = None
+    with progress(quiet) as on_progress:
+        result = run_check(
+            target, open_device(device, threads), latency_ms=latency_ms, dataset=dataset,
+            min_accuracy=min_accuracy, on_progress=on_progress,
+        )  # fmt: skip
+    if as_json:
+        document: dict[str, object] = {
+            "verdict": result.verdict,
+            "reason": result.reason,
+            "latency_ms": _estimate(result.latency),
+            "budget_ms": result.budget_ms,
+            "unstable": result.latency.unstable,
+        }
+        if result.latency_normalised:
+            document["latency_ms_normalised"] = _estimate(result.latency_normalised)
+        if result.manifest:
+            document["predicted_latency_ms"] = result.manifest.predicted_latency_ms
+            document["prediction_error"] = result.manifest.prediction_error
+        if result.accuracy is not None:
+            document["accuracy"] = result.accuracy
+        print_json(document)
+    else:
+        x = result.latency
+        say(
+            f"measured {x.median:.3f} ms (95 % interval {x.low:.3f}-{x.high:.3f}, "
+            f"{x.num_samples} samples{', unstable' if x.unstable else ''})"
+        )
+        if result.latency_normalised and result.manifest:
+            y, m = result.latency_normalised, result.manifest
+            say(
+                f"at the profile's clock speed {y.median:.3f} ms; predicted "
+                f"{m.predicted_latency_ms:.3f} ms +-{m.prediction_error:.1%}: off by "
+                f"{y.median / m.predicted_latency_ms - 1:+.1%}"
+            )
+        for difference in result.differences:
+            say(f"not the profile's device, so not compared with the prediction: {difference}")
+        if result.accuracy is not None:
+            say(f"test accuracy of the file {result.accuracy:.2%}")
+        say(f"{result.verdict}: {result.reason}")
+    raise typer.Exit(EXIT_CODES[result.verdict])
+
+
+def _estimate(estimate: Estimate) -> dict[str, float | int]:
+    return {
+        "median": estimate.median,
+        "low": estimate.low,
+        "high": estimate.high,
+        "num_samples": estimate.num_samples,
+    }

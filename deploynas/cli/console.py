@@ -1,0 +1,63 @@
+"""What every verb shares: options, output, progress."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Threads = Annotated[int, typer.Option(help="Threads inside one operator.")]
+SpaceName = Annotated[str, typer.Option("--space", help="Search space.")]
+OnProgress = Callable[[str, float], None]
+
+err = Console(stderr=True)
+
+
+def say(text: str, *, as_json: bool = False) -> None:
+    """A line for people; standard error where standard output carries JSON."""
+    typer.echo(text, err=as_json)
+
+
+def print_json(document: object) -> None:
+    """The one JSON document."""
+    typer.echo(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False))
+
+
+def warn(text: str) -> None:
+    """A warning on standard error."""
+    err.print(f"[yellow]warning:[/yellow] {text}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[OnProgress]:
+    """A progress bar with time left on standard error: call with (text, share done)."""
+    if quiet:
+        yield lambda text, share: None
+        return
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+        last = 0.0
+
+        def on_progress(text: str, share: float) -> None:
+            nonlocal last
+            stage = text.split(":")[0]
+            if stage not in tasks:
+                for task in tasks.values():
+                    bar.update(task, visible=False)
+                tasks[stage] = bar.add_task(text, total=1.0)
+            now = time.monotonic()
+            if share >= 1 or now - last > 0.1:
+                bar.update(tasks[stage], description=text, completed=share)
+                last = now
+
+        yield on_progress

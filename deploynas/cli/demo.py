@@ -1,0 +1,39 @@
+"""``deploynas demo``: the whole chain on real images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploynas.cli.console import Json, Quiet, print_json, progress, say, warn
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("demo")(demo)
+
+
+def demo(
+    data: Annotated[Path | None, typer.Option(help="Image folder or IDX files.")] = None,
+    download: Annotated[bool, typer.Option(help="Fashion-MNIST, where it is not here.")] = False,
+    epochs: Annotated[float, typer.Option(help="Of the supernet's training.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Profile this machine, train, search, export and check, and compare five networks."""
+    from deploynas.data import load_dataset
+    from deploynas.workflows.demo import run_demo
+
+    with progress(quiet) as on_progress:
+        dataset = load_dataset(data, download=download, seed=seed)
+        for text in dataset.warnings:
+            warn(text)
+        table = run_demo(dataset, epochs=epochs, seed=seed, on_progress=on_progress)
+    if as_json:
+        return print_json(table.document())
+    for line in table.lines():
+        say(line)
+    return None

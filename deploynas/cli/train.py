@@ -1,0 +1,46 @@
+"""``deploynas train``: a supernet on images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploynas.cli.console import Json, Quiet, SpaceName, print_json, progress, say, warn
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("train")(train)
+
+
+def train(
+    space_name: SpaceName = "mobile-small",
+    data: Annotated[Path | None, typer.Option(help="Image folder or IDX files.")] = None,
+    resolution: Annotated[list[int] | None, typer.Option(help="May be repeated.")] = None,
+    output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/supernet"),
+    epochs: Annotated[float, typer.Option(help="Passes over the training images.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="Of order, subnets and weights.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Always on: a run goes on where it was.")] = True,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a supernet by the sandwich rule with in-place distillation."""
+    from deploynas.data import load_dataset
+    from deploynas.train import TrainingSettings
+    from deploynas.train.supernet import require_epochs
+    from deploynas.workflows import steps
+
+    dataset = load_dataset(data)
+    for text in dataset.warnings:
+        warn(text)
+    chosen = steps.space_for(space_name, dataset, resolution)
+    settings = TrainingSettings(epochs=require_epochs(epochs), seed=seed)
+    with progress(quiet) as on_progress:
+        steps.train(chosen, dataset, output, settings, on_progress)
+    if as_json:
+        return print_json({"run": str(output), "space": chosen.spec})
+    say(f"supernet of {chosen.name} in {output}")
+    say(f"next: deploynas search --supernet {output} --latency-ms 10")
+    return None

@@ -1,0 +1,129 @@
+"""The demo: a network specialised for this very machine, beside four others."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deploynas.check import CheckResult, check
+from deploynas.data import ImageDataset
+from deploynas.device import CpuDevice
+from deploynas.profile import LatencyModel, profile_space
+from deploynas.search import Budget, Candidate
+from deploynas.train import TrainingSettings
+from deploynas.workflows import steps
+from deploynas.workflows.steps import EXPORTS, RUNS, OnProgress
+
+BUDGET_SHARE = 0.35  # of the way from the smallest to the largest network's latency
+NUM_EVALUATIONS = 72
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of the table."""
+
+    title: str
+    candidate: Candidate
+    result: CheckResult
+    folder: Path
+
+
+@dataclass(frozen=True)
+class DemoTable:
+    """What the demo ends with."""
+
+    dataset: str
+    budget_ms: float
+    rows: list[Row]
+    minutes: float
+
+    def document(self) -> dict[str, object]:
+        """For ``--json``."""
+        return {
+            "dataset": self.dataset,
+            "budget_ms": self.budget_ms,
+            "minutes": self.minutes,
+            "networks": [
+                {
+                    "name": row.title,
+                    "accuracy": row.result.accuracy,
+                    "predicted_latency_ms": row.candidate.predicted_latency_ms,
+                    "latency_ms": row.result.latency.median,
+                    "macs": row.candidate.macs,
+                    "verdict": row.result.verdict,
+                    "path": str(row.folder),
+                }
+                for row in self.rows
+            ],
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        head = (
+            f"{'network':22}{'test accuracy':>14}{'predicted':>12}{'measured':>22}"
+            f"{'M MACs':>8}  verdict"
+        )
+        lines = [f"{self.dataset}, budget {self.budget_ms:.3f} ms on this machine", "", head]
+        for row in self.rows:
+            x = row.result.latency
+            measured = f"{x.median:.3f} ({x.low:.3f}-{x.high:.3f})"
+            lines.append(
+                f"{row.title:22}{row.result.accuracy or 0:>14.2%}"
+                f"{row.candidate.predicted_latency_ms:>9.3f} ms{measured:>22}"
+                f"{row.candidate.macs / 1e6:>8.2f}  {row.result.verdict}"
+            )
+        best = self.rows[0]
+        lines += [
+            "",
+            f"{self.minutes:.1f} minutes; the chosen network is {best.folder / 'model.onnx'}",
+            f"next: deploynas check {best.folder}",
+        ]
+        return lines
+
+
+def run_demo(
+    dataset: ImageDataset, *, epochs: float, seed: int, on_progress: OnProgress
+) -> DemoTable:
+    """Profile, train, search, export and check; a second run reuses what is there."""
+    started = time.monotonic()
+    device = CpuDevice()
+    path = Path("profiles/cpu.json")
+    chosen = steps.space_for("mobile-small", dataset, None)
+    profile, _ = profile_space(chosen, device, path, on_progress=on_progress)
+    model = LatencyModel(chosen, profile)
+    ends = model.predict_ms(np.concatenate([chosen.smallest(), chosen.largest()]))
+    ends[1] = max(ends[1], model.predict_ms(chosen.uniform()).max())
+    budget_ms = round(float(ends[0] + BUDGET_SHARE * (ends[1] - ends[0])), 3)
+    budget = Budget(latency_ms=budget_ms)
+    run = RUNS / f"demo-{dataset.name}"
+    settings = TrainingSettings(
+        epochs=epochs, num_random=1, seed=seed, flip=dataset.name != "digits"
+    )
+    if (run / "supernet.json").exists():
+        supernet = steps.open_supernet(run, dataset)
+    else:
+        supernet = steps.train(chosen, dataset, run, settings, on_progress)
+    result = steps.search(
+        supernet, path, budget, run, device=device, strategy="ofa", seed=seed,
+        num_evaluations=NUM_EVALUATIONS, on_progress=on_progress,
+    )  # fmt: skip
+    networks = {
+        "chosen": result.best,
+        "random search": result.random_best,
+        "best uniform": result.uniform_best,
+        "largest": result.largest,
+        "smallest": result.smallest,
+    }
+    rows = []
+    for title, candidate in networks.items():
+        if candidate is None:
+            continue
+        folder = EXPORTS / f"demo-{title.replace(' ', '-')}"
+        steps.export(result, candidate, supernet, profile, folder)
+        judged = check(folder, device, dataset=dataset, on_progress=on_progress)
+        rows.append(Row(title, candidate, judged, folder))
+    minutes = (time.monotonic() - started) / 60
+    return DemoTable(dataset.name, budget_ms, rows, minutes)
