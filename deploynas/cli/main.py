@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import Any
 
-import click
 import typer
 
 from deploynas.cli.console import print_json
@@ -17,6 +17,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+)
+# typer brings its own click since 0.2x: take the class from where it surely comes from
+_ClickException: Any = next(
+    c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
 )
 VERBS = ("spaces", "devices", "profile", "train", "search", "export", "check", "demo")
 for verb in VERBS:
@@ -36,11 +40,11 @@ def main() -> None:
             raise
         message = f"this needs the package {error.name} (pip install 'deploynas[search]')"
         _fail("missing-dependency", message, EXIT_ERROR, as_json)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", "interrupted; what was measured is kept", 130, as_json)
-    except click.ClickException as error:
+    except _ClickException as error:
         error.show()
         sys.exit(error.exit_code)
 

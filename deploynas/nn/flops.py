@@ -21,7 +21,9 @@ def fvcore_costs(layer: Layer) -> tuple[int, int]:
     Raises:
         AssertionError: They differ from the layer's own arithmetic: a defect, never bad input.
     """
-    from fvcore.nn import FlopCountAnalysis, parameter_count
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fvcore's use of torch.jit is deprecated
+        from fvcore.nn import FlopCountAnalysis, parameter_count
 
     module = build_layer(layer).eval()
     image = torch.zeros(1, layer.in_channels, layer.height, layer.width)

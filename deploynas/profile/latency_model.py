@@ -64,10 +64,11 @@ class LatencyModel:
         self._features = Features(space, profile, precision)
         self._weights = fit(self._features(archs), measured)
         self._table = self._features.table @ self._weights[1:]
+        self._intercept = self._features.mean_ms * self._weights[0]
 
     def predict_ms(self, archs: Archs) -> Floats:
         """``(n,)`` milliseconds at the profile's reference level."""
-        total: Floats = self.space.sum_over_layers(archs, self._table) + self._weights[0]
+        total: Floats = self.space.sum_over_layers(archs, self._table) + self._intercept
         return total
 
     def upper_ms(self, archs: Archs) -> Floats:

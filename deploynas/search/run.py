@@ -96,7 +96,8 @@ def search(
         budget.model_dump(exclude_none=True)
     ):
         largest = space.uniform()[-len(space.resolutions) :]
-        merged = np.unique(np.concatenate([finalists, largest, space.largest()]), axis=0)
+        known_best = finalists if others is None else np.concatenate([finalists, others])
+        merged = np.unique(np.concatenate([known_best, largest, space.largest()]), axis=0)
         finalists = merged[np.argsort([-accuracy(arch) for arch in merged], kind="stable")]
     best, measured = finalists[0], None
     if measure_ms is not None and budget.latency_ms is not None:
