@@ -1,0 +1,141 @@
+"""The command line from outside: options, exit codes, JSON, and the whole chain."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+VERBS = {
+    "spaces": {"--json", "--quiet"},
+    "devices": {"--json", "--quiet"},
+    "profile": {"--device", "--space", "--data", "--num-classes", "--in-channels", "--resolution",
+                "--threads", "--output", "--resume", "--json", "--quiet"},
+    "train": {"--space", "--data", "--output", "--epochs", "--resume", "--json", "--quiet"},
+    "search": {"--latency-ms", "--max-flops", "--max-params", "--max-memory", "--strategy",
+               "--space", "--profile", "--supernet", "--data", "--seed", "--output", "--resume",
+               "--json", "--quiet"},
+    "export": {"--name", "--output", "--json", "--quiet"},
+    "check": {"--device", "--threads", "--latency-ms", "--data", "--min-accuracy", "--json",
+              "--quiet"},
+    "demo": {"--data", "--download", "--json", "--quiet"},
+}  # fmt: skip
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    code = "from deploynas.cli.main import main; main()"
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *arguments],
+        capture_output=True, text=True, cwd=cwd, timeout=300,
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", "HOME": str(cwd)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_documented_options_exist(verb: str, tmp_path: Path) -> None:
+    result = run(verb, "--help", cwd=tmp_path)
+    assert result.returncode == 0
+    missing = {option for option in VERBS[verb] if option not in result.stdout}
+    assert not missing
+
+
+def test_light_imports(tmp_path: Path) -> None:
+    code = (
+        "import sys, deploynas, deploynas.cli.main;"
+        "print([m for m in ('torch', 'onnxruntime', 'onnx', 'numpy') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("search", "--latency-ms", "nan"), 1, "positive number"),
+        (("search", "--latency-ms", "-1"), 1, "positive number"),
+        (("search", "--latency-ms", "0"), 1, "positive number"),
+        (("search",), 2, "give a budget"),
+        (("search", "--latency-ms", "1", "--strategy", "randm"), 1, "did you mean 'random'"),
+        (("search", "--latency-ms", "1", "--space", "mobile-smal"), 1, "'mobile-small'"),
+        (("search", "--latency-ms", "1"), 1, "deploynas profile --device cpu"),
+        (("profile", "--device", "cpuu"), 1, "did you mean 'cpu'"),
+        (("check", "nothing.onnx"), 1, "does not exist"),
+        (("check",), 1, "deploynas export"),
+        (("export",), 1, "deploynas search"),
+        (("nonsense",), 2, "No such command"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: tuple[str, ...], code: int, message: str, tmp_path: Path
+) -> None:
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_error_as_json(tmp_path: Path) -> None:
+    result = run("search", "--latency-ms", "nan", "--json", cwd=tmp_path)
+    assert json.loads(result.stdout)["error"]["kind"] == "invalid-input"
+
+
+def make_images(folder: Path) -> Path:
+    """Bright and dark noise: two classes that a few steps can tell apart."""
+    rng = np.random.default_rng(0)
+    for name, low in (("bright", 150), ("dark", 0)):
+        (folder / name).mkdir(parents=True)
+        for i in range(160):
+            pixels = rng.integers(low, low + 100, (24, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i:03}.png")
+    return folder
+
+
+def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
+    data = str(make_images(tmp_path / "images"))
+    done = run("profile", "--data", data, "--resolution", "24", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_layers"] > 0
+
+    done = run("search", "--data", data, "--latency-ms", "0.0001", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "lowest reachable" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+    search = ("search", "--data", data, "--epochs", "3", "--evaluations", "8", "--json")
+    done = run(*search, "--latency-ms", "1000", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["not_binding"] == ["latency_ms"]
+    assert found["accuracy_kind"] == "measured"
+
+    done = run(*search, "--max-flops", "1e6", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["macs"] <= 1e6
+
+    done = run("export", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    exported = json.loads(done.stdout)
+    assert exported["parity_max_abs_diff"] < 1e-3
+
+    for limit, code in (("1000", 0), ("0.000001", 3)):
+        done = run("check", exported["path"], "--latency-ms", limit, "--json", cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        checked = json.loads(done.stdout)
+        assert 0 < checked["latency_ms"]["low"] <= checked["latency_ms"]["high"]
+        assert 0 <= checked["accuracy"] <= 1
+
+    model = tmp_path / exported["model"]
+    model.write_bytes(model.read_bytes()[:-100])
+    done = run("check", exported["path"], cwd=tmp_path)
+    assert done.returncode == 1
+    assert "is not the file" in done.stderr
+    done = run("check", exported["model"], cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr

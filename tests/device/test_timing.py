@@ -1,0 +1,291 @@
+"""The timing engine: real workers on tiny models, and arithmetic on synthetic samples."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from deploynas.device import CpuDevice, Identity, Level, Samples, StopRule, measure
+from deploynas.device.base import Worker, open_worker
+from deploynas.device.reference import MEMORY_BYTES, NUM_CORE, write_references
+from deploynas.device.timing import estimate, require_positive
+from deploynas.errors import DeviceError, InvalidInputError, UnknownNameError
+from deploynas.graph.emit import RandomWeights, emit
+from deploynas.spaces import Layer
+from deploynas.spaces.layers import chain
+
+SMALL = Layer("conv", 3, 8, 16, 16, kernel_size=3, activation="relu")
+LARGE = Layer("conv", 32, 32, 48, 48, kernel_size=3, activation="relu")
+QUICK = StopRule(precision=1e-9, min_sessions=2, max_sessions=2, rounds=3, touch_ms=0.1)
+
+
+def write_model(path, layer):
+    path.write_bytes(emit(chain([layer]), RandomWeights()).SerializeToString())
+    return path
+
+
+@pytest.fixture
+def models(tmp_path):
+    return {
+        "small": write_model(tmp_path / "small.onnx", SMALL),
+        "large": write_model(tmp_path / "large.onnx", LARGE),
+    }
+
+
+def test_measure_on_this_machine(models):
+    progress, rounds = [], []
+    samples = measure(
+        CpuDevice(),
+        models,
+        QUICK,
+        on_progress=lambda p: progress.append(p),
+        on_round=lambda number, touches: rounds.append((number, set(touches))),
+    )
+    assert list(samples) == ["small", "large"]
+    for name, one in samples.items():
+        assert [len(s) for s in one.ms] == [3, 3]
+        for column in (one.core_ms, one.memory_ms):
+            assert [len(s) for s in column] == [3, 3]
+            assert all(math.isfinite(v) and v > 0 for s in column for v in s)
+        assert one.model_bytes == models[name].stat().st_size
+        for result in (one.estimate(), one.estimate(at=one.level)):
+            assert result.low <= result.median <= result.high
+            assert result.num_samples == one.num_samples == 6
+    assert samples["large"].estimate().median > samples["small"].estimate().median
+    assert rounds == [(r, {"small", "large"}) for _ in range(2) for r in range(3)]
+    assert [p.done for p in progress] == sorted(p.done for p in progress)
+    assert (progress[-1].done, progress[-1].num_models) == (1.0, 2)
+
+
+def test_precise_models_leave_after_min_sessions(models):
+    rule = StopRule(precision=math.inf, min_sessions=1, max_sessions=4, rounds=2, touch_ms=0.1)
+    samples = measure(CpuDevice(), models, rule)
+    assert {name: len(s.ms) for name, s in samples.items()} == {"small": 1, "large": 1}
+
+
+def test_sessions_that_are_there_count(models):
+    kept = synthetic([[1.0, 1.0], [1.0, 1.0]])
+    rule = StopRule(precision=math.inf, min_sessions=2, max_sessions=2, rounds=2, touch_ms=0.1)
+    samples = {"small": kept}
+    assert measure(CpuDevice(), {"small": models["small"]}, rule, samples=samples) is samples
+    assert samples["small"].ms == [[1.0, 1.0], [1.0, 1.0]]
+    samples = {"small": synthetic([[1.0, 1.0]])}
+    measure(CpuDevice(), {"small": models["small"]}, rule, samples=samples)
+    assert [len(s) for s in samples["small"].ms] == [2, 2]
+    assert samples["small"].ms[0] == [1.0, 1.0]
+
+
+def test_no_time_still_gives_one_session(models):
+    rule = StopRule(min_sessions=3, rounds=2, max_seconds=0.0, touch_ms=0.1)
+    samples = measure(CpuDevice(), {"small": models["small"]}, rule)
+    assert [len(s) for s in samples["small"].ms] == [2]
+
+
+def test_nothing_to_measure():
+    assert measure(CpuDevice(), {}, QUICK) == {}
+
+
+def test_broken_file_is_named(tmp_path, models):
+    broken = tmp_path / "broken-net.onnx"
+    broken.write_bytes(models["small"].read_bytes()[:100])
+    kept = {}
+    with pytest.raises(DeviceError, match="broken-net") as caught:
+        measure(CpuDevice(), models | {"x": broken}, QUICK, samples=kept)
+    assert "\n" not in str(caught.value)
+    assert all(s.num_samples == 0 for s in kept.values())
+
+
+def test_worker_times_what_it_is_asked(models):
+    with open_worker(CpuDevice(), 0, list(models.values())) as worker:
+        times = worker.time([(0, 2), (1, 4), (0, 1)])
+        assert [len(t) for t in times] == [2, 4, 1]
+        with pytest.raises(DeviceError, match="the device failed"):
+            worker.time([(7, 1)])
+        assert len(worker.time([(1, 1)])) == 1  # a refused question does not end it
+
+
+def test_worker_that_ends_is_reported(models):
+    words = "import sys; sys.exit('out of battery')"
+    worker = Worker([sys.executable, "-c", words])
+    try:
+        with pytest.raises(DeviceError, match=r"with small \(exit code 1\): out of battery"):
+            worker.load(models["small"])
+    finally:
+        worker.close()
+
+
+def test_impossible_times_are_refused():
+    words = "input(); print('{\"ms\": [[1.0, 0.0]]}', flush=True)"
+    worker = Worker([sys.executable, "-c", words])
+    try:
+        with pytest.raises(DeviceError, match="impossible times"):
+            worker.time([(0, 2)])
+    finally:
+        worker.close()
+
+
+def test_references_are_always_the_same(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, second = write_references(tmp_path / "a"), write_references(tmp_path / "b")
+    assert len(first) == NUM_CORE + 1
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    assert first[-1].stat().st_size == pytest.approx(MEMORY_BYTES, rel=0.03)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1_000_000])
+def test_threads_out_of_range(threads):
+    with pytest.raises(InvalidInputError, match="this machine offers 1 to"):
+        CpuDevice(threads=threads)
+
+
+def test_unknown_provider():
+    with pytest.raises(UnknownNameError, match="did you mean 'CPUExecutionProvider'"):
+        CpuDevice(provider="CPUExecutionProvide")
+
+
+def test_cores_rotate_over_sessions():
+    device = CpuDevice()
+    pinned = {device.command(session)[-1] for session in range(2 * (os.cpu_count() or 1))}
+    assert pinned <= {str(core) for core in range(os.cpu_count() or 1)}
+    assert device.command(0) == device.command(0)
+    if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1:
+        assert device.command(0) != device.command(1) or len(pinned) == 1
+
+
+def test_identity_of_this_machine():
+    identity = CpuDevice().identity
+    assert (identity.device, identity.threads) == ("cpu", 1)
+    assert identity.runtime.startswith("onnxruntime ")
+    assert identity == Identity.model_validate(identity.model_dump())
+    assert identity.processor in identity.title
+    assert "1 thread" in identity.title
+
+
+def test_identity_differences():
+    one = CpuDevice().identity
+    assert one.differences(one) == []
+    recorded = one.model_copy(update={"recorded": {"kernel": "other"}})
+    assert one.differences(recorded) == []
+    other = one.model_copy(update={"threads": 4, "processor": "Other"})
+    assert one.differences(other) == [f"processor: {one.processor} / Other", "threads: 1 / 4"]
+
+
+def synthetic(ms, core=None, memory=None, model_bytes=1000):
+    def ones():
+        return [[1.0] * len(s) for s in ms]
+
+    return Samples(model_bytes, ms, core or ones(), memory or ones())
+
+
+def noisy(seed, sessions=4, n=12, centre=5.0):
+    rng = np.random.default_rng(seed)
+    return [list(centre * np.exp(0.02 * rng.standard_normal(n))) for _ in range(sessions)]
+
+
+def test_estimate_is_deterministic():
+    samples = synthetic(noisy(0))
+    assert samples.estimate() == samples.estimate()
+    assert samples.estimate() == synthetic(noisy(0)).estimate()
+    assert samples.estimate() != synthetic(noisy(1)).estimate()
+
+
+@pytest.mark.parametrize("sessions", [1, 2, 3, 8])
+def test_interval_contains_the_median(sessions):
+    for seed in range(20):
+        result = synthetic(noisy(seed, sessions)).estimate()
+        assert result.low <= result.median <= result.high
+        assert result.num_samples == 12 * sessions
+
+
+def test_interval_covers_the_truth_mostly():
+    truth = [synthetic(noisy(seed, 5)).estimate() for seed in range(100)]
+    assert sum(e.low <= 5.0 <= e.high for e in truth) >= 85
+
+
+def test_estimate_by_hand():
+    result = synthetic([[2.0, 2.0, 90.0], [4.0, 4.0, 4.0]]).estimate()
+    assert result.median == 3.0  # of the sessions' medians: one outlier counts nothing
+    constant = synthetic([[2.0] * 5, [2.0] * 5]).estimate()
+    assert (constant.low, constant.median, constant.high) == (2.0, 2.0, 2.0)
+    assert (constant.half_width, constant.unstable) == (0.0, False)
+
+
+def test_sessions_that_disagree_are_unstable():
+    assert synthetic([[1.0] * 9, [2.0] * 9]).estimate().unstable
+
+
+def test_more_sessions_narrow_the_interval():
+    few = np.mean([synthetic(noisy(s, 2)).estimate().half_width for s in range(20)])
+    many = np.mean([synthetic(noisy(s, 8)).estimate().half_width for s in range(20)])
+    assert many < few
+
+
+def test_core_drift_between_sessions_is_removed_exactly():
+    clocks = (1.0, 1.25, 0.8, 2.0)
+    ms = [[6.0 * c] * 7 for c in clocks]
+    core = [[0.5 * c] * 7 for c in clocks]
+    samples = synthetic(ms, core)
+    assert samples.estimate().unstable
+    result = samples.estimate(at=Level(0.5, 1.0))
+    assert result.median == pytest.approx(6.0, rel=1e-12)
+    assert result.half_width == pytest.approx(0.0, abs=1e-12)
+    slower = samples.estimate(at=Level(1.0, 1.0))
+    assert slower.median == pytest.approx(12.0, rel=1e-12)
+
+
+def test_core_drift_inside_a_session_is_removed():
+    drift = np.linspace(1.0, 1.5, 11)
+    result = synthetic([list(3.0 * drift)], [list(0.2 * drift)]).estimate(at=Level(0.2, 1.0))
+    assert result.median == pytest.approx(3.0, rel=1e-12)
+
+
+def test_one_wild_reference_reading_changes_nothing():
+    core = [1.0] * 9
+    core[4] = 30.0
+    result = synthetic([[3.0] * 9], [core]).estimate(at=Level(1.0, 1.0))
+    assert (result.low, result.median, result.high) == pytest.approx((3.0, 3.0, 3.0))
+
+
+def test_memory_drift_leaves_small_models_alone():
+    memory = [[2.0] * 5, [4.0] * 5]
+    result = synthetic([[3.0] * 5] * 2, memory=memory).estimate(at=Level(1.0, 2.0))
+    assert (result.median, result.half_width) == pytest.approx((3.0, 0.0))
+
+
+def test_memory_drift_of_a_streaming_model_is_removed_exactly():
+    speeds = (1.0, 1.5, 0.75)
+    samples = synthetic(
+        [[4.0 * s] * 5 for s in speeds],
+        memory=[[2.0 * s] * 5 for s in speeds],
+        model_bytes=4 * MEMORY_BYTES,  # twice the rate of the memory reference
+    )
+    result = samples.estimate(at=Level(1.0, 2.0))
+    assert (result.median, result.half_width) == pytest.approx((4.0, 0.0))
+
+
+def test_level_and_samples():
+    samples = Samples(10)
+    samples.add(True, 1.0, Level(0.1, 1.0))
+    samples.add(False, 2.0, Level(0.3, 3.0))
+    samples.add(True, 3.0, Level(0.2, 2.0))
+    assert samples.ms == [[1.0, 2.0], [3.0]]
+    assert samples.num_samples == 3
+    assert samples.level == Level(0.2, 2.0)
+
+
+def test_estimate_of_unequal_sessions():
+    result = estimate([np.array([1.0]), np.array([1.0, 2.0, 3.0])])
+    assert result.median == 1.5
+    assert result.num_samples == 4
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_require_positive(value):
+    assert require_positive(2.0, "the budget") == 2.0
+    with pytest.raises(InvalidInputError, match="the budget must be a positive number"):
+        require_positive(value, "the budget")

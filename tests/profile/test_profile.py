@@ -1,0 +1,134 @@
+"""Profiles on the real device: additive, resumable, refusing what does not fit."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploynas.device import CpuDevice
+from deploynas.errors import (
+    DeviceMismatchError,
+    IncompleteProfileError,
+    InvalidInputError,
+    OutputError,
+)
+from deploynas.profile import DeviceProfile, LatencyModel, profile_space
+from deploynas.profile.device_profile import open_journal
+from deploynas.profile.latency_model import fit, judge, kendall_tau
+from deploynas.spaces import space
+
+SPACE = space("mobile-small", 10, 1, [20])
+
+
+@pytest.fixture(scope="module")
+def profile_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("profile") / "cpu.json"
+    profile, measured = profile_space(SPACE, CpuDevice(), path)
+    assert measured == len(SPACE.layer_table) == len(profile.layers)
+    return path
+
+
+def test_second_run_measures_nothing_and_keeps_the_file(profile_path: Path) -> None:
+    before = DeviceProfile.load(profile_path)
+    after, measured = profile_space(SPACE, CpuDevice(), profile_path)
+    assert measured == 0
+    assert after.layers == before.layers
+    assert after.networks == before.networks
+
+
+def test_prediction_equals_the_fitted_regression(profile_path: Path) -> None:
+    profile = DeviceProfile.load(profile_path)
+    model = LatencyModel(SPACE, profile)
+    key = "fp32/mobile-small/10/1"
+    records = profile.networks[key]
+    measured = np.array([profile.estimate(r.samples).median for r in records])
+    predicted = model.predict_ms(SPACE.encode([r.architecture for r in records]))
+    # in the fitted range a model that lost its intercept is off by far more
+    assert np.median(np.abs(predicted / measured - 1)) < 0.05
+    assert kendall_tau(predicted, measured) > 0.8
+
+
+def test_incomplete_profile_names_layer_and_command(profile_path: Path) -> None:
+    profile = DeviceProfile.load(profile_path)
+    with pytest.raises(IncompleteProfileError, match=r"conv:1-16@28x28.*deploynas profile"):
+        LatencyModel(space("mobile-small", 10, 1, [28]), profile)
+    held = profile.restrict(space("mobile-small", 10, 1, [20, 28]))
+    assert held.resolutions == (20,)
+
+
+def test_other_device_is_refused(profile_path: Path) -> None:
+    document = json.loads(profile_path.read_text())
+    document["identity"]["processor"] = "another"
+    other = profile_path.with_name("other.json")
+    other.write_text(json.dumps(document))
+    with pytest.raises(DeviceMismatchError, match="processor"):
+        profile_space(SPACE, CpuDevice(), other)
+    assert json.loads(other.read_text()) == document
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_impossible_times_are_refused(profile_path: Path, tmp_path: Path, value: float) -> None:
+    document = json.loads(profile_path.read_text())
+    next(iter(document["layers"].values()))["samples"]["ms"][0][0] = value
+    path = tmp_path / "edited.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(InvalidInputError, match="damaged or was edited"):
+        DeviceProfile.load(path)
+
+
+def test_truncated_profile_is_refused(profile_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "truncated.json"
+    path.write_text(profile_path.read_text()[:1000])
+    with pytest.raises(InvalidInputError, match="truncated"):
+        DeviceProfile.load(path)
+
+
+def test_two_profilers_cannot_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    with open_journal(path), pytest.raises(OutputError, match="another deploynas profile"):
+        profile_space(SPACE, CpuDevice(), path)
+
+
+def test_killed_profile_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    code = (
+        "import sys; from pathlib import Path; from deploynas.device import CpuDevice;"
+        "from deploynas.profile import profile_space; from deploynas.spaces import space;"
+        "profile_space(space('mobile-small', 10, 1, [20]), CpuDevice(), Path(sys.argv[1]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)])
+    journal = path.with_suffix(".journal")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and len(journal.read_text().splitlines()) > 16:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = journal.read_text().splitlines() if journal.exists() else []
+    assert len(before) > 16, "the profile was not caught in the middle"
+    first = json.loads(before[1])["touches"]
+    profile, _ = profile_space(SPACE, CpuDevice(), path)
+    assert not journal.exists()
+    for name, (ms, _, _) in list(first.items())[:5]:
+        assert profile.layers[name].samples.ms[0][0] == pytest.approx(ms, abs=1e-6)
+
+
+def test_fit_recovers_a_scale_and_judge_counts() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.uniform(1, 5, 40)
+    features = np.stack([np.ones(40), base, rng.uniform(1, 3, 40)], axis=1)
+    measured = 0.3 + 1.2 * base
+    predicted = features @ fit(features, measured)
+    assert np.abs(predicted / measured - 1).max() < 1e-3
+    table = judge(measured * 1.1, measured, [0.01])
+    assert table.mape == pytest.approx(0.1)
+    assert table.within_5_percent == 0
+    assert table.kendall_tau == 1
