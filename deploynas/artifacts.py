@@ -23,7 +23,7 @@ from deploynas.errors import InvalidInputError, MissingFileError, OutputError
 
 
 class Record(BaseModel):
-    """A strict, immutable part of an artefact: no unknown keys, no NaN, no infinity."""
+    """An immutable part of an artefact: no unknown keys, no NaN, no infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -99,6 +99,8 @@ def read_json(path: Path) -> object:
         raise InvalidInputError(
             f"{path} is truncated or not JSON (line {error.lineno}: {error.msg})"
         ) from None
+    except RecursionError:
+        raise InvalidInputError(f"{path} is nested too deeply to be one of our files") from None
 
 
 def write_json(path: Path, document: object) -> Path:

@@ -86,6 +86,7 @@ class Worker:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
             )
         except OSError as error:
+            self._log.close()
             raise DeviceError(f"cannot start {command[0]}: {error.strerror}") from None
 
     def load(self, path: Path) -> None:
@@ -98,9 +99,12 @@ class Worker:
         The worker runs each touched model once more, first, and drops that run.
         """
         answer = self._ask({"time": list(touches)})
-        times = answer["ms"]
-        assert isinstance(times, list)
-        if len(times) != len(touches) or not all(t > 0 for touch in times for t in touch):
+        times = answer.get("ms")
+        if (
+            not isinstance(times, list)
+            or len(times) != len(touches)
+            or not all(t > 0 for touch in times for t in touch)
+        ):
             raise DeviceError("the device reported impossible times (zero or negative)")
         return times
 
@@ -121,10 +125,16 @@ class Worker:
                 f"{self._last_words()}",
                 ANSWER_HINT,
             )
-        answer = json.loads(line)
+        try:
+            answer = json.loads(line)
+        except json.JSONDecodeError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise DeviceError(
+                f"the device's worker said something unexpected{busy}: {line[:80]!r}"
+            )
         if "error" in answer:
             raise DeviceError(f"the device failed{busy}: {answer['error']}")
-        assert isinstance(answer, dict)
         return answer
 
     def _last_words(self) -> str:

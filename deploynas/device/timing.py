@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from deploynas.device.base import Device, Worker, open_worker
 from deploynas.device.reference import MEMORY_BYTES, NUM_CORE, write_references
-from deploynas.errors import InvalidInputError
+from deploynas.errors import InvalidInputError, MissingFileError
 
 Floats = npt.NDArray[np.float64]
 UNSTABLE = 0.03  # relative half-width above which a report says "unstable"
@@ -218,6 +218,8 @@ def measure(
         return {}
     samples = {} if samples is None else samples
     for name, path in models.items():
+        if not path.is_file():
+            raise MissingFileError(f"{path} does not exist")
         samples.setdefault(name, Samples(path.stat().st_size))
     rng = np.random.default_rng([seed, *(len(s.ms) for s in samples.values())])
     start = time.monotonic()

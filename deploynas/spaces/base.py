@@ -188,6 +188,12 @@ class SearchSpace(abc.ABC):
                 f"architectures of {self.name} are rows of {len(self.choices)} option indices, "
                 f"got an array of shape {archs.shape}"
             )
+        if archs.dtype.kind not in "iu" or (
+            len(archs) and ((archs < 0).any() or (archs.max(axis=0) >= self.num_options).any())
+        ):
+            raise InvalidInputError(
+                f"an architecture of {self.name} holds a value that is not an option's index"
+            )
         return archs
 
 

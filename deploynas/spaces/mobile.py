@@ -155,10 +155,12 @@ class MobileSpace(SearchSpace):
     ) -> None:
         self.name = name
         self.table = table
-        self.num_classes = num_classes or table.num_classes
+        self.num_classes = table.num_classes if num_classes is None else num_classes
         self.in_channels = in_channels
-        self.resolutions = tuple(sorted(set(resolutions or table.resolutions)))
-        if self.num_classes < 1 or in_channels < 1 or self.resolutions[0] < 8:
+        self.resolutions = tuple(
+            sorted(set(table.resolutions if resolutions is None else resolutions))
+        )
+        if self.num_classes < 1 or in_channels < 1 or min(self.resolutions, default=0) < 8:
             raise InvalidInputError(
                 f"{name} needs at least one class, one channel and resolutions of 8 px or more, "
                 f"got {self.num_classes}, {in_channels} and {list(self.resolutions)}"

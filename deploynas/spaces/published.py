@@ -31,7 +31,9 @@ def parse_net(document: object, resolution: int | None = None) -> list[Node]:
     side = resolution or document.get("resolution") or 224
     try:
         return chain(_layers(net, int(side)))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
         raise InvalidInputError(
             f"not a once-for-all or ProxylessNAS block list: {type(error).__name__} {error}"
         ) from None

@@ -76,9 +76,14 @@ def load_checkpoint(
         raise InvalidInputError(
             f"{path} belongs to another data set, space or recipe", f"delete {path} to start anew"
         )
-    module.load_state_dict(
-        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    )
+    try:
+        module.load_state_dict(
+            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        )
+    except RuntimeError:
+        raise InvalidInputError(
+            f"{path} does not fit the network", f"delete {path} to start anew"
+        ) from None
     state = optimizer.state_dict()
     restored: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

@@ -293,3 +293,22 @@ def test_wrong_shape(space, shape):
     for function in (space.macs, space.layer_ids, space.canonical, space.decode):
         with pytest.raises(InvalidInputError, match="rows of"):
             function(wrong)
+
+
+def test_an_index_out_of_range_is_refused() -> None:
+    mobile = spaces.space("mobile-small")
+    row = mobile.smallest()
+    for value in (3, 255):
+        bad = row.copy()
+        bad[0, -1] = value
+        with pytest.raises(InvalidInputError, match="not an option's index"):
+            mobile.macs(bad)
+    with pytest.raises(InvalidInputError, match="not an option's index"):
+        mobile.macs(row.astype(float))
+
+
+def test_no_classes_and_no_resolutions_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="at least one class"):
+        spaces.space("mobile-small", num_classes=0)
+    with pytest.raises(InvalidInputError, match="at least one class"):
+        spaces.space("mobile-small", resolutions=[])

@@ -206,3 +206,8 @@ def test_costs_are_exact_integers():
     space = spaces.space("ofa-mbv3-w1.2")
     for cost in (space.macs, space.params, space.weight_bytes, space.peak_memory_bytes):
         assert np.issubdtype(cost(space.largest()).dtype, np.integer)
+
+
+def test_numbers_that_are_not_numbers_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="block list"):
+        parse_net({"bn": {"eps": "x"}, "first_conv": {}})
