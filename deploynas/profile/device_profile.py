@@ -207,13 +207,15 @@ class Journal:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise OutputError.from_os_error(profile_path, error) from error
+        try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._file.close()
             raise OutputError(
                 f"{profile_path} is being written by another deploynas profile"
             ) from None
-        except OSError as error:
-            raise OutputError.from_os_error(profile_path, error) from error
 
     def append(self, entry: dict[str, object]) -> None:
         """Write one line through to the system."""
