@@ -14,8 +14,8 @@ from deploynas.data import ImageDataset, Split
 class Batches:
     """A split at every resolution of a space, as channels-last float batches.
 
-    Depthwise networks train up to twice as fast on channels-last tensors (measured by
-    ``benchmarks/supernet_step.py``), so that every batch has that layout.
+    Depthwise networks train up to twice as fast on channels-last tensors, so that every batch
+    has that layout.
     """
 
     def __init__(self, dataset: ImageDataset, split: Split, device: torch.device) -> None:
