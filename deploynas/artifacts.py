@@ -145,6 +145,18 @@ def ensure_writable(directory: Path) -> Path:
     return directory
 
 
+def newest(pattern: str, root: Path, what: str, hint: str) -> Path:
+    """The newest file under ``root`` that matches.
+
+    Raises:
+        MissingFileError: There is none; ``hint`` is what to type.
+    """
+    found = sorted(root.glob(pattern), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise MissingFileError(f"there is no {what} in {root}/", hint)
+    return found[-1]
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:

@@ -7,6 +7,7 @@ with ``exit_code``. Library users catch the class they care about.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -101,3 +102,14 @@ class UnknownNameError(DeploynasError):
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
         super().__init__(f"unknown {what} {name!r}", hint)
+
+
+def require_positive(value: float, what: str) -> float:
+    """Return ``value`` if it is a positive finite number.
+
+    Raises:
+        InvalidInputError: It is zero, negative, NaN or infinite.
+    """
+    if not (math.isfinite(value) and value > 0):
+        raise InvalidInputError(f"{what} must be a positive number, got {value:g}")
+    return value

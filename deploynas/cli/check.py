@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,21 +30,19 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Measure on the device; exit 0 within budget, 3 over it, 4 where it cannot be told."""
+    from deploynas.artifacts import newest
     from deploynas.check import EXIT_CODES
     from deploynas.check import check as run_check
     from deploynas.check.verdict import load_target
     from deploynas.data import load_dataset
-    from deploynas.device.timing import require_positive
-    from deploynas.errors import MissingFileError
+    from deploynas.errors import DeploynasError, InvalidInputError, require_positive
     from deploynas.profile import open_device
 
     if latency_ms is not None:
         require_positive(latency_ms, "--latency-ms")
     if target is None:
-        found = sorted(Path("exports").glob("*/manifest.json"), key=lambda p: p.stat().st_mtime)
-        if not found:
-            raise MissingFileError("there is no export in exports/", "make one: deploynas export")
-        target = found[-1].parent
+        hint = "make one: deploynas export"
+        target = newest("*/manifest.json", Path("exports"), "export", hint).parent
         say(f"checking {target}", as_json=as_json)
     _, manifest = load_target(target)
     dataset = None
@@ -51,10 +50,16 @@ def check(
         dataset = load_dataset(data)
     elif manifest is not None:
         where = Path(manifest.data_source)
-        dataset = load_dataset(where if where.exists() else None)
-        if dataset.fingerprint != manifest.data_fingerprint:
+        with contextlib.suppress(DeploynasError):  # a board has no data: latency still counts
+            dataset = load_dataset(where if where.exists() else None)
+        if dataset is None or dataset.fingerprint != manifest.data_fingerprint:
             warn(f"accuracy not measured: {manifest.data_source} is not here; pass --data")
             dataset = None
+    if min_accuracy is not None:
+        if not 0 <= min_accuracy <= 1:
+            raise InvalidInputError(f"--min-accuracy is a fraction, 0 to 1, got {min_accuracy}")
+        if dataset is None:
+            raise InvalidInputError("--min-accuracy needs test images", "pass --data")
     with progress(quiet) as on_progress:
         result = run_check(
             target, open_device(device, threads), latency_ms=latency_ms, dataset=dataset,

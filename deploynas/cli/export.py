@@ -24,6 +24,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Export the network of a search; parity with PyTorch is proved on real images."""
+    from deploynas.artifacts import newest
     from deploynas.data import load_dataset
     from deploynas.errors import InvalidInputError
     from deploynas.profile import DeviceProfile
@@ -32,7 +33,7 @@ def export(
 
     if run is None:
         hint = "make one: deploynas search --latency-ms 10"
-        run = steps.newest("*/search.json", Path("runs"), "search result", hint).parent
+        run = newest("*/search.json", Path("runs"), "search result", hint).parent
         say(f"exporting {run}", as_json=as_json)
     result = SearchResult.read(SearchResult.file_in(run))
     where = Path(result.data.source)

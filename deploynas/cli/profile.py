@@ -27,7 +27,9 @@ def profile(
     provider: Annotated[str | None, typer.Option(help="Execution provider.")] = None,
     output: Annotated[Path | None, typer.Option(help="Profile file.")] = None,
     budget_minutes: Annotated[float, typer.Option(help="Stop measuring after this.")] = math.inf,
-    resume: Annotated[bool, typer.Option(help="Always on: a run goes on where it was.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Always on: a run goes on where it was.")
+    ] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

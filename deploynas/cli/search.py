@@ -29,12 +29,12 @@ def search(
     evaluations: Annotated[int, typer.Option(help="Subnets to evaluate.", min=4)] = 96,
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
-    resume: Annotated[bool, typer.Option(help="Always on: training goes on.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Always on: training goes on.")] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Search a space under a profile's latency and other limits."""
-    from deploynas.errors import DeploynasError, UnknownNameError
+    from deploynas.errors import DeploynasError, UnknownNameError, require_positive
     from deploynas.spaces import space, space_names
     from deploynas.workflows import steps
 
@@ -47,13 +47,13 @@ def search(
         raise UnknownNameError("strategy", strategy, STRATEGIES)
     if space_name not in space_names():
         space(space_name)
+    from deploynas.artifacts import newest
     from deploynas.data import load_dataset
     from deploynas.profile import DeviceProfile, LatencyModel, open_device
     from deploynas.train import TrainingSettings
-    from deploynas.train.supernet import require_epochs
 
     hint = "make one: deploynas profile --device cpu"
-    path = profile or steps.newest("*.json", Path("profiles"), "device profile", hint)
+    path = profile or newest("*.json", Path("profiles"), "device profile", hint)
     device_profile = DeviceProfile.read(path)
     dataset = load_dataset(data)
     for text in dataset.warnings:
@@ -72,9 +72,10 @@ def search(
         if supernet is not None:
             trained = steps.open_supernet(supernet, dataset)
         elif (run / "supernet.json").exists():
+            say(f"supernet {run}, trained before", as_json=True)
             trained = steps.open_supernet(run, dataset)
         else:
-            settings = TrainingSettings(epochs=require_epochs(epochs), seed=seed)
+            settings = TrainingSettings(epochs=require_positive(epochs, "--epochs"), seed=seed)
             trained = steps.train(sides, dataset, run, settings, on_progress)
         try:
             device = open_device(identity.device, identity.threads, identity.provider)

@@ -22,21 +22,23 @@ def train(
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/supernet"),
     epochs: Annotated[float, typer.Option(help="Passes over the training images.")] = 4.0,
     seed: Annotated[int, typer.Option(help="Of order, subnets and weights.")] = 0,
-    resume: Annotated[bool, typer.Option(help="Always on: a run goes on where it was.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Always on: a run goes on where it was.")
+    ] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a supernet by the sandwich rule with in-place distillation."""
     from deploynas.data import load_dataset
+    from deploynas.errors import require_positive
     from deploynas.train import TrainingSettings
-    from deploynas.train.supernet import require_epochs
     from deploynas.workflows import steps
 
     dataset = load_dataset(data)
     for text in dataset.warnings:
         warn(text)
     chosen = steps.space_for(space_name, dataset, resolution)
-    settings = TrainingSettings(epochs=require_epochs(epochs), seed=seed)
+    settings = TrainingSettings(epochs=require_positive(epochs, "--epochs"), seed=seed)
     with progress(quiet) as on_progress:
         steps.train(chosen, dataset, output, settings, on_progress)
     if as_json:

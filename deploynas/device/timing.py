@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from deploynas.device.base import Device, Worker, open_worker
 from deploynas.device.reference import MEMORY_BYTES, NUM_CORE, write_references
-from deploynas.errors import InvalidInputError, MissingFileError
+from deploynas.errors import MissingFileError
 
 Floats = npt.NDArray[np.float64]
 UNSTABLE = 0.03  # relative half-width above which a report says "unstable"
@@ -305,10 +305,3 @@ class _Plan:
             )
             result[self._names[i]] = (float(medians[place]), level)
         return result
-
-
-def require_positive(value: float, what: str) -> float:
-    """Return ``value`` if it is a positive finite number."""
-    if not (math.isfinite(value) and value > 0):
-        raise InvalidInputError(f"{what} must be a positive number, got {value}")
-    return value

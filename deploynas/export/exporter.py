@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,6 @@ def export_network(
         OutputError: The folder cannot be written.
     """
     resolution = network.nodes[0].layer.height
-    state = {k: v.detach().cpu().numpy() for k, v in network.state_dict().items()}
     preprocessing = Preprocessing(
         resolution=resolution, channels=dataset.channels, mean=dataset.mean, std=dataset.std
     )
@@ -59,8 +59,7 @@ def export_network(
         "classes": json.dumps(dataset.classes),
         "preprocessing": preprocessing.model_dump_json(),
     }
-    model = emit(network.nodes, StateWeights(state), opset=opset, metadata=metadata)
-    content = model.SerializeToString()
+    content = network_bytes(network, opset=opset, metadata=metadata)
     images = dataset.test.images[:PARITY_IMAGES]
     difference = parity(network, content, dataset, images, resolution)
     path = folder / "model.onnx"
@@ -96,6 +95,19 @@ def export_network(
     )
     manifest.write(folder / "manifest.json")
     return manifest
+
+
+def network_bytes(
+    network: StaticNetwork,
+    *,
+    opset: int = DEFAULT_OPSET,
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """A static network as the bytes of its ONNX file."""
+    state = {k: v.detach().cpu().numpy() for k, v in network.state_dict().items()}
+    model = emit(network.nodes, StateWeights(state), opset=opset, metadata=metadata)
+    content: bytes = model.SerializeToString()
+    return content
 
 
 @torch.no_grad()

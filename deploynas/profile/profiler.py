@@ -12,7 +12,7 @@ import numpy as np
 
 from deploynas.device import CpuDevice, Device, Level, Samples, StopRule, measure
 from deploynas.device.timing import Progress
-from deploynas.errors import DeviceMismatchError, InvalidInputError
+from deploynas.errors import DeviceMismatchError, InvalidInputError, UnknownNameError
 from deploynas.graph import RandomWeights, emit
 from deploynas.profile.device_profile import (
     DeviceProfile,
@@ -198,7 +198,7 @@ def _calibration_archs(space: MobileSpace, profile: DeviceProfile) -> Archs:
     archs = np.concatenate(
         [
             space.sample(NUM_CALIBRATION // 2, rng),
-            space.sample_spread(NUM_CALIBRATION // 2 - 2 * len(new), rng),
+            space.sample_spread(max(1, NUM_CALIBRATION // 2 - 2 * len(new)), rng),
             *[space.smallest() for _ in new],
             *[space.largest() for _ in new],
         ]
@@ -243,8 +243,6 @@ def open_device(name: str, threads: int, provider: str | None = None) -> Device:
     Raises:
         UnknownNameError: No such device.
     """
-    from deploynas.errors import UnknownNameError
-
     if name != "cpu":
         raise UnknownNameError("device", name, ["cpu"])
     return CpuDevice(threads, provider) if provider else CpuDevice(threads)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
 from deploynas.artifacts import Record
-from deploynas.errors import InfeasibleBudgetError, InvalidInputError
+from deploynas.errors import InfeasibleBudgetError
 from deploynas.profile import LatencyModel
 from deploynas.spaces import Archs, MobileSpace
 
@@ -27,17 +25,6 @@ class Budget(Record):
     macs: float | None = None
     params: float | None = None
     peak_memory_bytes: float | None = None
-
-    def validate_limits(self) -> Budget:
-        """Return itself if every limit is a positive finite number.
-
-        Raises:
-            InvalidInputError: Names the limit.
-        """
-        for name, value in self.model_dump().items():
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise InvalidInputError(f"the {name} budget must be positive, got {value}")
-        return self
 
     def _costs(self, archs: Archs, model: LatencyModel) -> dict[str, np.ndarray]:
         space: MobileSpace = model.space

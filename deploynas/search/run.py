@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deploynas.errors import InfeasibleBudgetError
 from deploynas.profile import LatencyModel
 from deploynas.search.budget import Budget
 from deploynas.search.result import Candidate
@@ -55,6 +56,9 @@ def search(
         on_progress: Called with what is going on and its share done.
         measure_ms: Measures a network on the attached device (its upper confidence bound);
             None where the device is elsewhere, so that the prediction's bound decides.
+
+    Raises:
+        InfeasibleBudgetError: No network keeps the budget, by prediction or by measurement.
     """
     rng = np.random.default_rng(seed)
     not_binding = budget.require_reachable(model, rng)
@@ -95,18 +99,13 @@ def search(
     if "latency_ms" in not_binding and len(not_binding) == len(
         budget.model_dump(exclude_none=True)
     ):
-        largest = space.uniform()[-len(space.resolutions) :]
         known_best = finalists if others is None else np.concatenate([finalists, others])
-        merged = np.unique(np.concatenate([known_best, largest, space.largest()]), axis=0)
+        merged = np.unique(np.concatenate([known_best, space.largest()]), axis=0)
         finalists = merged[np.argsort([-accuracy(arch) for arch in merged], kind="stable")]
     best, measured = finalists[0], None
     if measure_ms is not None and budget.latency_ms is not None:
-        for i, arch in enumerate(finalists[:NUM_FINALISTS]):
-            on_progress("measuring finalists", i / NUM_FINALISTS)
-            upper = measure_ms(arch)
-            if upper <= budget.latency_ms:
-                best, measured = arch, upper
-                break
+        on_progress("measuring finalists", 0.0)
+        best, measured = _first_within(finalists[:NUM_FINALISTS], budget.latency_ms, measure_ms)
 
     def candidate(arch: Archs) -> Candidate:
         return describe(model, arch, accuracy(arch))
@@ -120,6 +119,26 @@ def search(
         not_binding=tuple(not_binding),
         num_evaluations=num_evaluations,
         measured_latency_ms=measured,
+    )
+
+
+def _first_within(
+    finalists: Archs, latency_ms: float, measure_ms: Evaluate
+) -> tuple[Archs, float]:
+    """The first finalist that measures within budget, and its upper confidence bound.
+
+    Raises:
+        InfeasibleBudgetError: All were predicted within budget and measure over it.
+    """
+    uppers = []
+    for arch in finalists:
+        uppers.append(measure_ms(arch))
+        if uppers[-1] <= latency_ms:
+            return arch, uppers[-1]
+    raise InfeasibleBudgetError(
+        f"none of the {len(uppers)} finalists measures within {latency_ms:g} ms, the lowest "
+        f"reaches {min(uppers):.4g} ms: the machine is slower than its profile",
+        "wait until it is quiet and search again, or profile into another --output",
     )
 
 

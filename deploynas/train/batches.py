@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -80,8 +80,3 @@ def augment(images: Tensor, rng: np.random.Generator, *, flip: bool) -> Tensor:
 def _shifts(rng: np.random.Generator, n: int, side: int, border: int) -> np.ndarray:
     start = rng.integers(0, 2 * border + 1, size=(n, 1))
     return start + np.arange(side)
-
-
-def concatenate(parts: Sequence[Tensor]) -> Tensor:
-    """Batches -> one tensor."""
-    return torch.cat(list(parts))

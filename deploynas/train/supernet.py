@@ -19,7 +19,7 @@ from torch import nn
 
 from deploynas.artifacts import Record
 from deploynas.data import ImageDataset
-from deploynas.errors import DeploynasError, InvalidInputError
+from deploynas.errors import DeploynasError
 from deploynas.nn import Supernet
 from deploynas.spaces import Archs, MobileSpace
 from deploynas.train.batches import Batches, augment
@@ -194,10 +194,3 @@ def _rows(n: int, settings: TrainingSettings, step: int, steps_per_epoch: int) -
 def pick_device() -> torch.device:
     """CUDA where present, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def require_epochs(epochs: float) -> float:
-    """Return ``epochs`` if training for so long makes sense."""
-    if not (math.isfinite(epochs) and epochs > 0):
-        raise InvalidInputError(f"--epochs must be a positive number, got {epochs}")
-    return epochs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,9 @@ from deploynas.artifacts import Artifact, ensure_writable, sha256
 from deploynas.check.verdict import measure_bytes
 from deploynas.data import ImageDataset
 from deploynas.device import Device
-from deploynas.errors import InvalidInputError, MissingFileError
-from deploynas.export.exporter import export_network
+from deploynas.errors import InvalidInputError, require_positive
+from deploynas.export.exporter import export_network, network_bytes
 from deploynas.export.manifest import Manifest
-from deploynas.graph import StateWeights, emit
 from deploynas.nn import Supernet
 from deploynas.profile import DeviceProfile, LatencyModel
 from deploynas.search import Budget, Candidate, DataRecord, SearchResult
@@ -152,10 +150,7 @@ def search(
 
     def measure_ms(arch: Archs) -> float:
         assert device is not None
-        network = evaluator.extract(arch)
-        state = {k: v.cpu().numpy() for k, v in network.state_dict().items()}
-        content = emit(network.nodes, StateWeights(state)).SerializeToString()
-        return measure_bytes(device, content).estimate().high
+        return measure_bytes(device, network_bytes(evaluator.extract(arch))).estimate().high
 
     outcome = run_search(
         model,
@@ -214,18 +209,6 @@ def export(
     )
 
 
-def newest(pattern: str, root: Path, what: str, hint: str) -> Path:
-    """The newest file under ``root`` that matches.
-
-    Raises:
-        MissingFileError: There is none; ``hint`` is what to type.
-    """
-    found = sorted(root.glob(pattern), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise MissingFileError(f"there is no {what} in {root}/", hint)
-    return found[-1]
-
-
 def budget_from(
     latency_ms: float | None,
     max_flops: float | None,
@@ -237,8 +220,8 @@ def budget_from(
         "latency": latency_ms, "FLOPs": max_flops, "params": max_params, "memory": max_memory,
     }  # fmt: skip
     for name, value in values.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InvalidInputError(f"the {name} budget must be a positive number, got {value:g}")
+        if value is not None:
+            require_positive(value, f"the {name} budget")
     return Budget(
         latency_ms=latency_ms, macs=max_flops, params=max_params, peak_memory_bytes=max_memory
     )

@@ -66,6 +66,7 @@ def test_light_imports(tmp_path: Path) -> None:
         (("profile", "--device", "cpuu"), 1, "did you mean 'cpu'"),
         (("check", "nothing.onnx"), 1, "does not exist"),
         (("check",), 1, "deploynas export"),
+        (("train", "--epochs", "nan"), 1, "--epochs must be a positive number"),
         (("export",), 1, "deploynas search"),
         (("nonsense",), 2, "No such command"),
     ],
@@ -130,6 +131,10 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
         checked = json.loads(done.stdout)
         assert 0 < checked["latency_ms"]["low"] <= checked["latency_ms"]["high"]
         assert 0 <= checked["accuracy"] <= 1
+
+    done = run("check", exported["model"], "--min-accuracy", "0.5", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "needs test images" in done.stderr
 
     model = tmp_path / exported["model"]
     model.write_bytes(model.read_bytes()[:-100])
