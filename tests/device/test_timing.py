@@ -12,8 +12,8 @@ import pytest
 from deploynas.device import CpuDevice, Identity, Level, Samples, StopRule, measure
 from deploynas.device.base import Worker, open_worker
 from deploynas.device.reference import MEMORY_BYTES, NUM_CORE, write_references
-from deploynas.device.timing import estimate, require_positive
-from deploynas.errors import DeviceError, InvalidInputError, UnknownNameError
+from deploynas.device.timing import estimate
+from deploynas.errors import DeviceError, InvalidInputError, UnknownNameError, require_positive
 from deploynas.graph.emit import RandomWeights, emit
 from deploynas.spaces import Layer
 from deploynas.spaces.layers import chain
