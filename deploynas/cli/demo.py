@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 def demo(
     data: Annotated[Path | None, typer.Option(help="Image folder or IDX files.")] = None,
     download: Annotated[bool, typer.Option(help="Fashion-MNIST, where it is not here.")] = False,
-    epochs: Annotated[float, typer.Option(help="Of the supernet's training.")] = 4.0,
+    epochs: Annotated[float, typer.Option(help="Of the supernet's training.")] = 2.0,
     seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -19,44 +19,39 @@ def export(
     run: Annotated[Path | None, typer.Argument(help="Run of a search; the newest.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the export.")] = None,
     data: Annotated[Path | None, typer.Option(help="Where the data moved to.")] = None,
+    inherited: Annotated[
+        bool, typer.Option("--inherited", help="The supernet's weights, retrained ones or not.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Directory of exports.")] = Path("exports"),
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Export the network of a search; parity with PyTorch is proved on real images."""
-    from deploynas.artifacts import newest
-    from deploynas.data import load_dataset
-    from deploynas.errors import InvalidInputError
     from deploynas.profile import DeviceProfile
-    from deploynas.search import SearchResult
     from deploynas.workflows import steps
 
-    if run is None:
-        hint = "make one: deploynas search --latency-ms 10"
-        run = newest("*/search.json", Path("runs"), "search result", hint).parent
-        say(f"exporting {run}", as_json=as_json)
-    result = SearchResult.read(SearchResult.file_in(run))
-    where = Path(result.data.source)
-    dataset = load_dataset(data or (where if where.exists() else None))
-    if dataset.fingerprint != result.data.fingerprint:
-        raise InvalidInputError(
-            f"the search ran on {result.data.source}, which is not this data", "pass its --data"
-        )
-    supernet = steps.open_supernet(Path(result.supernet), dataset)
+    run, result, dataset = steps.open_run(
+        run, data, lambda picked: say(f"exporting {picked}", as_json=as_json)
+    )
+    if steps.RetrainRecord.file_in(run).exists() and not inherited:
+        trained = steps.open_retrained(run, result, dataset)
+    else:
+        trained = steps.inherited(result.best, steps.open_supernet(Path(result.supernet), dataset))
     profile = DeviceProfile.read(Path(next(iter(result.inputs))))
     folder = output / (name or run.name)
-    manifest = steps.export(result, result.best, supernet, profile, folder)
+    manifest = steps.export(result, trained, profile, folder)
     if as_json:
         return print_json(
             {
                 "path": str(folder),
                 "model": str(folder / "model.onnx"),
                 "manifest": str(folder / "manifest.json"),
+                "weights": manifest.weights,
                 "parity_max_abs_diff": manifest.parity_max_abs_diff,
             }
         )
     say(
-        f"{folder / 'model.onnx'}: largest difference from PyTorch "
+        f"{folder / 'model.onnx'} ({manifest.weights} weights): largest difference from PyTorch "
         f"{manifest.parity_max_abs_diff:.1e} on {manifest.parity_num_images} images"
     )
     say(f"next: deploynas check {folder}")

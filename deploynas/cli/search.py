@@ -50,7 +50,7 @@ def search(
     from deploynas.artifacts import newest
     from deploynas.data import load_dataset
     from deploynas.profile import DeviceProfile, LatencyModel, open_device
-    from deploynas.train import TrainingSettings
+    from deploynas.train import SupernetRecipe
 
     hint = "make one: deploynas profile --device cpu"
     path = profile or newest("*.json", Path("profiles"), "device profile", hint)
@@ -75,7 +75,7 @@ def search(
             say(f"supernet {run}, trained before", as_json=True)
             trained = steps.open_supernet(run, dataset)
         else:
-            settings = TrainingSettings(epochs=require_positive(epochs, "--epochs"), seed=seed)
+            settings = SupernetRecipe(epochs=require_positive(epochs, "--epochs"), seed=seed)
             trained = steps.train(sides, dataset, run, settings, on_progress)
         try:
             device = open_device(identity.device, identity.threads, identity.provider)

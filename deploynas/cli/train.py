@@ -31,14 +31,14 @@ def train(
     """Train a supernet by the sandwich rule with in-place distillation."""
     from deploynas.data import load_dataset
     from deploynas.errors import require_positive
-    from deploynas.train import TrainingSettings
+    from deploynas.train import SupernetRecipe
     from deploynas.workflows import steps
 
     dataset = load_dataset(data)
     for text in dataset.warnings:
         warn(text)
     chosen = steps.space_for(space_name, dataset, resolution)
-    settings = TrainingSettings(epochs=require_positive(epochs, "--epochs"), seed=seed)
+    settings = SupernetRecipe(epochs=require_positive(epochs, "--epochs"), seed=seed)
     with progress(quiet) as on_progress:
         steps.train(chosen, dataset, output, settings, on_progress)
     if as_json:

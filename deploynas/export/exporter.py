@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
 import deploynas
 from deploynas.artifacts import open_atomic, sha256
 from deploynas.data import ImageDataset, normalise
 from deploynas.errors import ParityError
-from deploynas.export.manifest import Manifest, Preprocessing
+from deploynas.export.manifest import Manifest, Preprocessing, Weights
 from deploynas.graph import DEFAULT_OPSET, StateWeights, emit
 from deploynas.nn import StaticNetwork
 from deploynas.profile import DeviceProfile
@@ -29,6 +30,7 @@ def export_network(
     candidate: Candidate,
     folder: Path,
     *,
+    weights: Weights,
     space: dict[str, str | int | list[int]],
     dataset: ImageDataset,
     profile: DeviceProfile,
@@ -41,6 +43,7 @@ def export_network(
         network: The extracted subnet, recalibrated, in eval mode.
         candidate: Its architecture, costs and accuracy.
         folder: Created; files of an earlier export are replaced.
+        weights: How they were trained; recorded.
         space: Recorded.
         dataset: Real images for parity; classes and preprocessing.
         profile: Whose device, and at which level, the prediction is.
@@ -60,6 +63,7 @@ def export_network(
         "preprocessing": preprocessing.model_dump_json(),
     }
     content = network_bytes(network, opset=opset, metadata=metadata)
+    onnx.checker.check_model(content)
     images = dataset.test.images[:PARITY_IMAGES]
     difference = parity(network, content, dataset, images, resolution)
     path = folder / "model.onnx"
@@ -80,6 +84,7 @@ def export_network(
         predicted_latency_ms=candidate.predicted_latency_ms,
         prediction_error=candidate.prediction_error,
         latency_budget_ms=budget.latency_ms,
+        weights=weights,
         accuracy=candidate.accuracy,
         macs=candidate.macs,
         params=candidate.params,

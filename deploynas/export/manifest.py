@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from deploynas.artifacts import Artifact, Record
 from deploynas.device import Identity
+
+Weights = Literal["inherited", "fine-tuned", "from-scratch"]
 
 
 class Preprocessing(Record):
@@ -24,6 +26,7 @@ class Manifest(Artifact):
     Attributes:
         core_ms, memory_ms: The reference level of ``predicted_latency_ms``.
         prediction_error: Relative half-width of the prediction's 95 % residual.
+        weights: The supernet's own, trained further, or trained anew.
         accuracy: Validation accuracy of the PyTorch network, a fraction.
         parity_max_abs_diff: Largest difference of a logit, PyTorch against the exported file,
             over ``parity_num_images`` real images.
@@ -45,6 +48,7 @@ class Manifest(Artifact):
     predicted_latency_ms: float
     prediction_error: float
     latency_budget_ms: float | None
+    weights: Weights
     accuracy: float
     macs: int
     params: int

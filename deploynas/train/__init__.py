@@ -5,21 +5,20 @@ from __future__ import annotations
 from deploynas.train.batches import Batches
 from deploynas.train.checkpoint import load_weights, save_weights
 from deploynas.train.evaluate import SupernetEvaluator, accuracy
-from deploynas.train.supernet import (
-    TrainingProgress,
-    TrainingSettings,
-    pick_device,
-    train_supernet,
-)
+from deploynas.train.loop import Recipe, TrainingProgress, pick_device
+from deploynas.train.network import train_network
+from deploynas.train.supernet import SupernetRecipe, train_supernet
 
 __all__ = [
     "Batches",
+    "Recipe",
     "SupernetEvaluator",
+    "SupernetRecipe",
     "TrainingProgress",
-    "TrainingSettings",
     "accuracy",
     "load_weights",
     "pick_device",
     "save_weights",
+    "train_network",
     "train_supernet",
 ]

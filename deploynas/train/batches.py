@@ -32,7 +32,7 @@ class Batches:
     def images(self, indices: np.ndarray | slice, resolution: int) -> Tensor:
         """Normalised images ``(n, c, resolution, resolution)``, float32, channels last."""
         if resolution not in self._images:
-            self._images[resolution] = torch.from_numpy(self._split.resized(resolution))
+            self._images[resolution] = torch.tensor(self._split.resized(resolution))
         stored = self._images[resolution]
         batch = (
             stored[indices] if isinstance(indices, slice) else stored[torch.from_numpy(indices)]

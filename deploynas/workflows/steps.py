@@ -8,30 +8,36 @@ from pathlib import Path
 
 import torch
 
-from deploynas.artifacts import Artifact, ensure_writable, sha256
+from deploynas.artifacts import Artifact, ensure_writable, newest, sha256
 from deploynas.check.verdict import measure_bytes
-from deploynas.data import ImageDataset
+from deploynas.data import ImageDataset, load_dataset, resolutions_for
 from deploynas.device import Device
 from deploynas.errors import InvalidInputError, require_positive
 from deploynas.export.exporter import export_network, network_bytes
-from deploynas.export.manifest import Manifest
-from deploynas.nn import Supernet
+from deploynas.export.manifest import Manifest, Weights
+from deploynas.nn import StaticNetwork, Supernet, build
 from deploynas.profile import DeviceProfile, LatencyModel
 from deploynas.search import Budget, Candidate, DataRecord, SearchResult
 from deploynas.search import search as run_search
 from deploynas.spaces import Archs, MobileSpace, space
 from deploynas.train import (
+    Batches,
+    Recipe,
     SupernetEvaluator,
+    SupernetRecipe,
     TrainingProgress,
-    TrainingSettings,
+    accuracy,
     load_weights,
     pick_device,
     save_weights,
+    train_network,
     train_supernet,
 )
 
 OnProgress = Callable[[str, float], None]
 RUNS, EXPORTS = Path("runs"), Path("exports")
+FINE_TUNING = Recipe(epochs=3.0, batch_size=64, learning_rate=0.1)
+FROM_SCRATCH = Recipe(epochs=12.0, batch_size=64, learning_rate=0.1)
 
 
 class SupernetRecord(Artifact):
@@ -42,7 +48,7 @@ class SupernetRecord(Artifact):
 
     space: dict[str, str | int | list[int]]
     data: DataRecord
-    settings: TrainingSettings
+    settings: SupernetRecipe
     weights_sha256: str
 
 
@@ -71,8 +77,6 @@ def data_record(dataset: ImageDataset) -> DataRecord:
 
 def space_for(name: str, dataset: ImageDataset, resolutions: list[int] | None) -> MobileSpace:
     """A space with the data's classes, channels and resolutions."""
-    from deploynas.data import resolutions_for
-
     chosen = resolutions or list(resolutions_for(dataset.size))
     return space(name, dataset.num_classes, dataset.channels, chosen)
 
@@ -81,7 +85,7 @@ def train(
     chosen: MobileSpace,
     dataset: ImageDataset,
     run: Path,
-    settings: TrainingSettings,
+    settings: SupernetRecipe,
     on_progress: OnProgress,
 ) -> TrainedSupernet:
     """Train a supernet into ``run``; goes on from a checkpoint of the same training."""
@@ -187,23 +191,152 @@ def search(
     return result
 
 
+def open_run(
+    run: Path | None, data: Path | None, on_pick: Callable[[Path], None]
+) -> tuple[Path, SearchResult, ImageDataset]:
+    """A search's run (the newest where None) with its data.
+
+    Raises:
+        MissingFileError, InvalidInputError: There is none, or ``data`` is not what it ran on.
+    """
+    if run is None:
+        hint = "make one: deploynas search --latency-ms 10"
+        run = newest("*/search.json", RUNS, "search result", hint).parent
+        on_pick(run)
+    result = SearchResult.read(SearchResult.file_in(run))
+    where = Path(result.data.source)
+    dataset = load_dataset(data or (where if where.exists() else None))
+    if dataset.fingerprint != result.data.fingerprint:
+        raise InvalidInputError(
+            f"the search ran on {result.data.source}, which is not this data", "pass its --data"
+        )
+    return run, result, dataset
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network that can be exported; its candidate's accuracy is that of these weights."""
+
+    network: StaticNetwork
+    candidate: Candidate
+    dataset: ImageDataset
+    weights: Weights
+
+
+def inherited(candidate: Candidate, supernet: TrainedSupernet) -> TrainedNetwork:
+    """One of a result's networks with the supernet's weights, batch norms recalibrated."""
+    arch = supernet.network.space.encode([candidate.architecture])[0]
+    network = SupernetEvaluator(supernet.network, supernet.dataset).extract(arch)
+    return TrainedNetwork(network, candidate, supernet.dataset, "inherited")
+
+
+def from_scratch(result: SearchResult, dataset: ImageDataset, seed: int) -> TrainedNetwork:
+    """A result's chosen network, freshly initialised."""
+    torch.manual_seed(seed)
+    chosen = space(**result.space)  # type: ignore[arg-type]
+    arch = chosen.encode([result.best.architecture])[0]
+    network = build(chosen, arch).to(pick_device())
+    return TrainedNetwork(network, result.best, dataset, "from-scratch")
+
+
+def retrain(
+    start: TrainedNetwork, recipe: Recipe, on_progress: OnProgress, checkpoint: Path | None = None
+) -> TrainedNetwork:
+    """Train a network further (in place) and measure its validation accuracy."""
+
+    def progress(state: TrainingProgress) -> None:
+        text = f"retraining: loss {state.loss:.2f}, {state.images_per_second:.0f} images/s"
+        on_progress(text, state.step / state.num_steps)
+
+    network, dataset = start.network, start.dataset
+    train_network(network, dataset, recipe, checkpoint=checkpoint, on_progress=progress)
+    batches = Batches(dataset, dataset.val, next(network.parameters()).device)
+    measured = accuracy(network, batches, network.nodes[0].layer.height)
+    candidate = start.candidate.model_copy(update={"accuracy": measured})
+    weights: Weights = "fine-tuned" if start.weights == "inherited" else start.weights
+    return TrainedNetwork(network, candidate, dataset, weights)
+
+
+class RetrainRecord(Artifact):
+    """``retrained.json`` beside the weights. Format 1 (0.1.0): first version.
+
+    Attributes:
+        search_sha256: Of the ``search.json`` whose network this is.
+        accuracy: On the validation split, a fraction; ``accuracy_before``: with the supernet's
+            weights.
+    """
+
+    SCHEMA = "deploynas-retrained"
+    VERSION = 1
+
+    architecture: dict[str, int | list[int]]
+    weights: Weights
+    recipe: Recipe
+    accuracy: float
+    accuracy_before: float
+    weights_sha256: str
+    search_sha256: str
+
+    @classmethod
+    def file_in(cls, run: Path) -> Path:
+        """Where a run directory keeps it."""
+        return run / "retrained.json"
+
+
+def retrain_run(
+    run: Path, start: TrainedNetwork, recipe: Recipe, on_progress: OnProgress
+) -> RetrainRecord:
+    """Retrain the chosen network of a search; goes on from a checkpoint of the same training."""
+    ensure_writable(run)
+    checkpoint = run / "retrain-checkpoint.safetensors"
+    trained = retrain(start, recipe, on_progress, checkpoint)
+    path = save_weights(run / "retrained.safetensors", trained.network)
+    record = RetrainRecord(
+        architecture=start.candidate.architecture,
+        weights=trained.weights,
+        recipe=recipe,
+        accuracy=trained.candidate.accuracy,
+        accuracy_before=start.candidate.accuracy,
+        weights_sha256=sha256(path),
+        search_sha256=sha256(SearchResult.file_in(run)),
+    )
+    record.write(RetrainRecord.file_in(run))
+    checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def open_retrained(run: Path, result: SearchResult, dataset: ImageDataset) -> TrainedNetwork:
+    """The network that :func:`retrain_run` trained.
+
+    Raises:
+        InvalidInputError: It belongs to an earlier search, or the weights are damaged.
+    """
+    record = RetrainRecord.read(RetrainRecord.file_in(run))
+    path = run / "retrained.safetensors"
+    hint = f"train it again: deploynas retrain {run}; or export with --inherited"
+    if record.search_sha256 != sha256(SearchResult.file_in(run)):
+        raise InvalidInputError(f"{path} belongs to an earlier search of {run}", hint)
+    chosen = space(**result.space)  # type: ignore[arg-type]
+    network = StaticNetwork(chosen.layers(chosen.encode([record.architecture])[0]))
+    if not path.exists() or sha256(path) != record.weights_sha256:
+        raise InvalidInputError(f"{path} is not what {RetrainRecord.file_in(run)} says", hint)
+    load_weights(path, network)
+    network.to(pick_device()).eval()
+    candidate = result.best.model_copy(update={"accuracy": record.accuracy})
+    return TrainedNetwork(network, candidate, dataset, record.weights)
+
+
 def export(
-    result: SearchResult,
-    candidate: Candidate,
-    supernet: TrainedSupernet,
-    profile: DeviceProfile,
-    folder: Path,
+    result: SearchResult, trained: TrainedNetwork, profile: DeviceProfile, folder: Path
 ) -> Manifest:
     """Export one of a result's networks into ``folder``."""
-    trained_space = supernet.network.space
-    arch = trained_space.encode([candidate.architecture])[0]
-    network = SupernetEvaluator(supernet.network, supernet.dataset).extract(arch)
     return export_network(
-        network,
-        candidate,
+        trained.network,
+        trained.candidate,
         folder,
+        weights=trained.weights,
         space=result.space,
-        dataset=supernet.dataset,
+        dataset=trained.dataset,
         profile=profile,
         budget=result.budget,
     )

@@ -20,6 +20,7 @@ VERBS = {
     "search": {"--latency-ms", "--max-flops", "--max-params", "--max-memory", "--strategy",
                "--space", "--profile", "--supernet", "--data", "--seed", "--output", "--resume",
                "--json", "--quiet"},
+    "retrain": {"--from-scratch", "--data", "--epochs", "--json", "--quiet"},
     "export": {"--name", "--output", "--json", "--quiet"},
     "check": {"--device", "--threads", "--latency-ms", "--data", "--min-accuracy", "--json",
               "--quiet"},
@@ -68,6 +69,7 @@ def test_light_imports(tmp_path: Path) -> None:
         (("check",), 1, "deploynas export"),
         (("train", "--epochs", "nan"), 1, "--epochs must be a positive number"),
         (("export",), 1, "deploynas search"),
+        (("retrain",), 1, "deploynas search"),
         (("nonsense",), 2, "No such command"),
     ],
 )
@@ -124,6 +126,26 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     exported = json.loads(done.stdout)
     assert exported["parity_max_abs_diff"] < 1e-3
+    assert exported["weights"] == "inherited"
+
+    done = run("retrain", "--epochs", "1", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    retrained = json.loads(done.stdout)
+    done = run("export", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["weights"] == "fine-tuned"
+    manifest = json.loads((tmp_path / exported["manifest"]).read_text())
+    assert manifest["accuracy"] == retrained["accuracy"]
+
+    done = run(*search, "--max-flops", "9e5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run("export", cwd=tmp_path)  # another network now: those weights do not fit it
+    assert done.returncode == 1
+    assert "earlier search" in done.stderr
+    done = run("retrain", "--from-scratch", "--epochs", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run("export", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["weights"] == "from-scratch"
 
     for limit, code in (("1000", 0), ("0.000001", 3)):
         done = run("check", exported["path"], "--latency-ms", limit, "--json", cwd=tmp_path)
