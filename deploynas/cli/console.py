@@ -17,6 +17,8 @@ Threads = Annotated[int, typer.Option(help="Threads inside one operator.")]
 SpaceName = Annotated[str, typer.Option("--space", help="Search space.")]
 OnProgress = Callable[[str, float], None]
 
+LOG_SECONDS = 30.0
+
 err = Console(stderr=True)
 
 
@@ -37,9 +39,15 @@ def warn(text: str) -> None:
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[OnProgress]:
-    """A progress bar with time left on standard error: call with (text, share done)."""
+    """A progress bar with time left on standard error: call with (text, share done).
+
+    Where standard error is a log and no terminal: a line a stage, and one every half minute.
+    """
     if quiet:
         yield lambda text, share: None
+        return
+    if not err.is_terminal:
+        yield _log_progress()
         return
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -61,3 +69,16 @@ def progress(quiet: bool) -> Iterator[OnProgress]:
                 last = now
 
         yield on_progress
+
+
+def _log_progress() -> OnProgress:
+    stage, printed = "", 0.0
+
+    def on_progress(text: str, share: float) -> None:
+        nonlocal stage, printed
+        now = time.monotonic()
+        if text.split(":")[0] != stage or now - printed > LOG_SECONDS:
+            stage, printed = text.split(":")[0], now
+            typer.echo(f"{text} ({share:.0%})", err=True)
+
+    return on_progress

@@ -40,6 +40,9 @@ def main() -> None:
             raise
         message = f"this needs the package {error.name} (pip install 'deploynas[search]')"
         _fail("missing-dependency", message, EXIT_ERROR, as_json)
+    except OSError as error:  # a full disk, mostly
+        where = f" {error.filename}" if error.filename else ""
+        _fail("system", f"cannot write{where}: {error.strerror}", EXIT_ERROR, as_json)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):

@@ -6,6 +6,7 @@ another are refused.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 from collections.abc import Iterator
@@ -240,7 +241,8 @@ class Journal:
 
     def close(self) -> None:
         """Release the lock."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk was reported by append
+            self._file.close()
 
 
 @contextmanager

@@ -166,3 +166,22 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     done = run("check", exported["model"], cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("limit", [20_000, 0])
+def test_a_full_disk_is_one_line(limit: int, tmp_path: Path) -> None:
+    """The system refuses to let files grow, as it does on a full disk."""
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        "from deploynas.cli.main import main; main()"
+    )
+    arguments = ("profile", "--num-classes", "2", "--in-channels", "1", "--resolution", "20")
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *arguments, "--output", "p/cpu.json"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=300,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: cannot write")
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "p" / "cpu.json").exists()
