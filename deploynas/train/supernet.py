@@ -30,7 +30,7 @@ class SupernetRecipe(Recipe):
 
     epochs: float = 4.0
     teacher_ramp: float = 0.3
-    num_random: int = 2
+    num_random: int = 1
 
 
 def train_supernet(
