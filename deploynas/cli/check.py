@@ -35,8 +35,8 @@ def check(
     from deploynas.check import check as run_check
     from deploynas.check.verdict import load_target
     from deploynas.data import load_dataset
+    from deploynas.device import open_device
     from deploynas.errors import DeploynasError, InvalidInputError, require_positive
-    from deploynas.profile import open_device
 
     if latency_ms is not None:
         require_positive(latency_ms, "--latency-ms")

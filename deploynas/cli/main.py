@@ -22,7 +22,10 @@ app = typer.Typer(
 _ClickException: Any = next(
     c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
 )
-VERBS = ("spaces", "devices", "profile", "train", "search", "retrain", "export", "check", "demo")
+VERBS = (
+    "spaces", "devices", "profile", "train", "search", "retrain", "export", "check", "inspect",
+    "demo",
+)  # fmt: skip
 for verb in VERBS:
     import_module(f"deploynas.cli.{verb}").register(app)
 

@@ -34,7 +34,7 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Search a space under a profile's latency and other limits."""
-    from deploynas.errors import DeploynasError, UnknownNameError, require_positive
+    from deploynas.errors import UnknownNameError, require_positive
     from deploynas.spaces import space, space_names
     from deploynas.workflows import steps
 
@@ -49,7 +49,8 @@ def search(
         space(space_name)
     from deploynas.artifacts import newest
     from deploynas.data import load_dataset
-    from deploynas.profile import DeviceProfile, LatencyModel, open_device
+    from deploynas.device import open_attached
+    from deploynas.profile import DeviceProfile, LatencyModel
     from deploynas.train import SupernetRecipe
 
     hint = "make one: deploynas profile --device cpu"
@@ -77,13 +78,9 @@ def search(
         else:
             settings = SupernetRecipe(epochs=require_positive(epochs, "--epochs"), seed=seed)
             trained = steps.train(sides, dataset, run, settings, on_progress)
-        try:
-            device = open_device(identity.device, identity.threads, identity.provider)
-        except DeploynasError:
-            device = None  # searching for a device that is elsewhere
         result = steps.search(
-            trained, path, budget, run, device=device, strategy=strategy, seed=seed,
-            num_evaluations=evaluations, on_progress=on_progress,
+            trained, path, budget, run, device=open_attached(identity), strategy=strategy,
+            seed=seed, num_evaluations=evaluations, on_progress=on_progress,
         )  # fmt: skip
     best = result.best
     if as_json:

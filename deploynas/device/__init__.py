@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from deploynas.device.base import Device, Identity
 from deploynas.device.cpu import CpuDevice
+from deploynas.device.registry import DEVICE_NAMES, open_attached, open_device
 from deploynas.device.timing import Estimate, Level, Samples, StopRule, measure
 
 __all__ = [
+    "DEVICE_NAMES",
     "CpuDevice",
     "Device",
     "Estimate",
@@ -15,4 +17,6 @@ __all__ = [
     "Samples",
     "StopRule",
     "measure",
+    "open_attached",
+    "open_device",
 ]

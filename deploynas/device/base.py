@@ -18,6 +18,7 @@ from typing import Protocol
 from deploynas.artifacts import Record
 from deploynas.errors import DeviceError
 
+END_SECONDS = 5.0  # that a worker may take to end
 ANSWER_HINT = "run it again: what was measured is kept"
 
 
@@ -143,10 +144,15 @@ class Worker:
         return f": {lines[-1]}" if lines else ""
 
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._log):
+        """End the process: by the end of its input, so that it can tidy up, or by force."""
+        with contextlib.suppress(OSError):
+            self._process.stdin and self._process.stdin.close()
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for stream in (self._process.stdout, self._log):
             with contextlib.suppress(OSError):
                 stream and stream.close()
 

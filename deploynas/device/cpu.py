@@ -29,9 +29,9 @@ class CpuDevice:
     """
 
     def __init__(self, threads: int = 1, provider: str = DEFAULT_PROVIDER) -> None:
-        if not 1 <= threads <= len(_cores()):
+        if not 1 <= threads <= len(available_cores()):
             raise InvalidInputError(
-                f"--threads {threads}: this machine offers 1 to {len(_cores())}"
+                f"--threads {threads}: this machine offers 1 to {len(available_cores())}"
             )
         if provider != DEFAULT_PROVIDER:
             import onnxruntime
@@ -66,7 +66,7 @@ class CpuDevice:
 
     def command(self, session: int) -> list[str]:
         """A worker pinned to ``threads`` of the fastest cores, another set each session."""
-        cores = _cores()
+        cores = available_cores()
         first = session * self._threads % len(cores)
         chosen = [cores[(first + i) % len(cores)] for i in range(self._threads)]
         script = str(Path(__file__).with_name("worker.py"))
@@ -98,7 +98,7 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cores() -> list[int]:
+def available_cores() -> list[int]:
     """The cores this process may use; on big.LITTLE systems only the fastest kind."""
     if not hasattr(os, "sched_getaffinity"):
         return list(range(os.cpu_count() or 1))

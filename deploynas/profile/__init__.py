@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from deploynas.profile.device_profile import DeviceProfile, Validation
 from deploynas.profile.latency_model import LatencyModel
-from deploynas.profile.profiler import open_device, profile_space
+from deploynas.profile.profiler import profile_space
 
-__all__ = ["DeviceProfile", "LatencyModel", "Validation", "open_device", "profile_space"]
+__all__ = ["DeviceProfile", "LatencyModel", "Validation", "profile_space"]

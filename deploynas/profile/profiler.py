@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from deploynas.device import CpuDevice, Device, Level, Samples, StopRule, measure
+from deploynas.device import Device, Level, Samples, StopRule, measure
 from deploynas.device.timing import Progress
-from deploynas.errors import DeviceMismatchError, InvalidInputError, UnknownNameError
+from deploynas.errors import DeviceMismatchError, InvalidInputError
 from deploynas.graph import RandomWeights, emit
 from deploynas.profile.device_profile import (
     DeviceProfile,
@@ -235,14 +235,3 @@ def _with_networks(
 
 def _name(arch: Archs) -> str:
     return "".join(map(str, arch))
-
-
-def open_device(name: str, threads: int, provider: str | None = None) -> Device:
-    """A device by name.
-
-    Raises:
-        UnknownNameError: No such device.
-    """
-    if name != "cpu":
-        raise UnknownNameError("device", name, ["cpu"])
-    return CpuDevice(threads, provider) if provider else CpuDevice(threads)

@@ -70,7 +70,7 @@ def search(
         key = arch.tobytes()
         if key not in known:
             known[key] = evaluator.accuracy(arch, QUICK_IMAGES, QUICK_CALIBRATION)
-            on_progress("evaluating networks", len(known) / (2 * num_evaluations))
+            on_progress("evaluating networks", min(1.0, len(known) / (2 * num_evaluations)))
         return known[key]
 
     def accuracy(arch: Archs) -> float:

@@ -142,7 +142,10 @@ def search(
     num_evaluations: int,
     on_progress: OnProgress,
 ) -> SearchResult:
-    """Search under a profile; writes ``run/search.json``."""
+    """Search under a profile; writes ``run/search.json``.
+
+    Finalists are measured on ``device``, the profile's own; None where it is elsewhere.
+    """
     ensure_writable(run)
     profile = DeviceProfile.read(profile_path)
     trained_space = supernet.network.space
@@ -150,7 +153,6 @@ def search(
     chosen = profile.restrict(trained_space)
     model = LatencyModel(chosen, profile)
     evaluator = SupernetEvaluator(supernet.network, supernet.dataset, chosen)
-    attached = device is not None and not profile.identity.differences(device.identity)
 
     def measure_ms(arch: Archs) -> float:
         assert device is not None
@@ -163,7 +165,7 @@ def search(
         strategy=strategy,
         seed=seed,
         num_evaluations=num_evaluations,
-        measure_ms=measure_ms if attached else None,
+        measure_ms=measure_ms if device else None,
         on_progress=on_progress,
     )
     inputs = [profile_path, supernet.run / "supernet.json", supernet.run / "supernet.safetensors"]

@@ -24,6 +24,7 @@ VERBS = {
     "export": {"--name", "--output", "--json", "--quiet"},
     "check": {"--device", "--threads", "--latency-ms", "--data", "--min-accuracy", "--json",
               "--quiet"},
+    "inspect": {"--profile", "--space", "--json", "--quiet"},
     "demo": {"--data", "--download", "--json", "--quiet"},
 }  # fmt: skip
 
@@ -71,6 +72,11 @@ def test_light_imports(tmp_path: Path) -> None:
         (("export",), 1, "deploynas search"),
         (("retrain",), 1, "deploynas search"),
         (("nonsense",), 2, "No such command"),
+        (("devices", "install", "wep"), 1, "did you mean 'web'"),
+        (("profile", "validate"), 1, "deploynas profile --device cpu"),
+        (("profile", "validate", "nothing.json"), 1, "does not exist"),
+        (("profile", "--budget-minutes", "nan"), 1, "--budget-minutes must be a positive"),
+        (("inspect", "nothing.onnx"), 1, "does not exist"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -106,6 +112,14 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_layers"] > 0
 
+    done = run("profile", "validate", "--num-networks", "6", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    validated = json.loads(done.stdout)
+    assert validated["num_networks"] == 6
+    assert 0 <= validated["mape"] <= validated["worst"]
+    with Image.open(tmp_path / validated["picture"]) as picture:
+        assert picture.width > 300
+
     done = run("search", "--data", data, "--latency-ms", "0.0001", cwd=tmp_path)
     assert done.returncode == 1
     assert "lowest reachable" in done.stderr
@@ -127,6 +141,19 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     exported = json.loads(done.stdout)
     assert exported["parity_max_abs_diff"] < 1e-3
     assert exported["weights"] == "inherited"
+
+    costs = {}
+    for arguments in ((exported["path"],), (found["run"], "--profile", "profiles/cpu.json")):
+        done = run("inspect", *arguments, "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        costs[arguments[0]] = json.loads(done.stdout)
+    of_file, of_run = costs.values()
+    assert of_file["macs"] == of_run["macs"]
+    assert of_file["weight_bytes"] == of_run["weight_bytes"]
+    assert all(row["latency_ms"] > 0 for row in of_run["layers"])
+    assert of_run["predicted_latency_ms"] > 0
+    done = run("inspect", exported["model"], cwd=tmp_path)
+    assert "M MACs" in done.stdout
 
     done = run("retrain", "--epochs", "1", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,71 @@
+// Opens and times ONNX models with onnxruntime-web: the same code in Node and in a page.
+
+// A sample must last so many ticks of the clock; a faster model is run several times for it.
+const TICKS = 50;
+
+export class Engine {
+  // ort: the module; clockMs: resolution of performance.now() in milliseconds.
+  constructor(ort, clockMs) {
+    ort.env.wasm.numThreads = 1;
+    ort.env.logLevel = 'error';
+    this.ort = ort;
+    this.shortestMs = TICKS * clockMs;
+    this.models = [];
+  }
+
+  // bytes: a model file. Sessions are numbered in the order of loading.
+  async load(bytes) {
+    const session = await this.ort.InferenceSession.create(bytes, { executionProviders: ['wasm'] });
+    const feeds = {};
+    for (const input of session.inputMetadata) feeds[input.name] = this.randomInput(input);
+    this.models.push({ session, feeds });
+    return { loaded: this.models.length };
+  }
+
+  // touches: [model, runs] pairs -> milliseconds of each run; one more run first is dropped.
+  async time(touches) {
+    const ms = [];
+    for (const [index, runs] of touches) ms.push(await this.touch(this.models[index], runs));
+    return { ms };
+  }
+
+  async touch({ session, feeds }, runs) {
+    const dropped = await sample(session, feeds, 1);
+    const repeats = Math.max(1, Math.ceil(this.shortestMs / Math.max(dropped, 1e-3)));
+    const times = [];
+    for (let i = 0; i < runs; i++) times.push(await sample(session, feeds, repeats));
+    return times;
+  }
+
+  randomInput({ name, type, shape }) {
+    if (!shape.every(Number.isInteger)) {
+      throw new Error(`input '${name}' has the dynamic shape [${shape.join(', ')}]`);
+    }
+    const size = shape.reduce((product, side) => product * side, 1);
+    if (type === 'float32') {
+      return new this.ort.Tensor(type, Float32Array.from({ length: size }, normal), shape);
+    }
+    if (type === 'uint8') {
+      const pixels = Uint8Array.from({ length: size }, () => Math.floor(256 * Math.random()));
+      return new this.ort.Tensor(type, pixels, shape);
+    }
+    throw new Error(`input '${name}' has the unsupported type ${type}`);
+  }
+}
+
+// Milliseconds of one run, as the mean of `repeats` runs in a row.
+async function sample(session, feeds, repeats) {
+  const start = performance.now();
+  for (let i = 0; i < repeats; i++) await session.run(feeds);
+  return (performance.now() - start) / repeats;
+}
+
+function normal() {
+  const radius = Math.sqrt(-2 * Math.log(1 - Math.random()));
+  return radius * Math.cos(2 * Math.PI * Math.random());
+}
+
+// One line for people out of whatever was thrown.
+export function describe(error) {
+  return String((error && error.message) || error).split(/\s+/).join(' ');
+}

@@ -1,0 +1,25 @@
+// The worker of the `web` device: onnxruntime-web in Node.
+// Run as `node node.mjs DIST`, the runtime's dist folder; the conversation is base.py's.
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { pathToFileURL } from 'node:url';
+import { Engine, describe } from './engine.mjs';
+
+const dist = process.argv[2];
+const ort = await import(pathToFileURL(join(dist, 'ort.wasm.bundle.min.mjs')));
+ort.env.wasm.wasmBinary = readFileSync(join(dist, 'ort-wasm-simd-threaded.wasm'));
+console.log = console.error; // whatever the runtime prints must not reach the conversation
+const engine = new Engine(ort, 0.001);
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const question = JSON.parse(line);
+  let answer;
+  try {
+    answer =
+      'load' in question ? await engine.load(readFileSync(question.load)) : await engine.time(question.time);
+  } catch (error) {
+    answer = { error: describe(error) };
+  }
+  process.stdout.write(JSON.stringify(answer) + '\n');
+}

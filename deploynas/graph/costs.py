@@ -1,0 +1,143 @@
+"""MACs, weights and feature maps of any ONNX file, node by node. No torch, nothing is run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+
+from deploynas.errors import InvalidInputError, MissingFileError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """What one node of a graph costs for one run.
+
+    Attributes:
+        macs: Multiply-adds of a convolution, a matrix product or a Gemm; 0 for the rest.
+        num_weights: Constants that feed the node, counted where they are first used.
+        weight_bytes: Their bytes.
+        input_shape, output_shape: Of the first input and output.
+        output_bytes: Of all outputs.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    num_weights: int
+    weight_bytes: int
+    input_shape: Shape
+    output_shape: Shape
+    output_bytes: int
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file.
+
+    Raises:
+        MissingFileError: No such file.
+        InvalidInputError: Not an ONNX model, or a truncated one.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InvalidInputError(f"{path} is not a valid ONNX model: {first}") from None
+    return model
+
+
+def node_costs(path: Path) -> tuple[list[NodeCost], int]:
+    """Every node's cost, in order, and the peak bytes of live feature maps.
+
+    A feature map lives from the node that makes it to the last that reads it, in the order of
+    the file; the input of the network counts.
+
+    Raises:
+        MissingFileError, InvalidInputError: See :func:`read_model`; or a shape is dynamic or
+            cannot be inferred (the first such tensor is named).
+    """
+    model = onnx.shape_inference.infer_shapes(read_model(path))
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            weights[node.output[0]] = node.attribute[0].t
+    sizes: dict[str, tuple[Shape, int]] = {
+        name: (tuple(tensor.dims), numpy_helper.to_array(tensor).nbytes)
+        for name, tensor in weights.items()
+    }
+    for info in [*graph.input, *graph.value_info, *graph.output]:
+        if info.name not in sizes:
+            sizes[info.name] = _size(path, info)
+    counted: set[str] = set()
+    costs = []
+    for index, node in enumerate(graph.node):
+        if node.op_type == "Constant":
+            continue
+        missing = [n for n in [*node.input, *node.output] if n and n not in sizes]
+        if missing:
+            raise InvalidInputError(f"{path}: the shape of {missing[0]!r} cannot be inferred")
+        own = [n for n in node.input if n in weights and n not in counted]
+        counted.update(own)
+        inputs = [sizes[n][0] for n in node.input if n]
+        costs.append(
+            NodeCost(
+                name=node.name or f"{node.op_type}_{index}",
+                kind=node.op_type,
+                macs=_macs(node, inputs, sizes[node.output[0]][0]),
+                num_weights=sum(math.prod(sizes[n][0]) for n in own),
+                weight_bytes=sum(sizes[n][1] for n in own),
+                input_shape=inputs[0] if inputs else (),
+                output_shape=sizes[node.output[0]][0],
+                output_bytes=sum(sizes[n][1] for n in node.output if n),
+            )
+        )
+    return costs, _peak_bytes(graph, {n: size for n, (_, size) in sizes.items()}, set(weights))
+
+
+def _size(path: Path, info: onnx.ValueInfoProto) -> tuple[Shape, int]:
+    tensor = info.type.tensor_type
+    if not tensor.HasField("shape") or any(not d.HasField("dim_value") for d in tensor.shape.dim):
+        raise InvalidInputError(
+            f"{path}: {info.name!r} has a dynamic shape", "export it with a fixed input shape"
+        )
+    shape = tuple(d.dim_value for d in tensor.shape.dim)
+    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    return shape, math.prod(shape) * kind.itemsize
+
+
+def _macs(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
+    """Multiply-adds; biases are not counted, as in papers."""
+    if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
+        weight = inputs[3] if node.op_type == "QLinearConv" else inputs[1]
+        return math.prod(output) * math.prod(weight[1:])
+    if node.op_type == "ConvTranspose":
+        return math.prod(inputs[0]) * math.prod(inputs[1][1:])
+    if node.op_type == "Gemm":
+        transposed = any(a.name == "transA" and a.i for a in node.attribute)
+        return math.prod(output) * inputs[0][0 if transposed else 1]
+    if node.op_type in ("MatMul", "MatMulInteger", "QLinearMatMul"):
+        return math.prod(output) * inputs[0][-1]
+    return 0
+
+
+def _peak_bytes(graph: onnx.GraphProto, sizes: dict[str, int], constants: set[str]) -> int:
+    last_use = {name: i for i, node in enumerate(graph.node) for name in node.input}
+    for info in graph.output:
+        last_use[info.name] = len(graph.node)
+    live = {info.name for info in graph.input} - constants
+    peak = sum(sizes[n] for n in live)
+    for i, node in enumerate(graph.node):
+        live |= {n for n in node.output if n} - constants
+        peak = max(peak, sum(sizes[n] for n in live))
+        live = {n for n in live if last_use.get(n, -1) > i}
+    return peak

@@ -1,0 +1,126 @@
+"""Predictions against measurements of networks that the latency model has never seen."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from deploynas.device import Device, Estimate, Level, StopRule, measure
+from deploynas.graph import RandomWeights, emit
+from deploynas.profile.device_profile import DeviceProfile, Validation, space_key
+from deploynas.profile.latency_model import LatencyModel, judge
+from deploynas.spaces import Archs, MobileSpace, space
+
+Floats = npt.NDArray[np.float64]
+RULE = StopRule(precision=0.005, min_sessions=6, max_sessions=10, rounds=8)
+SEED = 20_001  # calibration draws with others
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What :func:`validate` measured.
+
+    Attributes:
+        archs: ``(n, num_choices)``.
+        predicted_ms: ``(n,)`` by the latency model; ``sum_ms`` by adding up layers.
+        measured: One estimate a network, at the profile's reference level.
+        half_width: What the model states as its error, relative.
+    """
+
+    archs: Archs
+    predicted_ms: Floats
+    sum_ms: Floats
+    measured: list[Estimate]
+    half_width: float
+
+    @property
+    def measured_ms(self) -> Floats:
+        """``(n,)`` medians."""
+        return np.array([e.median for e in self.measured])
+
+    @property
+    def errors(self) -> Floats:
+        """``(n,)`` relative errors of the predictions, signed."""
+        errors: Floats = self.predicted_ms / self.measured_ms - 1
+        return errors
+
+    @property
+    def table(self) -> Validation:
+        """The error table."""
+        noise = [e.half_width for e in self.measured]
+        return judge(self.predicted_ms, self.measured_ms, noise)
+
+    @property
+    def sum_mape(self) -> float:
+        """Mean absolute error of the plain sum of layers."""
+        return float(np.abs(self.sum_ms / self.measured_ms - 1).mean())
+
+    @property
+    def num_unstable(self) -> int:
+        """Networks whose samples do not say much."""
+        return sum(e.unstable for e in self.measured)
+
+
+def profiled_spaces(profile: DeviceProfile, precision: str = "fp32") -> list[MobileSpace]:
+    """The spaces that a profile was calibrated for, at the resolutions that it holds."""
+    found = []
+    for key, records in profile.networks.items():
+        kind, name, num_classes, in_channels = key.split("/")
+        if kind == precision:
+            sides = sorted({int(r.architecture["resolution"]) for r in records})  # type: ignore[arg-type]
+            found.append(space(name, int(num_classes), int(in_channels), sides))
+            assert space_key(found[-1], precision) == key
+    return found
+
+
+def validate(
+    model: LatencyModel,
+    profile: DeviceProfile,
+    device: Device,
+    archs: Archs,
+    *,
+    rule: StopRule = RULE,
+    seed: int = SEED,
+    on_progress: Callable[[str, float], None] = lambda text, share: None,
+) -> Judgement:
+    """Measure ``archs`` now and compare with what the model predicts.
+
+    Args:
+        model: Predicts.
+        profile: The model's; its reference level is what measurements are normalised to.
+        device: Must be the one that made the profile.
+        archs: ``(n, num_choices)``, none of which calibrated the model.
+        rule: Precision of the measurement.
+        seed: Of the order of touching.
+        on_progress: Called with what is going on and its share done.
+
+    Raises:
+        DeviceMismatchError: ``device`` is another one.
+        DeviceError: It failed; see its class.
+    """
+    profile.require_same_device(device.identity, Path("the profile"))
+    assert profile.level is not None
+    level = Level(profile.level.core_ms, profile.level.memory_ms)
+    with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
+        paths = {}
+        for i, arch in enumerate(archs):
+            paths[str(i)] = Path(folder) / f"{i}.onnx"
+            content = emit(model.space.layers(arch), RandomWeights(i)).SerializeToString()
+            paths[str(i)].write_bytes(content)
+        samples = measure(
+            device, paths, rule, seed=seed,
+            on_progress=lambda p: on_progress(f"{len(archs)} networks", p.done),
+        )  # fmt: skip
+    layer_ms = np.array([profile.layer_ms(x) for x in model.space.layer_table])
+    return Judgement(
+        archs=archs,
+        predicted_ms=model.predict_ms(archs),
+        sum_ms=model.space.sum_over_layers(archs, layer_ms),
+        measured=[samples[str(i)].estimate(level) for i in range(len(archs))],
+        half_width=model.half_width,
+    )

@@ -1,0 +1,216 @@
+"""The web devices: real onnxruntime-web in Node and in a headless browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from deploynas.device import Identity, StopRule, measure, open_attached, open_device
+from deploynas.device.base import Worker, open_worker
+from deploynas.device.web import HOSTS, WebDevice, install_runtime
+from deploynas.device.web import install as web_install
+from deploynas.errors import (
+    DeploynasError,
+    DeviceError,
+    InvalidInputError,
+    MissingDependencyError,
+    UnknownNameError,
+)
+from deploynas.graph.emit import RandomWeights, emit
+from deploynas.spaces import Layer
+from deploynas.spaces.layers import chain
+
+SMALL = Layer("conv", 3, 8, 16, 16, kernel_size=3, activation="relu")
+LARGE = Layer("conv", 32, 32, 48, 48, kernel_size=3, activation="relu")
+QUICK = StopRule(precision=1e-9, min_sessions=1, max_sessions=1, rounds=2, touch_ms=0.1)
+
+
+@pytest.fixture(scope="module", params=list(HOSTS))
+def device(request):
+    try:
+        install_runtime()
+        return WebDevice(request.param)
+    except DeploynasError as error:
+        pytest.skip(str(error))
+
+
+def write_model(path, layer):
+    path.write_bytes(emit(chain([layer]), RandomWeights()).SerializeToString())
+    return path
+
+
+@pytest.fixture
+def models(tmp_path):
+    layers = {"small": SMALL, "large": LARGE}
+    return {name: write_model(tmp_path / f"{name}.onnx", layers[name]) for name in layers}
+
+
+def browser_folders():
+    return set(Path(tempfile.gettempdir()).glob("deploynas-chromium-*"))
+
+
+def browser_processes(folders):
+    names = {str(folder) for folder in folders}
+    lines = subprocess.run(["ps", "-axww", "-o", "args"], capture_output=True, text=True).stdout
+    return [line for line in lines.splitlines() if any(name in line for name in names)]
+
+
+def test_measure(device, models):
+    before = browser_folders()
+    samples = measure(device, models, QUICK)
+    small, large = (samples[name].estimate(samples[name].level) for name in ("small", "large"))
+    assert 0 < small.median < large.median
+    assert browser_folders() == before
+
+
+@pytest.fixture(scope="module")
+def worker(device, tmp_path_factory):
+    """A worker with a small and a large model: starting one takes seconds."""
+    folder = tmp_path_factory.mktemp("models")
+    paths = [write_model(folder / f"{i}.onnx", layer) for i, layer in enumerate((SMALL, LARGE))]
+    with open_worker(device, 0, paths) as opened:
+        yield opened
+
+
+def test_answers_repeat(worker):
+    """Compiled once, by the optimising compiler: the first samples are like the last."""
+    times = np.array(worker.time([(1, 10)] * 20))
+    first, last = np.median(times[:5]), np.median(times[-5:])
+    assert 0.6 < first / last < 1.6
+
+
+def test_a_run_that_is_shorter_than_the_clock_ticks_is_not_zero(worker):
+    (times,) = worker.time([(0, 20)])
+    assert min(times) > 0
+    assert len(set(times)) > 1
+
+
+def test_a_broken_model_is_named(worker, models, tmp_path):
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(models["small"].read_bytes()[:-40])
+    with pytest.raises(DeviceError, match="the device failed with broken"):
+        worker.load(broken)
+    assert len(worker.time([(0, 1), (1, 1)])) == 2  # the others go on
+
+
+def test_a_dynamic_shape_is_refused(worker, tmp_path):
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 3]) for n in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "dynamic.onnx"
+    onnx.save(model, path)
+    with pytest.raises(DeviceError, match="dynamic shape"):
+        worker.load(path)
+
+
+def test_identity(device):
+    identity = device.identity
+    assert identity.provider == "wasm"
+    assert identity.runtime.startswith("onnxruntime-web 1.")
+    assert identity.session_options["host"].split()[0] == HOSTS[identity.device]
+    assert not identity.differences(open_device(identity.device).identity)
+    assert open_attached(identity)
+    other = identity.model_copy(update={"processor": "another"})
+    assert open_attached(other) is None
+    cpu = open_device("cpu").identity
+    assert {d.split(":")[0] for d in identity.differences(cpu)} >= {"device", "runtime"}
+    assert Identity.model_validate_json(identity.model_dump_json()) == identity
+
+
+def test_threads_and_providers_are_refused(device):
+    name = device.identity.device
+    with pytest.raises(InvalidInputError, match="has one thread"):
+        open_device(name, threads=2)
+    with pytest.raises(InvalidInputError, match="--provider"):
+        open_device(name, provider="CPUExecutionProvider")
+
+
+def test_nothing_is_left_when_the_tool_is_killed(device, models):
+    """The worker and the browser end when the process that asked does, whatever ended it."""
+    before = browser_folders()
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from deploynas.device import open_device\n"
+        "from deploynas.device.base import open_worker\n"
+        "with open_worker(open_device(sys.argv[1]), 0, [Path(sys.argv[2])]) as worker:\n"
+        "    print(worker._process.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    name = device.identity.device
+    command = [sys.executable, "-c", code, name, str(models["small"])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        pid = int(process.stdout.readline())
+        new = browser_folders() - before
+        assert bool(browser_processes(new)) == (HOSTS[name] == "chromium")
+        process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and (browser_processes(new) or exists(pid)):
+        time.sleep(0.1)
+    assert not exists(pid)
+    assert not browser_processes(new)
+    assert browser_folders() == before
+
+
+def exists(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # an orphan that nobody has reaped yet is gone all the same
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return not state.stdout.strip().startswith("Z")
+
+
+def test_a_runtime_that_is_missing(monkeypatch, tmp_path):
+    if shutil.which("node") is None:
+        pytest.skip("Node.js is not here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(MissingDependencyError, match="deploynas devices install web"):
+        WebDevice("web")
+
+
+def test_node_is_missing(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(MissingDependencyError, match="apt-get install nodejs"):
+        WebDevice("web")
+    with pytest.raises(MissingDependencyError, match="apt-get install nodejs"):
+        install_runtime()
+
+
+def test_an_installation_that_fails_leaves_nothing(monkeypatch, tmp_path):
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(web_install, "HERE", tmp_path)
+    (tmp_path / "package.json").write_text('{"dependencies": {"onnxruntime-web": "0.0.0"}}')
+    (tmp_path / "package-lock.json").write_text("{}")
+    with pytest.raises(DeviceError, match="npm could not install") as caught:
+        install_runtime()
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("**/node_modules"))
+
+
+def test_an_unknown_device_suggests_a_name():
+    with pytest.raises(UnknownNameError, match="did you mean 'web-chromium'"):
+        open_device("web-chrom")
+
+
+def test_a_worker_that_does_not_end_is_killed(monkeypatch):
+    monkeypatch.setattr("deploynas.device.base.END_SECONDS", 0.2)
+    worker = Worker([sys.executable, "-c", "import time; time.sleep(60)"])
+    worker.close()
+    assert worker._process.returncode == -signal.SIGKILL
