@@ -10,6 +10,7 @@ import sys
 from functools import cached_property
 from pathlib import Path
 
+from deploynas.device import reference
 from deploynas.device.base import Identity
 from deploynas.errors import InvalidInputError, UnknownNameError
 
@@ -53,7 +54,11 @@ class CpuDevice:
             runtime="onnxruntime " + ".".join(version.split(".")[:2]),
             provider=self._provider,
             threads=self._threads,
-            session_options={"allow_spinning": "0", "execution_mode": "sequential"},
+            session_options={
+                "allow_spinning": "0",
+                "execution_mode": "sequential",
+                "reference_set": reference.VERSION,
+            },
             recorded={
                 "runtime_version": version,
                 "system": platform.system(),

@@ -19,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from deploynas.device.base import Device, Worker, open_worker
-from deploynas.device.reference import MEMORY_BYTES, NUM_CORE, write_references
+from deploynas.device.reference import MEMORY_BYTES, write_references
 from deploynas.errors import MissingFileError
 
 Floats = npt.NDArray[np.float64]
 UNSTABLE = 0.03  # relative half-width above which a report says "unstable"
 PRIVATE_CACHE_BYTES = 4_000_000  # weights below this do not feel the shared memory
-REFERENCE_EVERY_MS = 25.0  # of model time inside a round
+REFERENCE_EVERY_MS = 60.0  # of model time inside a round
+READING = ((0, 3), (1, 3))  # touches of a reading of both references
 
 
 @dataclass(frozen=True)
@@ -265,11 +266,11 @@ class _Plan:
         self._worker = worker
         self._names = names
         self._expected_ms = self._warm_up()
-        self._runs = np.clip(np.ceil(touch_ms / self._expected_ms), 3, 15).astype(int)
+        self._runs = np.clip(np.ceil(touch_ms / self._expected_ms), 2, 15).astype(int)
 
     def _warm_up(self) -> Floats:
         """Touch every model until its time stops falling; returns the times."""
-        count = NUM_CORE + 1 + len(self._names)
+        count = len(READING) + len(self._names)
         last = np.full(count, np.inf)
         for _ in range(5):
             now = np.array([min(t) for t in self._worker.time([(i, 2) for i in range(count)])])
@@ -281,21 +282,21 @@ class _Plan:
 
     def round(self, rng: np.random.Generator) -> dict[str, tuple[float, Level]]:
         """Touch every model once, references in between: name -> (ms, level around it)."""
-        references = [(i, 2) for i in range(NUM_CORE + 1)]
-        first = len(references)
+        first = len(READING)
         order = rng.permutation(len(self._names))
-        touches, places, since_reference = list(references), [], 0.0
+        touches, places, since_reference = list(READING), [], 0.0
         for i in order:
             places.append(len(touches))
             touches.append((first + int(i), int(self._runs[first + i])))
             since_reference += self._expected_ms[first + i] * (self._runs[first + i] + 1)
             if since_reference > REFERENCE_EVERY_MS or i == order[-1]:
-                touches += references
+                touches += READING
                 since_reference = 0.0
-        medians = np.array([np.median(t) for t in self._worker.time(touches)])
+        times = self._worker.time(touches)
         readings = [p for p, (model, _) in enumerate(touches) if model == 0]
-        core = [float(np.exp(np.log(medians[p : p + NUM_CORE]).mean())) for p in readings]
-        memory = [float(medians[p + NUM_CORE]) for p in readings]
+        # the fastest run: what disturbs a run must not disturb the yardstick
+        core = [min(times[p]) for p in readings]
+        memory = [min(times[p + 1]) for p in readings]
         result = {}
         for i, place in zip(order, places, strict=True):
             after = int(np.searchsorted(readings, place))
@@ -303,5 +304,5 @@ class _Plan:
                 math.sqrt(core[after - 1] * core[after]),
                 math.sqrt(memory[after - 1] * memory[after]),
             )
-            result[self._names[i]] = (float(medians[place]), level)
+            result[self._names[i]] = (float(np.median(times[place])), level)
         return result

@@ -32,8 +32,8 @@ from deploynas.spaces.layers import Node, chain
 
 OnProgress = Callable[[str, float], None]
 NUM_CALIBRATION = 48
-LAYER_RULE = StopRule(precision=0.02, min_sessions=4, max_sessions=6, rounds=12)
-NETWORK_RULE = StopRule(precision=0.01, min_sessions=5, max_sessions=8, rounds=12)
+LAYER_RULE = StopRule(precision=0.02, min_sessions=4, max_sessions=6, rounds=10)
+NETWORK_RULE = StopRule(precision=0.01, min_sessions=6, max_sessions=7, rounds=8)
 
 
 def profile_space(

@@ -9,6 +9,7 @@ import sys
 from functools import cached_property
 from pathlib import Path
 
+from deploynas.device import reference
 from deploynas.device.base import Identity
 from deploynas.device.cpu import available_cores, processor_name
 from deploynas.device.web.install import HERE, dist_folder, find_node, runtime_version, version_of
@@ -76,6 +77,7 @@ class WebDevice:
             threads=1,
             session_options={
                 "host": f"{program} {number.split('.')[0]}",
+                "reference_set": reference.VERSION,
                 "simd": "1",
                 "v8_flags": " ".join(V8_FLAGS),
             },
