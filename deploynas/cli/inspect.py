@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deploynas.cli.console import Json, Quiet, print_json, say
+from deploynas.cli.console import Json, Quiet, print_json, say, warn
 
 if TYPE_CHECKING:
     from deploynas.spaces import MobileSpace
@@ -33,20 +34,26 @@ def inspect(
     space_name: Annotated[
         str | None, typer.Option("--space", help="Of an architecture in dict form.")
     ] = None,
+    num_classes: Annotated[int | None, typer.Option(help="With --space.")] = None,
+    in_channels: Annotated[int, typer.Option(help="With --space.")] = 3,
     resolution: Annotated[
-        int | None, typer.Option(help="Of a net.config that names none; 224.")
+        int | None, typer.Option(help="Where the file names none; 224.", min=8)
     ] = None,
     show_all: Annotated[bool, typer.Option("--all", help="Every row of a long table.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Print MACs, params, memory and, with a profile, latency of every layer."""
+    manifest = target / "manifest.json"
     if target.suffix == ".onnx" or (target / "model.onnx").is_file():
-        if profile is not None:
-            raise typer.BadParameter("a profile prices layers of a space, not an ONNX file")
         document = _inspect_onnx(target)
+        if profile is not None:
+            if not manifest.is_file():
+                raise typer.BadParameter("a profile prices layers of a space, not an ONNX file")
+            document = _inspect_layers(manifest, {}, None, profile)
     else:
-        document = _inspect_layers(target, space_name, resolution, profile)
+        spec = {"name": space_name, "num_classes": num_classes, "in_channels": in_channels}
+        document = _inspect_layers(target, spec, resolution, profile)
     if as_json:
         return print_json(document)
     _print(document, show_all)
@@ -54,55 +61,69 @@ def inspect(
 
 
 def _inspect_onnx(target: Path) -> dict[str, Any]:
-    from deploynas.errors import InvalidInputError
-    from deploynas.export import Manifest
+    from deploynas.check.verdict import load_target
     from deploynas.graph.costs import node_costs
 
-    model = target / "model.onnx" if target.is_dir() else target
+    model, manifest = target, None
+    if target.is_dir():
+        model = target / "model.onnx"
+        if (target / "manifest.json").is_file():
+            model, manifest = load_target(target)
     costs, peak_bytes = node_costs(model)
     rows = [
-        {
-            "name": c.name,
-            "kind": c.kind,
-            "input": list(c.input_shape),
-            "output": list(c.output_shape),
-            "macs": c.macs,
-            "params": c.num_weights,
-            "weight_bytes": c.weight_bytes,
-        }
+        _row(c.name, c.kind, (c.input_shape, c.output_shape), c.macs, c.num_weights,
+             c.weight_bytes, c.output_bytes)
         for c in costs
-    ]
+    ]  # fmt: skip
     document = _with_totals(str(model), rows, peak_bytes)
-    manifest = target / "manifest.json"
-    if manifest.is_file():
-        stated = Manifest.read(manifest).macs
-        if stated != document["macs"]:
-            raise InvalidInputError(
-                f"{model} has {document['macs']:,} MACs, {manifest} says {stated:,}"
-            )
+    document["uncounted"] = sorted({c.kind for c in costs if not c.counted})
+    if manifest is not None:
+        stored = sum(c.weight_bytes for c in costs if c.kind != "Clip")
+        _require_agreement(target, document["macs"], stored, manifest)
+        document["params_before_folding"] = manifest.params
     return document
 
 
+def _require_agreement(folder: Path, macs: int, stored_bytes: int, manifest: Any) -> None:
+    """An export's file, its manifest and its architecture must state the same costs.
+
+    Raises:
+        InvalidInputError: They do not; names the cost.
+    """
+    from deploynas.errors import InvalidInputError
+    from deploynas.spaces import space
+
+    chosen = space(**manifest.space)
+    arch = chosen.encode([manifest.architecture])
+    for what, said, counted in (
+        ("MACs", manifest.macs, macs),
+        ("params", manifest.params, int(chosen.params(arch)[0])),
+        ("bytes of weights", int(chosen.weight_bytes(arch)[0]), stored_bytes),
+    ):
+        if said != counted:
+            raise InvalidInputError(
+                f"{folder}: the manifest says {said:,} {what}, the network has {counted:,}",
+                "export it again: deploynas export",
+            )
+
+
 def _inspect_layers(
-    target: Path, space_name: str | None, resolution: int | None, profile: Path | None
+    target: Path, spec: dict[str, Any], resolution: int | None, profile: Path | None
 ) -> dict[str, Any]:
     from deploynas.spaces import layers
 
-    nodes, chosen, architecture = _read(target, space_name, resolution)
+    nodes, chosen, architecture = _read(target, spec, resolution)
     rows = []
     for node in nodes:
         x = node.layer
+        output = (1, x.out_channels, x.out_height, x.out_width)
         rows.append(
-            {
-                "name": x.key,
-                "kind": x.kind,
-                "input": [1, x.in_channels, x.height, x.width],
-                "output": [1, x.out_channels, x.out_height, x.out_width],
-                "macs": layers.macs(x),
-                "params": layers.params(x),
-                "weight_bytes": layers.weight_bytes(x),
-            }
-        )
+            _row(
+                x.key, x.kind, ((1, x.in_channels, x.height, x.width), output), layers.macs(x),
+                layers.params(x), layers.weight_bytes(x),
+                layers.FLOAT_BYTES * x.out_channels * x.out_height * x.out_width,
+            )
+        )  # fmt: skip
     peak = max(layers.peak_activation_bytes(node.layer) for node in nodes)
     document = _with_totals(str(target), rows, peak)
     if profile is not None:
@@ -111,7 +132,7 @@ def _inspect_layers(
 
 
 def _read(
-    target: Path, space_name: str | None, resolution: int | None
+    target: Path, spec: dict[str, Any], resolution: int | None
 ) -> tuple[list[Node], MobileSpace | None, dict[str, Any] | None]:
     """Nodes of what ``target`` describes; its space and architecture where it names them."""
     from deploynas.artifacts import read_json
@@ -125,17 +146,24 @@ def _read(
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema == SearchResult.SCHEMA:
         result = SearchResult.parse(document, path)
-        spec, architecture = result.space, result.best.architecture
+        chosen, architecture = space(**result.space), dict(result.best.architecture)  # type: ignore[arg-type]
     elif schema == Manifest.SCHEMA:
         manifest = Manifest.parse(document, path)
-        spec, architecture = manifest.space, manifest.architecture
+        chosen, architecture = space(**manifest.space), dict(manifest.architecture)  # type: ignore[arg-type]
     elif isinstance(document, dict) and "depths" in document:
-        if space_name is None:
+        if spec["name"] is None:
             raise InvalidInputError(f"{path} is an architecture", "say of what: --space NAME")
-        spec, architecture = {"name": space_name}, document
+        chosen, architecture = space(**spec), document
+        if resolution is not None:
+            architecture = {"resolution": resolution, **document}
+        side = architecture.get("resolution")
+        if isinstance(side, int):
+            chosen = chosen.with_resolutions([*chosen.resolutions, side])
     else:
-        return parse_net(document, resolution), None, None
-    chosen = space(**spec)  # type: ignore[arg-type]
+        try:
+            return parse_net(document, resolution), None, None
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{path}: {error}") from None
     return chosen.layers(chosen.encode([architecture])[0]), chosen, architecture
 
 
@@ -159,7 +187,13 @@ def _latency(
                 f"{path} lacks the layer {node.layer.key}",
                 "inspect without --profile, or profile its space",
             ) from None
-    document: dict[str, Any] = {"device": profile.identity.title}
+    whole = sum(row["latency_ms"] for row in rows)
+    for row in rows:
+        row["latency_share"] = row["latency_ms"] / whole
+    document: dict[str, Any] = {
+        "device": profile.identity.title,
+        "sum_of_layers_ms": whole,
+    }
     if chosen is not None and architecture is not None:
         model = LatencyModel(profile.restrict(chosen), profile)
         document["predicted_latency_ms"] = float(
@@ -167,6 +201,27 @@ def _latency(
         )
         document["prediction_error"] = model.half_width
     return document
+
+
+def _row(
+    name: str,
+    kind: str,
+    shapes: tuple[Sequence[int], Sequence[int]],
+    macs: int,
+    params: int,
+    weight_bytes: int,
+    activation_bytes: int,
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": kind,
+        "input": list(shapes[0]),
+        "output": list(shapes[1]),
+        "macs": macs,
+        "params": params,
+        "weight_bytes": weight_bytes,
+        "activation_bytes": activation_bytes,
+    }
 
 
 def _with_totals(name: str, rows: list[dict[str, Any]], peak_bytes: int) -> dict[str, Any]:
@@ -184,32 +239,37 @@ def _print(document: dict[str, Any], show_all: bool) -> None:
     rows = document["layers"]
     timed = "latency_ms" in rows[0]
     shown = rows if show_all else rows[:MAX_ROWS]
-    width = max(len(r["name"]) for r in shown)
-    heads = f"{'output':>18}{'MACs':>13}{'params':>11}{'weights, kB':>13}"
+    shapes = [" > ".join("x".join(map(str, r[end])) for end in ("input", "output")) for r in rows]
+    width, shape_width = max(len(r["name"]) for r in shown), max(map(len, shapes)) + 2
+    heads = f"{'input > output':>{shape_width}}{'MACs':>13}{'params':>11}"
+    heads += f"{'weights, kB':>13}{'output, kB':>12}"
     if timed:
         heads += f"{'alone, ms':>11}{'share':>8}"
     say(f"{'layer':{width}}{heads}")
-    whole = sum(r.get("latency_ms", 0.0) for r in rows)
-    for r in shown:
-        output = "x".join(map(str, r["output"]))
+    for r, shape in zip(shown, shapes, strict=False):
         line = (
-            f"{r['name']:{width}}{output:>18}{r['macs']:>13,}{r['params']:>11,}"
-            f"{r['weight_bytes'] / 1e3:>13,.1f}"
+            f"{r['name']:{width}}{shape:>{shape_width}}{r['macs']:>13,}{r['params']:>11,}"
+            f"{r['weight_bytes'] / 1e3:>13,.1f}{r['activation_bytes'] / 1e3:>12,.1f}"
         )
         if timed:
-            line += f"{r['latency_ms']:>11.4f}{r['latency_ms'] / whole:>8.1%}"
+            line += f"{r['latency_ms']:>11.4f}{r['latency_share']:>8.1%}"
         say(line)
     if len(shown) < len(rows):
         say(f"... and {len(rows) - len(shown)} more: --all shows them")
     say(
         f"{document['macs'] / 1e6:.2f} M MACs, {document['params'] / 1e6:.3f} M params, weights "
         f"{document['weight_bytes'] / 1e6:.2f} MB, feature maps at most "
-        f"{document['peak_activation_bytes'] / 1e6:.2f} MB at once (in the order of the table)"
+        f"{document['peak_activation_bytes'] / 1e6:.2f} MB at once (run in the order of the table)"
     )
+    if "params_before_folding" in document:
+        before = document["params_before_folding"] / 1e6
+        say(f"{before:.3f} M params before the batch norms were folded; the manifest agrees")
+    if document.get("uncounted"):
+        warn(f"multiply-adds inside these are not counted: {', '.join(document['uncounted'])}")
     if "predicted_latency_ms" in document:
         say(
             f"predicted {document['predicted_latency_ms']:.3f} ms "
             f"+-{document['prediction_error']:.1%} on {document['device']}"
         )
-    elif timed:
-        say(f"layers alone add up to {whole:.3f} ms on {document['device']}")
+    if timed:
+        say(f"layers timed alone add up to {document['sum_of_layers_ms']:.3f} ms")

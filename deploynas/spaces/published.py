@@ -28,9 +28,11 @@ def parse_net(document: object, resolution: int | None = None) -> list[Node]:
     if not isinstance(document, dict):
         raise InvalidInputError("a published block list is a JSON object")
     net = document.get("net", document)
-    side = resolution or document.get("resolution") or 224
+    side = document.get("resolution", 224) if resolution is None else resolution
+    if not isinstance(side, int) or side < 8:
+        raise InvalidInputError(f"a block list's resolution is 8 px or more, got {side!r}")
     try:
-        return chain(_layers(net, int(side)))
+        return chain(_layers(net, side))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, InvalidInputError):
             raise

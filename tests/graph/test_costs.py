@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -20,15 +23,25 @@ def write(path, nodes):
 
 @pytest.mark.parametrize("name", spaces.space_names())
 def test_emitted_networks(name, tmp_path):
+    """MACs are equal. Params are equal once each folded norm's C numbers are counted as 2 C."""
     space = spaces.space(name, resolutions=[48])
     archs = np.concatenate(
         [space.smallest(), space.largest(), space.sample(4, np.random.default_rng(3))]
     )
-    for arch, macs, weight_bytes in zip(
-        archs, space.macs(archs), space.weight_bytes(archs), strict=True
+    for arch, macs, params, weight_bytes in zip(
+        archs, space.macs(archs), space.params(archs), space.weight_bytes(archs), strict=True
     ):
-        costs, peak_bytes = node_costs(write(tmp_path / "net.onnx", space.layers(arch)))
+        path = write(tmp_path / "net.onnx", space.layers(arch))
+        costs, peak_bytes = node_costs(path)
+        assert all(c.counted for c in costs)
         assert sum(c.macs for c in costs) == macs
+        folded = sum(
+            tensor.dims[0]
+            for tensor in onnx.load(path).graph.initializer
+            if tensor.name.endswith(".conv.bias")  # ".conv" has a norm; SE and classifier none
+        )
+        weights = sum(c.num_weights for c in costs if c.kind != "Clip")
+        assert weights + folded == params
         # what the file adds to weights: the limits of a relu6, two numbers a Clip
         clips = sum(c.weight_bytes for c in costs if c.kind == "Clip")
         assert sum(c.weight_bytes for c in costs) - clips == weight_bytes
@@ -102,7 +115,39 @@ def test_what_cannot_be_counted(tmp_path):
     path.write_bytes(b"not a model")
     with pytest.raises(InvalidInputError, match="not a valid ONNX model"):
         node_costs(path)
+    path.write_bytes(b"")
+    with pytest.raises(InvalidInputError, match="not a valid ONNX model"):
+        node_costs(path)
+    onnx.save(model([], {"x": (1, 3)}, {"x": (1, 3)}), path)
+    with pytest.raises(InvalidInputError, match="holds no operators"):
+        node_costs(path)
+
+
+@pytest.mark.parametrize("first", ["n", None])
+def test_a_dynamic_shape_names_the_command_that_fixes_it(first, tmp_path):
+    path = tmp_path / "m.onnx"
     relu = helper.make_node("Relu", ["x"], ["y"])
-    onnx.save(model([relu], {"x": ("n", 3)}, {"y": ("n", 3)}), path)
-    with pytest.raises(InvalidInputError, match="'x' has a dynamic shape"):
+    onnx.save(model([relu], {"x": (first, 3, 8, 8)}, {"y": (first, 3, 8, 8)}), path)
+    with pytest.raises(InvalidInputError, match="'x' has a dynamic shape") as caught:
+        node_costs(path)
+    command = str(caught.value).split("fix it: python ")[1].rstrip(")").split()
+    subprocess.run([sys.executable, *command], check=True, capture_output=True, cwd=tmp_path)
+    ((cost,), _) = node_costs(tmp_path / "m-fixed.onnx")
+    assert cost.input_shape == (1, 3, 8, 8)
+
+
+def test_operators_that_are_not_counted_are_told(tmp_path):
+    path = tmp_path / "m.onnx"
+    einsum = helper.make_node("Einsum", ["x", "w"], ["y"], equation="ij,jk->ik")
+    onnx.save(model([einsum], {"x": (2, 3)}, {"y": (2, 5)}, [tensor("w", 3, 5)]), path)
+    ((cost,), _) = node_costs(path)
+    assert (cost.macs, cost.counted, cost.num_weights) == (0, False, 15)
+
+
+def test_what_is_no_tensor_has_no_size(tmp_path):
+    path = tmp_path / "m.onnx"
+    made = model([helper.make_node("SequenceConstruct", ["x"], ["y"])], {"x": (1, 3)}, {})
+    made.graph.output.append(helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None))
+    onnx.save(made, path)
+    with pytest.raises(InvalidInputError, match="'y' is not a tensor"):
         node_costs(path)
