@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deploynas.cli.console import Json, Quiet, print_json, say
+from deploynas.cli.console import Json, Quiet, print_json, say, warn
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +27,6 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Export the network of a search; parity with PyTorch is proved on real images."""
-    from deploynas.profile import DeviceProfile
     from deploynas.workflows import steps
 
     run, result, dataset = steps.open_run(
@@ -37,9 +36,11 @@ def export(
         trained = steps.open_retrained(run, result, dataset)
     else:
         trained = steps.inherited(result.best, steps.open_supernet(Path(result.supernet), dataset))
-    profile = DeviceProfile.read(Path(next(iter(result.inputs))))
+    note = steps.profile_note(result)
+    if note:
+        warn(note)
     folder = output / (name or run.name)
-    manifest = steps.export(result, trained, profile, folder)
+    manifest = steps.export(result, trained, folder)
     if as_json:
         return print_json(
             {

@@ -18,8 +18,7 @@ from deploynas.errors import ParityError
 from deploynas.export.manifest import Manifest, Preprocessing, Weights
 from deploynas.graph import DEFAULT_OPSET, StateWeights, emit
 from deploynas.nn import StaticNetwork
-from deploynas.profile import DeviceProfile
-from deploynas.search import Budget, Candidate
+from deploynas.search import Candidate, SearchResult
 
 PARITY_IMAGES = 256
 PARITY_TOLERANCE = 1e-4
@@ -31,10 +30,8 @@ def export_network(
     folder: Path,
     *,
     weights: Weights,
-    space: dict[str, str | int | list[int]],
     dataset: ImageDataset,
-    profile: DeviceProfile,
-    budget: Budget,
+    result: SearchResult,
     opset: int = DEFAULT_OPSET,
 ) -> Manifest:
     """Write ``model.onnx`` and ``manifest.json`` into ``folder``.
@@ -44,10 +41,8 @@ def export_network(
         candidate: Its architecture, costs and accuracy.
         folder: Created; files of an earlier export are replaced.
         weights: How they were trained; recorded.
-        space: Recorded.
         dataset: Real images for parity; classes and preprocessing.
-        profile: Whose device, and at which level, the prediction is.
-        budget: Recorded.
+        result: The search: its space, its budget, and whose its prediction is are recorded.
         opset: ONNX operator set.
 
     Raises:
@@ -69,21 +64,20 @@ def export_network(
     path = folder / "model.onnx"
     with open_atomic(path) as file:
         file.write(content)
-    assert profile.level is not None
     manifest = Manifest(
-        space=space,
+        space=result.space,
         architecture=candidate.architecture,
         classes=dataset.classes,
         preprocessing=preprocessing,
         data_fingerprint=dataset.fingerprint,
         data_source=dataset.source,
         opset=opset,
-        device=profile.identity,
-        core_ms=profile.level.core_ms,
-        memory_ms=profile.level.memory_ms,
+        device=result.device,
+        core_ms=result.core_ms,
+        memory_ms=result.memory_ms,
         predicted_latency_ms=candidate.predicted_latency_ms,
         prediction_error=candidate.prediction_error,
-        latency_budget_ms=budget.latency_ms,
+        latency_budget_ms=result.budget.latency_ms,
         weights=weights,
         accuracy=candidate.accuracy,
         macs=candidate.macs,

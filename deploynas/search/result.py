@@ -53,7 +53,9 @@ class SearchResult(Artifact):
             size and expand ratio everywhere, where one keeps the budget.
         not_binding: Limits that even the dearest network keeps.
         measured_latency_ms: Of the chosen network, where the device was attached.
-        inputs: Name -> path and SHA-256 of every file the search read.
+        profile: Path of the device profile; ``device`` is whose it is.
+        core_ms, memory_ms: The reference level of the predicted latencies.
+        inputs: Path -> SHA-256 of every file the search read.
     """
 
     SCHEMA: ClassVar[str] = "deploynas-search-result"
@@ -71,7 +73,10 @@ class SearchResult(Artifact):
     largest: Candidate
     smallest: Candidate
     measured_latency_ms: float | None
+    profile: str
     device: Identity
+    core_ms: float
+    memory_ms: float
     data: DataRecord
     supernet: str
     inputs: dict[str, str]

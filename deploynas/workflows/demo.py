@@ -142,7 +142,7 @@ def run_demo(
         if title not in ENDS:
             trained = steps.retrain(trained, fine_tuning, on_progress)
         folder = EXPORTS / f"demo-{title.replace(' ', '-')}"
-        steps.export(result, trained, profile, folder)
+        steps.export(result, trained, folder)
         judged = check(folder, device, dataset=dataset, on_progress=on_progress)
         rows.append(Row(title, candidate, judged, folder))
     minutes = (time.monotonic() - started) / 60

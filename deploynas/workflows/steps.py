@@ -152,6 +152,7 @@ def search(
     assert isinstance(trained_space, MobileSpace)
     chosen = profile.restrict(trained_space)
     model = LatencyModel(chosen, profile)
+    assert profile.level is not None
     evaluator = SupernetEvaluator(supernet.network, supernet.dataset, chosen)
 
     def measure_ms(arch: Archs) -> float:
@@ -183,7 +184,9 @@ def search(
             "largest": outcome.largest,
             "smallest": outcome.smallest,
             "measured_latency_ms": outcome.measured_latency_ms,
+            "profile": str(profile_path),
             "device": profile.identity,
+            **profile.level.model_dump(),
             "data": data_record(supernet.dataset),
             "supernet": str(supernet.run),
             "inputs": {str(path): sha256(path) for path in inputs},
@@ -328,20 +331,32 @@ def open_retrained(run: Path, result: SearchResult, dataset: ImageDataset) -> Tr
     return TrainedNetwork(network, candidate, dataset, record.weights)
 
 
-def export(
-    result: SearchResult, trained: TrainedNetwork, profile: DeviceProfile, folder: Path
-) -> Manifest:
+def export(result: SearchResult, trained: TrainedNetwork, folder: Path) -> Manifest:
     """Export one of a result's networks into ``folder``."""
     return export_network(
         trained.network,
         trained.candidate,
         folder,
         weights=trained.weights,
-        space=result.space,
         dataset=trained.dataset,
-        profile=profile,
-        budget=result.budget,
+        result=result,
     )
+
+
+def profile_note(result: SearchResult) -> str | None:
+    """One line where the profile is not the file that the search read; None where it is.
+
+    The prediction stands either way: a result keeps the device and level that it was made for.
+    """
+    path = Path(result.profile)
+    if not path.is_file():
+        return f"{path} is not here: the prediction is that of the search"
+    if sha256(path) != result.inputs.get(result.profile):
+        return (
+            f"{path} changed since the search: the prediction is that of the search, a new "
+            "search would use the new profile"
+        )
+    return None
 
 
 def budget_from(

@@ -163,6 +163,13 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     exported = json.loads(done.stdout)
     assert exported["parity_max_abs_diff"] < 1e-3
     assert exported["weights"] == "inherited"
+    assert "changed since the search" not in done.stderr
+
+    profile = tmp_path / "profiles" / "cpu.json"
+    profile.write_text(profile.read_text() + "\n")
+    done = run("export", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "profiles/cpu.json changed since the search" in done.stderr
 
     costs = {}
     for arguments in ((exported["path"],), (found["run"], "--profile", "profiles/cpu.json")):
@@ -174,6 +181,17 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     assert of_file["weight_bytes"] == of_run["weight_bytes"]
     assert all(row["latency_ms"] > 0 for row in of_run["layers"])
     assert of_run["predicted_latency_ms"] > 0
+    assert sum(row["latency_share"] for row in of_run["layers"]) == pytest.approx(1)
+    assert of_file["params_before_folding"] == of_run["params"]
+    done = run("inspect", exported["path"], "--profile", str(profile), "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["predicted_latency_ms"] == of_run["predicted_latency_ms"]
+    manifest_path = tmp_path / exported["manifest"]
+    content = manifest_path.read_text()
+    manifest_path.write_text(json.dumps(json.loads(content) | {"params": 7}))
+    done = run("inspect", exported["path"], cwd=tmp_path)
+    assert done.returncode == 1
+    assert "the manifest says 7 params" in done.stderr
+    manifest_path.write_text(content)
     done = run("inspect", exported["model"], cwd=tmp_path)
     assert "M MACs" in done.stdout
 
@@ -215,6 +233,54 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     done = run("check", exported["model"], cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
+
+
+ARCHITECTURE = {
+    "resolution": 32, "depths": [1, 1, 1], "kernel_sizes": [3] * 9, "expand_ratios": [2] * 9,
+}  # fmt: skip
+
+
+def test_inspect_an_architecture(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(ARCHITECTURE))
+    arguments = ("inspect", "a.json", "--space", "mobile-small", "--in-channels", "1")
+    done = run(*arguments, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    first, last = found["layers"][0], found["layers"][-1]
+    assert first["input"] == [1, 1, 32, 32]
+    assert first["activation_bytes"] == 4 * 16 * 16 * 16
+    assert last["output"] == [1, 10, 1, 1]
+    chosen = deploynas.space("mobile-small", in_channels=1, resolutions=[32])
+    arch = chosen.encode([ARCHITECTURE])
+    assert (found["macs"], found["params"]) == (chosen.macs(arch)[0], chosen.params(arch)[0])
+    peak = found["weight_bytes"] + found["peak_activation_bytes"]
+    assert peak == chosen.peak_memory_bytes(arch)[0]
+    done = run(*arguments, cwd=tmp_path)
+    assert "1x1x32x32 > 1x16x16x16" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("document", "arguments", "message"),
+    [
+        (ARCHITECTURE, (), "say of what: --space NAME"),
+        (ARCHITECTURE, ("--space", "mobile-smal"), "did you mean 'mobile-small'"),
+        (ARCHITECTURE | {"depths": [1, 9, 1]}, ("--space", "mobile-small"), "stage2.depth"),
+        (ARCHITECTURE | {"resolution": None}, ("--space", "mobile-small"), "got None"),
+        ({"bn": 1}, (), "x.json: not a once-for-all or ProxylessNAS block list"),
+        ({"net": {}, "resolution": -5}, (), "8 px or more"),
+        ([1], (), "x.json: a published block list is a JSON object"),
+        ({"schema": "deploynas-export", "version": 99}, (), "upgrade deploynas"),
+    ],
+)
+def test_inspect_refuses_in_one_line(
+    document: object, arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    done = run("inspect", "x.json", *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize("limit", [20_000, 0])
