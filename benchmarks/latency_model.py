@@ -21,7 +21,7 @@ import numpy as np
 import deploynas as dn
 from deploynas.device import DEVICE_NAMES, open_device
 from deploynas.profile import LatencyModel, profile_space
-from deploynas.profile.validate import SEED, validate
+from deploynas.profile.validate import SEED, fresh_archs, validate
 from deploynas.search import Budget
 from deploynas.search.strategies import evolution
 from deploynas.spaces import Archs
@@ -48,11 +48,10 @@ def main() -> None:
     profile, num_layers = profile_space(space, device, path)
     profile_s = time.monotonic() - start
     model = LatencyModel(space, profile)
-    rng = np.random.default_rng(SEED)
     if options.searched:
-        archs = searched(model, 6 if options.quick else 20, rng)
+        archs = searched(model, 6 if options.quick else 20, np.random.default_rng(SEED))
     else:
-        archs = space.sample(12 if options.quick else 40, rng)
+        archs = fresh_archs(space, profile, 12 if options.quick else 40)
     judgement = validate(model, profile, device, archs)
     document = {
         "space": options.space,
@@ -62,8 +61,8 @@ def main() -> None:
         "threads": options.threads,
         "layers_measured": num_layers,
         "profile_s": profile_s,
-        "mean_bias": float(judgement.errors.mean()),
-        "worst": float(np.abs(judgement.errors).max()),
+        "mean_bias": judgement.bias,
+        "worst": judgement.worst,
         "sum_of_layers_mape": judgement.sum_mape,
         "stated_error": judgement.half_width,
         **judgement.table.model_dump(),

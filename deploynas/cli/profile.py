@@ -108,7 +108,7 @@ def validate(
         str | None, typer.Option("--space", help="Where the profile holds several.")
     ] = None,
     num_networks: Annotated[int, typer.Option(help="Fresh networks.", min=4)] = 40,
-    seed: Annotated[int, typer.Option(help="Of the networks.")] = 20_001,
+    seed: Annotated[int, typer.Option(help="Of the networks.", min=0)] = 20_001,
     picture: Annotated[
         Path | None, typer.Option(help="PNG file; beside the profile by default.")
     ] = None,
@@ -116,13 +116,16 @@ def validate(
     quiet: Quiet = False,
 ) -> None:
     """Measure fresh random networks now and compare them with their predictions."""
-    import numpy as np
-
-    from deploynas.artifacts import newest
+    from deploynas.artifacts import ensure_writable, newest
     from deploynas.device import open_device
-    from deploynas.errors import IncompleteProfileError, UnknownNameError
+    from deploynas.errors import (
+        DeviceMismatchError,
+        IncompleteProfileError,
+        InvalidInputError,
+        UnknownNameError,
+    )
     from deploynas.profile import DeviceProfile, LatencyModel
-    from deploynas.profile.validate import profiled_spaces
+    from deploynas.profile.validate import fresh_archs, profiled_spaces
     from deploynas.profile.validate import validate as run_validation
     from deploynas.report.validation import draw_validation
 
@@ -137,28 +140,40 @@ def validate(
     chosen = spaces[space_name or list(spaces)[-1]]
     identity = result.identity
     provider = identity.provider if identity.device == "cpu" else None
-    device = open_device(identity.device, identity.threads, provider)
-    result.require_same_device(device.identity, path)
-    model = LatencyModel(chosen, result)
-    with progress(quiet) as on_progress:
-        judgement = run_validation(
-            model, result, device, chosen.sample(num_networks, np.random.default_rng(seed)),
-            on_progress=on_progress,
-        )  # fmt: skip
-    table = judgement.table
-    drawn: Path | None = picture or path.with_name(f"{path.stem}-validation.png")
     try:
-        assert drawn is not None
-        draw_validation(judgement, f"{chosen.name}, {identity.title}", drawn)
+        device = open_device(identity.device, identity.threads, provider)
+    except (InvalidInputError, UnknownNameError) as error:
+        raise DeviceMismatchError(
+            f"{path} was measured on {identity.title}, which this machine cannot run: {error}"
+        ) from None
+    result.require_same_device(
+        device.identity, path, "validate it there, or profile this one: deploynas profile"
+    )
+    model = LatencyModel(chosen, result)
+    archs = fresh_archs(chosen, result, num_networks, seed)
+    drawn: Path | None = picture or path.with_name(f"{path.stem}-validation.png")
+    assert drawn is not None
+    ensure_writable(drawn.parent)
+    with progress(quiet) as on_progress:
+        judgement = run_validation(model, result, device, archs, on_progress=on_progress)
+    table = judgement.table
+    title = f"{chosen.name} at {', '.join(map(str, chosen.resolutions))} px"
+    try:
+        draw_validation(judgement, f"{title}\n{identity.title}", drawn)
     except ModuleNotFoundError as error:
         drawn = None
         warn(f"no picture: it needs the package {error.name} (pip install 'deploynas[report]')")
+    if judgement.num_unstable:
+        warn(
+            f"{judgement.num_unstable} of {table.num_networks} measurements are unstable: the "
+            "error is partly theirs; validate again while the machine is quiet"
+        )
     document = {
         "profile": str(path),
         "space": chosen.name,
         **table.model_dump(),
-        "mean_bias": float(judgement.errors.mean()),
-        "worst": float(abs(judgement.errors).max()),
+        "mean_bias": judgement.bias,
+        "worst": judgement.worst,
         "sum_of_layers_mape": judgement.sum_mape,
         "stated_error": judgement.half_width,
         "num_unstable": judgement.num_unstable,
@@ -167,16 +182,16 @@ def validate(
     if as_json:
         return print_json(document)
     rows = {
-        "mean error": f"{table.mape:.2%} (bias {document['mean_bias']:+.2%})",
+        "mean absolute error": f"{table.mape:.2%} (bias {judgement.bias:+.2%})",
         "sum of layers alone": f"{judgement.sum_mape:.2%}",
-        "within 5 %": f"{table.within_5_percent:.0%}, worst {document['worst']:.2%}",
+        "within 5 %": f"{table.within_5_percent:.0%}, worst {judgement.worst:.2%}",
         "Kendall tau": (
             f"{table.kendall_tau:.3f} ({table.kendall_tau_low:.3f}-{table.kendall_tau_high:.3f})"
         ),
         "95 % residual": f"{table.residual_95:.2%}, the model states {judgement.half_width:.2%}",
         "noise floor": f"{table.noise_floor:.2%}, {judgement.num_unstable} networks unstable",
     }
-    say(f"{table.num_networks} fresh networks of {chosen.name}: {identity.title}")
+    say(f"{table.num_networks} fresh networks of {title}: {identity.title}")
     for name, value in rows.items():
         say(f"{name:21}{value}")
     if drawn:

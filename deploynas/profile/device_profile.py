@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from deploynas.artifacts import Artifact, Record
 from deploynas.device import Estimate, Identity, Level, Samples
@@ -23,6 +24,11 @@ from deploynas.errors import DeviceMismatchError, IncompleteProfileError, Output
 from deploynas.spaces import Layer, MobileSpace
 
 Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0)]
+Correlation = Annotated[float, Field(ge=-1, le=1)]
+Count = Annotated[int, Field(ge=0)]
+SpaceKey = Annotated[str, Field(pattern=r"^[^/]+/[^/]+/[0-9]+/[0-9]+$")]
+Sessions = tuple[tuple[Positive, ...], ...]
 PROFILES = Path("profiles")
 
 
@@ -30,15 +36,25 @@ class SampleRecord(Record):
     """Raw samples of one model: a list a session, an entry a touch, milliseconds."""
 
     model_bytes: Annotated[int, Field(gt=0)]
-    ms: tuple[tuple[Positive, ...], ...]
-    core_ms: tuple[tuple[Positive, ...], ...]
-    memory_ms: tuple[tuple[Positive, ...], ...]
+    ms: Sessions
+    core_ms: Sessions
+    memory_ms: Sessions
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        touches = [len(session) for session in self.ms]
+        if not touches or 0 in touches:
+            raise ValueError("a measurement without samples")
+        for levels in (self.core_ms, self.memory_ms):
+            if [len(session) for session in levels] != touches:
+                raise ValueError("ms, core_ms and memory_ms differ in length")
+        return self
 
     @classmethod
     def of(cls, samples: Samples) -> Self:
         """Freeze samples, rounded to a nanosecond."""
 
-        def rounded(sessions: list[list[float]]) -> tuple[tuple[float, ...], ...]:
+        def rounded(sessions: list[list[float]]) -> Sessions:
             return tuple(tuple(round(v, 6) for v in session) for session in sessions)
 
         return cls(
@@ -57,8 +73,8 @@ class SampleRecord(Record):
 class LayerRecord(Record):
     """A measured layer: samples, and the MACs and params that fvcore counted."""
 
-    macs: int
-    params: int
+    macs: Count
+    params: Count
     counted_by: str
     samples: SampleRecord
 
@@ -68,6 +84,20 @@ class NetworkRecord(Record):
 
     architecture: dict[str, int | list[int]]
     samples: SampleRecord
+
+    @field_validator("architecture")
+    @classmethod
+    def _has_a_resolution(cls, value: dict[str, int | list[int]]) -> dict[str, int | list[int]]:
+        if not isinstance(value.get("resolution"), int):
+            raise ValueError("a calibration network without resolution")
+        return value
+
+    @property
+    def resolution(self) -> int:
+        """Input height and width in pixels."""
+        side = self.architecture["resolution"]
+        assert isinstance(side, int)
+        return side
 
 
 class LevelRecord(Record):
@@ -89,14 +119,14 @@ class Validation(Record):
         noise_floor: Mean relative half-width of the measurements' own 95 % intervals.
     """
 
-    num_networks: int
-    mape: float
-    within_5_percent: float
-    kendall_tau: float
-    kendall_tau_low: float
-    kendall_tau_high: float
-    residual_95: float
-    noise_floor: float
+    num_networks: Annotated[int, Field(gt=0)]
+    mape: Share
+    within_5_percent: Annotated[float, Field(ge=0, le=1)]
+    kendall_tau: Correlation
+    kendall_tau_low: Correlation
+    kendall_tau_high: Correlation
+    residual_95: Share
+    noise_floor: Share
 
 
 class DeviceProfile(Artifact):
@@ -116,8 +146,14 @@ class DeviceProfile(Artifact):
     identity: Identity
     level: LevelRecord | None = None
     layers: dict[str, LayerRecord] = {}
-    networks: dict[str, tuple[NetworkRecord, ...]] = {}
-    validations: dict[str, Validation] = {}
+    networks: dict[SpaceKey, Annotated[tuple[NetworkRecord, ...], Field(min_length=1)]] = {}
+    validations: dict[SpaceKey, Validation] = {}
+
+    @model_validator(mode="after")
+    def _has_a_level(self) -> Self:
+        if self.level is None and (self.layers or self.networks):
+            raise ValueError("samples without a reference level")
+        return self
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -163,17 +199,16 @@ class DeviceProfile(Artifact):
             )
         return space.with_resolutions(held)
 
-    def require_same_device(self, identity: Identity, path: Path) -> None:
+    def require_same_device(self, identity: Identity, path: Path, hint: str) -> None:
         """Refuse to combine or compare samples of two devices.
 
         Raises:
-            DeviceMismatchError: Names the hard fields that differ.
+            DeviceMismatchError: Names the hard fields that differ; ``hint`` is what to do.
         """
         differences = self.identity.differences(identity)
         if differences:
             raise DeviceMismatchError(
-                f"{path} was measured on another device ({'; '.join(differences)})",
-                "choose another file with --output",
+                f"{path} was measured on another device ({'; '.join(differences)})", hint
             )
 
 
@@ -212,11 +247,20 @@ class Journal:
             raise OutputError.from_os_error(profile_path, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not self._is_in_place():
+                raise BlockingIOError
         except BlockingIOError:
             self._file.close()
             raise OutputError(
                 f"{profile_path} is being written by another deploynas profile"
             ) from None
+
+    def _is_in_place(self) -> bool:
+        """Whether the locked file is the one at the path: who ends removes its journal."""
+        try:
+            return os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
 
     def append(self, entry: dict[str, object]) -> None:
         """Write one line through to the system."""

@@ -55,9 +55,13 @@ class LatencyModel:
             )
         self.validation = profile.validations[key]
         self.half_width = self.validation.residual_95
-        records = [
-            r for r in profile.networks[key] if r.architecture["resolution"] in space.resolutions
-        ]
+        records = [r for r in profile.networks[key] if r.resolution in space.resolutions]
+        lacking = sorted(set(space.resolutions) - {r.resolution for r in records})
+        if lacking:  # a profile that was interrupted after its layers
+            raise IncompleteProfileError(
+                f"the profile holds no calibration of {space.name} at {lacking[0]} px",
+                f"add it: {profile_command(space, profile.identity)}",
+            )
         archs = space.encode([r.architecture for r in records])
         measured = np.array([profile.estimate(r.samples).median for r in records])
         self.low_ms, self.high_ms = float(measured.min()), float(measured.max())

@@ -59,7 +59,7 @@ def profile_space(
     with open_journal(path) as journal:
         profile = DeviceProfile.read(path) if path.exists() else None
         profile = profile or DeviceProfile(identity=device.identity)
-        profile.require_same_device(device.identity, path)
+        profile.require_same_device(device.identity, path, "choose another file with --output")
         old = _replay(journal, device)
         rule_seconds = budget_minutes * 60
         with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
@@ -190,7 +190,7 @@ def _calibration_archs(space: MobileSpace, profile: DeviceProfile) -> Archs:
     A space that was calibrated at other resolutions keeps those networks beside the new ones.
     """
     key = space_key(space, "fp32")
-    known = {r.architecture["resolution"] for r in profile.networks.get(key, ())}
+    known = {r.resolution for r in profile.networks.get(key, ())}
     new = [i for i, r in enumerate(space.resolutions) if r not in known]
     if not new:
         return np.zeros((0, len(space.choices)), np.uint8)
@@ -218,8 +218,7 @@ def _with_networks(
                 {"architecture": arch, "samples": SampleRecord.of(measured)}
             )
         )
-    sides = sorted({r.architecture["resolution"] for r in records})
-    whole = space.with_resolutions([int(r) for r in sides])  # type: ignore[arg-type]
+    whole = space.with_resolutions(sorted({r.resolution for r in records}))
     estimates = [profile.estimate(r.samples) for r in records]
     times = np.array([e.median for e in estimates])
     rows = whole.encode([r.architecture for r in records])

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from deploynas import spaces
 from deploynas.device import Device, Estimate, Level, StopRule, measure
 from deploynas.graph import RandomWeights, emit
 from deploynas.profile.device_profile import DeviceProfile, Validation, space_key
 from deploynas.profile.latency_model import LatencyModel, judge
-from deploynas.spaces import Archs, MobileSpace, space
+from deploynas.spaces import Archs, MobileSpace
 
 Floats = npt.NDArray[np.float64]
 RULE = StopRule(precision=0.005, min_sessions=6, max_sessions=10, rounds=8)
@@ -61,6 +62,16 @@ class Judgement:
         return float(np.abs(self.sum_ms / self.measured_ms - 1).mean())
 
     @property
+    def bias(self) -> float:
+        """Mean signed error: negative where networks are slower than predicted."""
+        return float(self.errors.mean())
+
+    @property
+    def worst(self) -> float:
+        """Largest absolute error."""
+        return float(np.abs(self.errors).max())
+
+    @property
     def num_unstable(self) -> int:
         """Networks whose samples do not say much."""
         return sum(e.unstable for e in self.measured)
@@ -71,11 +82,20 @@ def profiled_spaces(profile: DeviceProfile, precision: str = "fp32") -> list[Mob
     found = []
     for key, records in profile.networks.items():
         kind, name, num_classes, in_channels = key.split("/")
-        if kind == precision:
-            sides = sorted({int(r.architecture["resolution"]) for r in records})  # type: ignore[arg-type]
-            found.append(space(name, int(num_classes), int(in_channels), sides))
-            assert space_key(found[-1], precision) == key
+        if kind == precision and name in spaces.space_names():
+            sides = sorted({r.resolution for r in records})
+            found.append(spaces.space(name, int(num_classes), int(in_channels), sides))
     return found
+
+
+def fresh_archs(space: MobileSpace, profile: DeviceProfile, num: int, seed: int = SEED) -> Archs:
+    """``num`` random architectures, none of which calibrated ``profile``."""
+    records = profile.networks.get(space_key(space, "fp32"), ())
+    held = [r.architecture for r in records if r.resolution in space.resolutions]
+    known = {row.tobytes() for row in space.encode(held)}
+    drawn = space.sample(num + 8 * len(known), np.random.default_rng(seed))
+    fresh: Archs = drawn[[row.tobytes() not in known for row in drawn]][:num]
+    return fresh
 
 
 def validate(
@@ -103,7 +123,9 @@ def validate(
         DeviceMismatchError: ``device`` is another one.
         DeviceError: It failed; see its class.
     """
-    profile.require_same_device(device.identity, Path("the profile"))
+    profile.require_same_device(
+        device.identity, Path("the profile"), "validate it on the device that made it"
+    )
     assert profile.level is not None
     level = Level(profile.level.core_ms, profile.level.memory_ms)
     with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:

@@ -11,6 +11,7 @@ from deploynas.artifacts import open_atomic
 from deploynas.profile.validate import Judgement
 
 BAND = 0.05
+POINT, SHADE, LINE = "#1f5fa8", "#dce8f4", "#5b6770"
 
 
 def draw_validation(judgement: Judgement, title: str, path: Path) -> None:
@@ -26,38 +27,46 @@ def draw_validation(judgement: Judgement, title: str, path: Path) -> None:
     measured, predicted = judgement.measured_ms, judgement.predicted_ms
     low = np.array([e.low for e in judgement.measured])
     high = np.array([e.high for e in judgement.measured])
-    figure = Figure(figsize=(6.4, 7.6), layout="constrained")
+    ends = np.array(
+        [min(low.min(), predicted.min()) * 0.96, max(high.max(), predicted.max()) * 1.04]
+    )
+    table, stated = judgement.table, judgement.half_width * 100
+
+    figure = Figure(figsize=(7.0, 8.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    ends = np.array([measured.min() * 0.95, measured.max() * 1.05])
-    top.fill_between(
-        ends, ends * (1 - BAND), ends * (1 + BAND), color="#d9e6f2", lw=0, label="within 5 %"
-    )
-    top.plot(ends, ends, color="#5b6770", lw=1)
-    spread = [measured - low, high - measured]
-    top.errorbar(
-        measured, predicted, xerr=spread, fmt="o", ms=4, lw=0.8, color="#1f5fa8",
-        label="a network, with its 95 % interval",
-    )  # fmt: skip
-    top.set_ylabel("predicted, ms")
-    top.legend(loc="upper left", frameon=False)
-    table = judgement.table
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.02, ha="left", wrap=True)
     top.set_title(
-        f"{title}\n{len(measured)} fresh networks: mean error {table.mape:.2%}, within 5 % "
-        f"{table.within_5_percent:.0%}, Kendall tau {table.kendall_tau:.3f}",
-        fontsize=10,
+        f"{len(measured)} fresh networks: mean error {table.mape:.1%}, within 5 % "
+        f"{table.within_5_percent:.0%}, Kendall tau {table.kendall_tau:.3f}\n"
+        f"sum of the layers, uncalibrated: mean error {judgement.sum_mape:.1%}",
+        fontsize=9, loc="left", color=LINE,
+    )  # fmt: skip
+    top.fill_between(
+        ends, ends * (1 - BAND), ends * (1 + BAND), color=SHADE, lw=0, label="within 5 %"
     )
+    top.plot(ends, ends, color=LINE, lw=1, label="predicted = measured")
+    top.errorbar(
+        measured, predicted, xerr=[measured - low, high - measured], fmt="o", ms=4.5, lw=0.9,
+        color=POINT, alpha=0.85, label="a network, with its measured 95 % interval",
+    )  # fmt: skip
+    top.set_xlim(*ends)
+    top.set_ylim(*ends)
+    top.set_ylabel("predicted latency, ms")
+    top.legend(loc="upper left", frameon=False, fontsize=9)
     errors = judgement.errors * 100
-    stated = judgement.half_width * 100
-    bottom.axhspan(-stated, stated, color="#d9e6f2", lw=0)
-    bottom.axhline(0, color="#5b6770", lw=1)
-    bottom.plot(measured, errors, "o", ms=4, color="#1f5fa8")
-    limit = max(1.2 * np.abs(errors).max(), 1.3 * stated)
+    limit = 1.25 * max(np.abs(errors).max(), stated, 100 * BAND)
+    bottom.axhspan(-100 * BAND, 100 * BAND, color=SHADE, lw=0)
+    bottom.axhline(0, color=LINE, lw=1)
+    for side in (-stated, stated):
+        bottom.axhline(side, color=POINT, lw=0.9, ls="--")
+    bottom.plot(measured, errors, "o", ms=4.5, color=POINT, alpha=0.85)
     bottom.set_ylim(-limit, limit)
-    bottom.set_xlim(ends[0], ends[1])
     bottom.set_ylabel("error, %")
-    bottom.set_xlabel("measured, ms (band: the error that the model states)")
+    bottom.set_xlabel(f"measured latency, ms (dashed: the ±{stated:.1f} % that the model states)")
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#eceff1", lw=0.6)
+        axes.set_axisbelow(True)
     image = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(image, format="png", dpi=120)

@@ -29,8 +29,10 @@ VERBS = {
 }  # fmt: skip
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    code = "from deploynas.cli.main import main; main()"
+def run(*arguments: str, cwd: Path, without: str = "") -> subprocess.CompletedProcess[str]:
+    """The command line, as if the package ``without`` were not installed."""
+    hide = f"import sys; sys.modules[{without!r}] = None;" if without else ""
+    code = f"{hide}from deploynas.cli.main import main; main()"
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *arguments],
         capture_output=True, text=True, cwd=cwd, timeout=300,
@@ -76,6 +78,8 @@ def test_light_imports(tmp_path: Path) -> None:
         (("profile", "validate"), 1, "deploynas profile --device cpu"),
         (("profile", "validate", "nothing.json"), 1, "does not exist"),
         (("profile", "--budget-minutes", "nan"), 1, "--budget-minutes must be a positive"),
+        (("profile", "--budget-minutes", "-1"), 1, "--budget-minutes must be a positive"),
+        (("profile", "validate", "--seed", "-1"), 2, "--seed"),
         (("inspect", "nothing.onnx"), 1, "does not exist"),
     ],
 )
@@ -119,6 +123,20 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     assert 0 <= validated["mape"] <= validated["worst"]
     with Image.open(tmp_path / validated["picture"]) as picture:
         assert picture.width > 300
+    few = ("profile", "validate", "--num-networks", "4", "--quiet", "--picture", "no.png")
+    done = run(*few, cwd=tmp_path, without="matplotlib")
+    assert done.returncode == 0, done.stderr
+    assert "mean absolute error" in done.stdout
+    assert "pip install 'deploynas[report]'" in done.stderr
+    assert not (tmp_path / "no.png").exists()
+    elsewhere = json.loads((tmp_path / "profiles" / "cpu.json").read_text())
+    elsewhere["identity"]["processor"] = "another"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(elsewhere))
+    done = run("profile", "validate", str(other), "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["kind"] == "device-mismatch"
+    other.unlink()
 
     done = run("search", "--data", data, "--latency-ms", "0.0001", cwd=tmp_path)
     assert done.returncode == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploynas.device import CpuDevice
+from deploynas.device import CpuDevice, Estimate
 from deploynas.errors import (
     DeviceMismatchError,
     IncompleteProfileError,
@@ -22,9 +23,11 @@ from deploynas.errors import (
 from deploynas.profile import DeviceProfile, LatencyModel, profile_space
 from deploynas.profile.device_profile import open_journal
 from deploynas.profile.latency_model import fit, judge, kendall_tau
+from deploynas.profile.validate import Judgement, fresh_archs
 from deploynas.spaces import space
 
 SPACE = space("mobile-small", 10, 1, [20])
+KEY = "fp32/mobile-small/10/1"
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +49,7 @@ def test_second_run_measures_nothing_and_keeps_the_file(profile_path: Path) -> N
 def test_prediction_equals_the_fitted_regression(profile_path: Path) -> None:
     profile = DeviceProfile.load(profile_path)
     model = LatencyModel(SPACE, profile)
-    key = "fp32/mobile-small/10/1"
-    records = profile.networks[key]
+    records = profile.networks[KEY]
     measured = np.array([profile.estimate(r.samples).median for r in records])
     predicted = model.predict_ms(SPACE.encode([r.architecture for r in records]))
     # in the fitted range a model that lost its intercept is off by far more
@@ -73,14 +75,65 @@ def test_other_device_is_refused(profile_path: Path) -> None:
     assert json.loads(other.read_text()) == document
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
-def test_impossible_times_are_refused(profile_path: Path, tmp_path: Path, value: float) -> None:
+LAYER = ("layers", f"fp32/{SPACE.layer_table[0].key}")
+NETWORK = ("networks", KEY, 0)
+VALIDATION = ("validations", KEY)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ((*LAYER, "samples", "ms", 0, 0), 0.0),
+        ((*LAYER, "samples", "ms", 0, 0), -1.0),
+        ((*LAYER, "samples", "core_ms", 0, 0), float("nan")),
+        ((*LAYER, "samples", "ms", 0), []),
+        ((*LAYER, "samples", "memory_ms", 0), [1.0]),
+        ((*LAYER, "samples", "core_ms"), []),
+        ((*LAYER, "macs"), -1),
+        (("level",), None),
+        (("level", "core_ms"), float("inf")),
+        (("networks", KEY), []),
+        (("networks", "fp32/mobile-small/ten/1"), []),
+        ((*NETWORK, "architecture", "resolution"), [20]),
+        ((*NETWORK, "architecture"), {}),
+        ((*VALIDATION, "residual_95"), -1.0),  # would admit what is over budget
+        ((*VALIDATION, "residual_95"), float("nan")),
+        ((*VALIDATION, "kendall_tau"), 1.5),
+        (("identity", "threads"), "many"),
+        (("comment",), "mine"),
+    ],
+    ids=str,
+)
+def test_impossible_values_are_refused(
+    profile_path: Path, tmp_path: Path, where: tuple[str | int, ...], value: object
+) -> None:
     document = json.loads(profile_path.read_text())
-    next(iter(document["layers"].values()))["samples"]["ms"][0][0] = value
+    place = document
+    for key in where[:-1]:
+        place = place[key]
+    place[where[-1]] = value
     path = tmp_path / "edited.json"
     path.write_text(json.dumps(document))
-    with pytest.raises(InvalidInputError, match="damaged or was edited"):
+    with pytest.raises(InvalidInputError, match=r"edited\.json is damaged or was edited"):
         DeviceProfile.load(path)
+
+
+def test_a_newer_profile_is_refused(profile_path: Path, tmp_path: Path) -> None:
+    document = json.loads(profile_path.read_text())
+    path = tmp_path / "newer.json"
+    path.write_text(json.dumps(document | {"version": DeviceProfile.VERSION + 1}))
+    with pytest.raises(InvalidInputError, match="upgrade deploynas"):
+        DeviceProfile.load(path)
+
+
+def test_an_uncalibrated_resolution_is_not_predicted(profile_path: Path) -> None:
+    """What a run leaves that was interrupted after its layers."""
+    profile = DeviceProfile.load(profile_path)
+    records = [r.model_copy(update={"architecture": r.architecture | {"resolution": 24}})
+               for r in profile.networks[KEY]]  # fmt: skip
+    elsewhere = profile.model_copy(update={"networks": {KEY: tuple(records)}})
+    with pytest.raises(IncompleteProfileError, match=r"mobile-small at 20 px \(add it: .*profile"):
+        LatencyModel(SPACE, elsewhere)
 
 
 def test_truncated_profile_is_refused(profile_path: Path, tmp_path: Path) -> None:
@@ -94,6 +147,45 @@ def test_two_profilers_cannot_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "cpu.json"
     with open_journal(path), pytest.raises(OutputError, match="another deploynas profile"):
         profile_space(SPACE, CpuDevice(), path)
+
+
+def test_a_journal_that_its_owner_removed_is_not_held(tmp_path: Path) -> None:
+    """Two waiting profilers must not both go on when the first one ends."""
+    path = tmp_path / "cpu.json"
+    opened = fcntl.flock
+
+    def owner_ends_first(file: object, flags: int) -> None:
+        path.with_suffix(".journal").unlink()
+        opened(file, flags)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "flock", owner_ends_first)
+        with pytest.raises(OutputError, match="another deploynas profile"), open_journal(path):
+            pass
+
+
+def test_validation_judges_fresh_networks(profile_path: Path) -> None:
+    profile = DeviceProfile.load(profile_path)
+    archs = fresh_archs(SPACE, profile, 500)
+    known = SPACE.encode([r.architecture for r in profile.networks[KEY]])
+    assert len(archs) == 500
+    assert not {row.tobytes() for row in archs} & {row.tobytes() for row in known}
+    assert np.array_equal(archs[:5], fresh_archs(SPACE, profile, 5))
+    assert not np.array_equal(archs[:5], fresh_archs(SPACE, profile, 5, seed=1))
+
+
+def test_validation_table() -> None:
+    measured = [Estimate(ms, ms * 0.99, ms * 1.01, 10) for ms in (1.0, 2.0, 3.0, 4.0)]
+    measured.append(Estimate(5.0, 4.0, 6.0, 10))
+    actual = np.arange(1.0, 6.0)
+    predicted = actual * [1.1, 1.0, 1.0, 1.0, 0.8]
+    judgement = Judgement(np.zeros((5, 1)), predicted, actual * 1.5, measured, 0.02)
+    assert judgement.bias == pytest.approx(-0.02)
+    assert judgement.worst == pytest.approx(0.2)
+    assert judgement.sum_mape == pytest.approx(0.5)
+    assert judgement.num_unstable == 1
+    assert judgement.table.mape == pytest.approx(0.06)
+    assert judgement.table.within_5_percent == pytest.approx(0.6)
 
 
 def test_killed_profile_goes_on(tmp_path: Path) -> None:
