@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
@@ -34,7 +35,8 @@ def print_json(document: object) -> None:
 
 def warn(text: str) -> None:
     """A warning on standard error."""
-    err.print(f"[yellow]warning:[/yellow] {text}", highlight=False, soft_wrap=True)
+    line = f"[yellow]warning:[/yellow] {escape(text)}"
+    err.print(line, highlight=False, soft_wrap=True)
 
 
 @contextmanager

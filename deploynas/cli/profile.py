@@ -160,9 +160,9 @@ def validate(
     title = f"{chosen.name} at {', '.join(map(str, chosen.resolutions))} px"
     try:
         draw_validation(judgement, f"{title}\n{identity.title}", drawn)
-    except ModuleNotFoundError as error:
+    except ModuleNotFoundError:
         drawn = None
-        warn(f"no picture: it needs the package {error.name} (pip install 'deploynas[report]')")
+        warn("no picture: it needs matplotlib (pip install 'deploynas[report]')")
     if judgement.num_unstable:
         warn(
             f"{judgement.num_unstable} of {table.num_networks} measurements are unstable: the "

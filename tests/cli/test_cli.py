@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import deploynas
+
+# the package under test, whichever copy is installed
+PACKAGE = str(Path(deploynas.__file__).parents[1])
 VERBS = {
     "spaces": {"--json", "--quiet"},
     "devices": {"--json", "--quiet"},
@@ -36,7 +40,7 @@ def run(*arguments: str, cwd: Path, without: str = "") -> subprocess.CompletedPr
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *arguments],
         capture_output=True, text=True, cwd=cwd, timeout=300,
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", "HOME": str(cwd)},
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", "HOME": str(cwd), "PYTHONPATH": PACKAGE},
     )  # fmt: skip
 
 
@@ -224,7 +228,8 @@ def test_a_full_disk_is_one_line(limit: int, tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *arguments, "--output", "p/cpu.json"],
         capture_output=True, text=True, cwd=tmp_path, timeout=300,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TMPDIR": str(tmp_path)},
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TMPDIR": str(tmp_path),
+             "PYTHONPATH": PACKAGE},
     )  # fmt: skip
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: cannot write")
