@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import deploynas as dn
+from deploynas.profile import LatencyModel
 from deploynas.spaces import layers, parse_net
 
 
@@ -49,16 +50,35 @@ def main() -> None:
         if abs(macs) > 1 or abs(params) > 0.06:
             document.setdefault("networks_that_differ", []).append([row["id"], macs, params])
     n = 100_000 if options.quick else 1_000_000
-    archs = space.sample(n, np.random.default_rng(0))
-    start = time.perf_counter()
-    space.macs(archs)
-    space.params(archs)
-    document |= {"architectures": n, "macs_and_params_s": time.perf_counter() - start}
+    model = latency_model()
+    priced = model.space if model else space
+    archs = priced.sample(n, np.random.default_rng(0))
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        priced.macs(archs)
+        priced.params(archs)
+        if model:
+            model.predict_ms(archs)
+        seconds.append(time.perf_counter() - start)
+    what = "latency_macs_params_s" if model else "macs_and_params_s"
+    document |= {"architectures": n, what: float(np.median(seconds))}
+    if not model:
+        document["no_latency"] = "make a profile first: python benchmarks/latency_model.py"
     if options.json:
         print(json.dumps(document))
     else:
         for key, value in document.items():
             print(f"{key:22} {value}")
+
+
+def latency_model() -> LatencyModel | None:
+    """The model of the profile that benchmarks/latency_model.py made, where it did."""
+    path = Path(__file__).parent / "profiles" / "cpu-t1.json"
+    if not path.exists():
+        return None
+    profile = dn.DeviceProfile.load(path)
+    return LatencyModel(profile.restrict(dn.space("ofa-mbv3-w1.0")), profile)
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -23,6 +23,7 @@ def check(
     target: Annotated[Path | None, typer.Argument(help="ONNX file or export; the newest.")] = None,
     device: Annotated[str, typer.Option(help="Device to measure on.")] = "cpu",
     threads: Threads = 1,
+    provider: Annotated[str | None, typer.Option(help="Execution provider.")] = None,
     latency_ms: Annotated[float | None, typer.Option(help="Budget; else the manifest's.")] = None,
     data: Annotated[Path | None, typer.Option(help="Test images; else the manifest's.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Fraction, 0 to 1.")] = None,
@@ -62,7 +63,7 @@ def check(
             raise InvalidInputError("--min-accuracy needs test images", "pass --data")
     with progress(quiet) as on_progress:
         result = run_check(
-            target, open_device(device, threads), latency_ms=latency_ms, dataset=dataset,
+            target, open_device(device, threads, provider), latency_ms=latency_ms, dataset=dataset,
             min_accuracy=min_accuracy, on_progress=on_progress,
         )  # fmt: skip
     if as_json:

@@ -22,7 +22,10 @@ def retrain(
     ] = False,
     data: Annotated[Path | None, typer.Option(help="Where the data moved to.")] = None,
     epochs: Annotated[
-        float | None, typer.Option(help="3, or 12 from scratch.", show_default=False)
+        float | None,
+        typer.Option(
+            help="3, or 12 from scratch; more over a small data set.", show_default=False
+        ),
     ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak; 0.1.", show_default=False)
@@ -40,7 +43,9 @@ def retrain(
     )
     chosen = steps.FROM_SCRATCH if from_scratch else steps.FINE_TUNING
     changes: dict[str, float] = {"seed": seed}
-    if epochs is not None:
+    if epochs is None:
+        changes |= steps.lengthened(chosen, dataset)
+    else:
         changes["epochs"] = require_positive(epochs, "--epochs")
     if learning_rate is not None:
         changes["learning_rate"] = require_positive(learning_rate, "--learning-rate")

@@ -25,7 +25,13 @@ def search(
     profile: Annotated[Path | None, typer.Option(help="Device profile.")] = None,
     supernet: Annotated[Path | None, typer.Option(help="Run of a trained supernet.")] = None,
     data: Annotated[Path | None, typer.Option(help="Image folder or IDX files.")] = None,
-    epochs: Annotated[float, typer.Option(help="Where a supernet must be trained.")] = 4.0,
+    epochs: Annotated[
+        float | None,
+        typer.Option(
+            help="Where a supernet must be trained; 4, more over a small data set.",
+            show_default=False,
+        ),
+    ] = None,
     evaluations: Annotated[int, typer.Option(help="Subnets to evaluate.", min=4)] = 96,
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
@@ -34,7 +40,7 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Search a space under a profile's latency and other limits."""
-    from deploynas.errors import UnknownNameError, require_positive
+    from deploynas.errors import UnknownNameError
     from deploynas.spaces import space, space_names
     from deploynas.workflows import steps
 
@@ -51,7 +57,6 @@ def search(
     from deploynas.data import load_dataset
     from deploynas.device import open_attached
     from deploynas.profile import DeviceProfile, LatencyModel
-    from deploynas.train import SupernetRecipe
 
     hint = "make one: deploynas profile --device cpu"
     path = profile or newest("*.json", Path("profiles"), "device profile", hint)
@@ -76,7 +81,7 @@ def search(
             say(f"supernet {run}, trained before", as_json=True)
             trained = steps.open_supernet(run, dataset)
         else:
-            settings = SupernetRecipe(epochs=require_positive(epochs, "--epochs"), seed=seed)
+            settings = steps.supernet_recipe(dataset, epochs, seed)
             trained = steps.train(sides, dataset, run, settings, on_progress)
         result = steps.search(
             trained, path, budget, run, device=open_attached(identity), strategy=strategy,

@@ -20,7 +20,12 @@ def train(
     data: Annotated[Path | None, typer.Option(help="Image folder or IDX files.")] = None,
     resolution: Annotated[list[int] | None, typer.Option(help="May be repeated.")] = None,
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/supernet"),
-    epochs: Annotated[float, typer.Option(help="Passes over the training images.")] = 4.0,
+    epochs: Annotated[
+        float | None,
+        typer.Option(
+            help="Passes over the images; 4, more over a small data set.", show_default=False
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of order, subnets and weights.")] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Always on: a run goes on where it was.")
@@ -30,15 +35,13 @@ def train(
 ) -> None:
     """Train a supernet by the sandwich rule with in-place distillation."""
     from deploynas.data import load_dataset
-    from deploynas.errors import require_positive
-    from deploynas.train import SupernetRecipe
     from deploynas.workflows import steps
 
     dataset = load_dataset(data)
     for text in dataset.warnings:
         warn(text)
     chosen = steps.space_for(space_name, dataset, resolution)
-    settings = SupernetRecipe(epochs=require_positive(epochs, "--epochs"), seed=seed)
+    settings = steps.supernet_recipe(dataset, epochs, seed)
     with progress(quiet) as on_progress:
         steps.train(chosen, dataset, output, settings, on_progress)
     if as_json:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -80,7 +81,8 @@ class Worker:
             says which path it was busy with, if one.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], runtime: str = "the device") -> None:
+        self._runtime = runtime
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         try:
             self._process = subprocess.Popen(
@@ -135,7 +137,9 @@ class Worker:
                 f"the device's worker said something unexpected{busy}: {line[:80]!r}"
             )
         if "error" in answer:
-            raise DeviceError(f"the device failed{busy}: {answer['error']}")
+            versions = _versions(path) if path else ""
+            reason = _readable(str(answer["error"]))
+            raise DeviceError(f"{self._runtime} failed{busy}{versions}: {reason}")
         return answer
 
     def _last_words(self) -> str:
@@ -157,10 +161,29 @@ class Worker:
                 stream and stream.close()
 
 
+def _readable(reason: str) -> str:
+    """A runtime's message without the place in its source."""
+    reason = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason)
+    return re.sub(r"(Load model from \S+ failed:)?/\S+:\d+ .*\) (?=[A-Z])", "", reason)
+
+
+def _versions(path: Path) -> str:
+    """Opset and file format of a model, which a runtime may be too old for."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError):
+        return ""
+    opsets = ", ".join(f"{o.domain or 'opset'} {o.version}" for o in model.opset_import)
+    return f" ({opsets}, file format {model.ir_version})"
+
+
 @contextlib.contextmanager
 def open_worker(device: Device, session: int, paths: Sequence[Path]) -> Iterator[Worker]:
     """A worker with ``paths`` loaded, closed on the way out."""
-    worker = Worker(device.command(session))
+    worker = Worker(device.command(session), device.identity.runtime)
     try:
         for path in paths:
             worker.load(path)

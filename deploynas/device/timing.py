@@ -26,7 +26,9 @@ Floats = npt.NDArray[np.float64]
 UNSTABLE = 0.03  # relative half-width above which a report says "unstable"
 PRIVATE_CACHE_BYTES = 4_000_000  # weights below this do not feel the shared memory
 REFERENCE_EVERY_MS = 60.0  # of model time inside a round
-READING = ((0, 3), (1, 3))  # touches of a reading of both references
+READING_RUNS = 3
+COPIES = 3  # of the reference set in a session: each is a draw of memory layout
+NUM_REFERENCES = 2 * COPIES
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ def measure(
             if not open_names or (session and out_of_time):
                 break
             names = [open_names[i] for i in rng.permutation(len(open_names))]
-            paths = [*references, *(models[name] for name in names)]
+            paths = [*references * COPIES, *(models[name] for name in names)]
             with open_worker(device, session, paths) as worker:
                 plan = _Plan(worker, names, rule.touch_ms)
                 for round_number in range(rule.rounds):
@@ -260,17 +262,22 @@ def _width(samples: Samples) -> float:
 
 
 class _Plan:
-    """One worker's rounds. References come first in its numbering, then ``names``."""
+    """One worker's rounds.
+
+    In its numbering the copies of the references come first (core and memory in turn), then
+    ``names``.
+    """
 
     def __init__(self, worker: Worker, names: Sequence[str], touch_ms: float) -> None:
         self._worker = worker
         self._names = names
+        self._readings = 0
         self._expected_ms = self._warm_up()
         self._runs = np.clip(np.ceil(touch_ms / self._expected_ms), 2, 15).astype(int)
 
     def _warm_up(self) -> Floats:
         """Touch every model until its time stops falling; returns the times."""
-        count = len(READING) + len(self._names)
+        count = NUM_REFERENCES + len(self._names)
         last = np.full(count, np.inf)
         for _ in range(5):
             now = np.array([min(t) for t in self._worker.time([(i, 2) for i in range(count)])])
@@ -282,18 +289,20 @@ class _Plan:
 
     def round(self, rng: np.random.Generator) -> dict[str, tuple[float, Level]]:
         """Touch every model once, references in between: name -> (ms, level around it)."""
-        first = len(READING)
         order = rng.permutation(len(self._names))
-        touches, places, since_reference = list(READING), [], 0.0
+        touches, places, since_reference = self._reading(), [], 0.0
         for i in order:
             places.append(len(touches))
-            touches.append((first + int(i), int(self._runs[first + i])))
-            since_reference += self._expected_ms[first + i] * (self._runs[first + i] + 1)
+            model = NUM_REFERENCES + int(i)
+            touches.append((model, int(self._runs[model])))
+            since_reference += self._expected_ms[model] * (self._runs[model] + 1)
             if since_reference > REFERENCE_EVERY_MS or i == order[-1]:
-                touches += READING
+                touches += self._reading()
                 since_reference = 0.0
         times = self._worker.time(touches)
-        readings = [p for p, (model, _) in enumerate(touches) if model == 0]
+        readings = [
+            p for p, (model, _) in enumerate(touches) if model < NUM_REFERENCES and model % 2 == 0
+        ]
         # the fastest run: what disturbs a run must not disturb the yardstick
         core = [min(times[p]) for p in readings]
         memory = [min(times[p + 1]) for p in readings]
@@ -306,3 +315,9 @@ class _Plan:
             )
             result[self._names[i]] = (float(np.median(times[place])), level)
         return result
+
+    def _reading(self) -> list[tuple[int, int]]:
+        """Touches of both references, of another copy each time."""
+        self._readings += 1
+        core = 2 * (self._readings % COPIES)
+        return [(core, READING_RUNS), (core + 1, READING_RUNS)]

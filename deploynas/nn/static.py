@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deploynas.artifacts import read_json
 from deploynas.errors import InvalidInputError
+from deploynas.nn.published import load_published
 from deploynas.spaces.base import Archs, SearchSpace
 from deploynas.spaces.layers import Activation, Layer, Node
 from deploynas.spaces.published import parse_net
@@ -130,6 +131,14 @@ class StaticNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.layers(x)
         return logits
+
+    def load_ofa(self, path: str | Path) -> None:
+        """Take the weights of a published specialised network.
+
+        Raises:
+            MissingFileError, InvalidInputError: See :func:`load_published`.
+        """
+        load_published(Path(path), self, "layers.{}.", len(self.layers))
 
 
 def build(space: SearchSpace, arch: Archs) -> StaticNetwork:

@@ -9,10 +9,12 @@ slicing function, so that an extracted network computes what the supernet comput
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from deploynas.nn.published import load_published
 from deploynas.nn.static import StaticNetwork, build_layer, initialise
 from deploynas.spaces.base import Archs, SearchSpace
 from deploynas.spaces.layers import Layer
@@ -133,6 +135,18 @@ class Supernet(nn.Module):
         for slot, layer in self._active(arch):
             x = self.slots[slot](x, layer)
         return x
+
+    def load_ofa(self, path: str | Path) -> None:
+        """Take the weights of a published once-for-all supernet.
+
+        Every extracted network then computes what the published code computes for the same
+        architecture, sliced batch-norm statistics included (which are those of the largest
+        network: :func:`recalibrate` before measuring accuracy).
+
+        Raises:
+            MissingFileError, InvalidInputError: See :func:`load_published`.
+        """
+        load_published(Path(path), self, "slots.{}.full.", len(self.slots))
 
     @torch.no_grad()
     def extract(self, arch: Archs) -> StaticNetwork:

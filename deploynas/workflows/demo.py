@@ -117,6 +117,7 @@ def run_demo(
         supernet = steps.open_supernet(run, dataset)
     else:
         recipe = SupernetRecipe(epochs=epochs, seed=seed, flip=flip)
+        recipe = recipe.model_copy(update=steps.lengthened(recipe, dataset))
         supernet = steps.train(chosen, dataset, run, recipe, on_progress)
     result = steps.search(
         supernet, path, budget, run, device=device, strategy="ofa", seed=seed,
@@ -129,7 +130,8 @@ def run_demo(
         "largest": result.largest,
         "smallest": result.smallest,
     }
-    fine_tuning = steps.FINE_TUNING.model_copy(update={"seed": seed, "flip": flip})
+    longer = steps.lengthened(steps.FINE_TUNING, dataset)
+    fine_tuning = steps.FINE_TUNING.model_copy(update={"seed": seed, "flip": flip, **longer})
     rows: list[Row] = []
     for title, candidate in networks.items():
         if candidate is None:

@@ -37,7 +37,22 @@ from deploynas.train import (
 OnProgress = Callable[[str, float], None]
 RUNS, EXPORTS = Path("runs"), Path("exports")
 FINE_TUNING = Recipe(epochs=3.0, batch_size=64, learning_rate=0.1)
+MIN_STEPS, MAX_EPOCHS = 600, 40.0  # of a training whose length nobody chose
 FROM_SCRATCH = Recipe(epochs=12.0, batch_size=64, learning_rate=0.1)
+
+
+def lengthened(recipe: Recipe, dataset: ImageDataset) -> dict[str, float]:
+    """More passes for a recipe where the data set is so small that they would be few steps."""
+    needed = MIN_STEPS * recipe.batch_size / len(dataset.train)
+    return {"epochs": round(max(recipe.epochs, min(needed, MAX_EPOCHS)), 1)}
+
+
+def supernet_recipe(dataset: ImageDataset, epochs: float | None, seed: int) -> SupernetRecipe:
+    """The recipe of a supernet; 4 passes, or more over a small data set, where None."""
+    recipe = SupernetRecipe(seed=seed)
+    if epochs is None:
+        return recipe.model_copy(update=lengthened(recipe, dataset))
+    return recipe.model_copy(update={"epochs": require_positive(epochs, "--epochs")})
 
 
 class SupernetRecord(Artifact):

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from deploynas.device import CpuDevice, Identity, Level, Samples, StopRule, measure
 from deploynas.device.base import Worker, open_worker
@@ -103,7 +104,7 @@ def test_worker_times_what_it_is_asked(models):
     with open_worker(CpuDevice(), 0, list(models.values())) as worker:
         times = worker.time([(0, 2), (1, 4), (0, 1)])
         assert [len(t) for t in times] == [2, 4, 1]
-        with pytest.raises(DeviceError, match="the device failed"):
+        with pytest.raises(DeviceError, match="onnxruntime .* failed: list index"):
             worker.time([(7, 1)])
         assert len(worker.time([(1, 1)])) == 1  # a refused question does not end it
 
@@ -289,3 +290,27 @@ def test_require_positive(value):
     assert require_positive(2.0, "the budget") == 2.0
     with pytest.raises(InvalidInputError, match="the budget must be a positive number"):
         require_positive(value, "the budget")
+
+
+@pytest.mark.parametrize(
+    ("opset", "ir_version", "operator", "said"),
+    [
+        (99, 8, "Relu", r"onnxruntime 1\.\d+ failed with new \(opset 99, file format 8\)"),
+        (17, 99, "Relu", r"\(opset 17, file format 99\): Unsupported model IR version: 99"),
+        (17, 8, "Invented", r"No Op registered for Invented with domain_version of 17"),
+    ],
+)
+def test_a_runtime_too_old_for_a_model_says_both_versions(
+    opset, ir_version, operator, said, tmp_path
+):
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 3]) for n in "xy"]
+    node = helper.make_node(operator, ["x"], ["y"])
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", opset)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
+    path = tmp_path / "new.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(DeviceError, match=said) as caught:
+        measure(CpuDevice(), {"new": path}, QUICK)
+    assert "onnxruntime_src" not in str(caught.value)
+    assert "\n" not in str(caught.value)
