@@ -158,11 +158,16 @@ class Estimate:
 def estimate(sessions: Sequence[Floats], num_draws: int = 400) -> Estimate:
     """Mean of the sessions' medians, with an interval bootstrapped over sessions and rounds.
 
-    The median discards the outliers inside a session; a session is one draw of memory layout,
-    so that their mean is what the next process will see on average. With few sessions the
-    bootstrap's spread over sessions is widened by sqrt(s / (s - 1)), its known bias.
+    Sessions that something disturbed as a whole are left out. The median discards the outliers
+    inside a session; a session is one draw of memory layout, so that their mean is what the next
+    process will see on average. With few sessions the bootstrap's spread over sessions is widened
+    by sqrt(s / (s - 1)), its known bias.
     """
+    total = sum(map(len, sessions))
     medians = np.array([np.median(session) for session in sessions])
+    kept = _undisturbed(medians)
+    sessions = [session for session, keep in zip(sessions, kept, strict=True) if keep]
+    medians = medians[kept]
     centre = float(medians.mean())
     rng = np.random.default_rng(0)
     num = len(sessions)
@@ -178,7 +183,23 @@ def estimate(sessions: Sequence[Floats], num_draws: int = 400) -> Estimate:
         between = np.zeros(num_draws)
     draws = centre + between + (within - medians).mean(axis=1)
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(centre, float(low), float(high), sum(map(len, sessions)))
+    return Estimate(centre, float(low), float(high), total)
+
+
+def _undisturbed(medians: Floats) -> npt.NDArray[np.bool_]:
+    """``(n,)`` which sessions agree with the others: within 4 robust standard deviations.
+
+    Layout makes sessions differ by a per cent or so, so that 2 % are never an outlier; of fewer
+    than five sessions none is.
+    """
+    centre = np.median(medians)
+    deviation = np.abs(medians - centre)
+    if len(medians) < 5:
+        return np.ones(len(medians), bool)
+    kept: npt.NDArray[np.bool_] = deviation <= max(
+        4 * 1.4826 * float(np.median(deviation)), 0.02 * float(centre)
+    )
+    return kept
 
 
 @dataclass(frozen=True)

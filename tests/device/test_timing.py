@@ -314,3 +314,12 @@ def test_a_runtime_too_old_for_a_model_says_both_versions(
         measure(CpuDevice(), {"new": path}, QUICK)
     assert "onnxruntime_src" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_disturbed_session_changes_nothing():
+    quiet = [np.array([1.0, 1.01, 0.99]) * scale for scale in (0.995, 1.0, 1.005, 1.01, 0.99)]
+    disturbed = [*quiet, np.array([1.3, 1.4, 1.35])]
+    assert estimate(disturbed).median == pytest.approx(estimate(quiet).median)
+    assert estimate(disturbed).num_samples == 18
+    two_kinds = [*quiet, *(1.3 * session for session in quiet)]
+    assert estimate(two_kinds).median > 1.1  # what happens half of the time is no outlier
