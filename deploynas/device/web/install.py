@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -105,10 +106,17 @@ def install_runtime() -> tuple[Path, bool]:
             flags = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
             done = subprocess.run([npm, "ci", *flags], cwd=staged, capture_output=True, text=True)
             if done.returncode:
-                lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-                useful = next((line for line in lines if "code" not in line), lines[0])
-                raise DeviceError(f"npm could not install onnxruntime-web: {useful}")
+                reason = _reason(done.stderr or done.stdout)
+                raise DeviceError(f"npm could not install onnxruntime-web: {reason}")
             staged.rename(target)
     except OSError as error:
         raise OutputError.from_os_error(target, error) from error
     return target, True
+
+
+def _reason(output: str) -> str:
+    """The line of npm's output that says why, after those that only number the failure."""
+    lines = [re.sub(r"^npm (error|ERR!)\s*", "", line) for line in output.splitlines()]
+    lines = [line for line in lines if line]
+    numbers = re.compile(r"(code|errno|syscall|path|dest) ")
+    return next((x for x in lines if not numbers.match(x)), lines[0] if lines else "no message")
