@@ -39,11 +39,13 @@ export class Engine {
 
   randomInput({ name, type, shape }) {
     if (!shape.every(Number.isInteger)) {
-      throw new Error(`input '${name}' has the dynamic shape [${shape.join(', ')}]`);
+      const sides = shape.map((side) => (Number.isInteger(side) ? side : `'${side}'`));
+      throw new Error(`input '${name}' has the dynamic shape [${sides.join(', ')}]`);
     }
     const size = shape.reduce((product, side) => product * side, 1);
-    if (type === 'float32') {
-      return new this.ort.Tensor(type, Float32Array.from({ length: size }, normal), shape);
+    const kinds = { float32: Float32Array, float64: Float64Array };
+    if (type in kinds) {
+      return new this.ort.Tensor(type, kinds[type].from({ length: size }, normal), shape);
     }
     if (type === 'uint8') {
       const pixels = Uint8Array.from({ length: size }, () => Math.floor(256 * Math.random()));
