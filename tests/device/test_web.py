@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,14 @@ LARGE = Layer("conv", 32, 32, 48, 48, kernel_size=3, activation="relu")
 QUICK = StopRule(precision=1e-9, min_sessions=1, max_sessions=1, rounds=2, touch_ms=0.1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def temporary():
+    """A temporary folder of this file's own: other browsers on the machine are not ours."""
+    with tempfile.TemporaryDirectory(prefix="dn") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)  # a short path: a browser keeps sockets below it
+        yield Path(folder)
+
+
 @pytest.fixture(scope="module", params=list(HOSTS))
 def device(request):
     try:
@@ -56,22 +65,34 @@ def models(tmp_path):
     return {name: write_model(tmp_path / f"{name}.onnx", layers[name]) for name in layers}
 
 
-def browser_folders():
-    return set(Path(tempfile.gettempdir()).glob("deploynas-chromium-*"))
+def browser_processes(folder):
+    """Numbers and commands of the processes of the browsers that work below ``folder``."""
+    command = ["ps", "-axww", "-o", "pid=,args="]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    found = [line.split(None, 1) for line in lines if f"{folder}/deploynas-chromium-" in line]
+    return {int(pid): arguments for pid, arguments in found}
 
 
-def browser_processes(folders):
-    names = {str(folder) for folder in folders}
-    lines = subprocess.run(["ps", "-axww", "-o", "args"], capture_output=True, text=True).stdout
-    return [line for line in lines.splitlines() if any(name in line for name in names)]
+def wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert condition()
 
 
-def test_measure(device, models):
-    before = browser_folders()
+@pytest.fixture
+def own_folder(temporary, monkeypatch):
+    """A temporary folder of one test, for what it starts."""
+    with tempfile.TemporaryDirectory(dir=temporary, prefix="t") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+def test_measure(device, models, own_folder):
     samples = measure(device, models, QUICK)
     small, large = (samples[name].estimate(samples[name].level) for name in ("small", "large"))
     assert 0 < small.median < large.median
-    assert browser_folders() == before
+    assert not list(own_folder.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +131,7 @@ def test_a_dynamic_shape_is_refused(worker, tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path = tmp_path / "dynamic.onnx"
     onnx.save(model, path)
-    with pytest.raises(DeviceError, match="dynamic shape"):
+    with pytest.raises(DeviceError, match=r"dynamic shape \['n', 3\]"):
         worker.load(path)
 
 
@@ -136,9 +157,8 @@ def test_threads_and_providers_are_refused(device):
         open_device(name, provider="CPUExecutionProvider")
 
 
-def test_nothing_is_left_when_the_tool_is_killed(device, models):
+def test_nothing_is_left_when_the_tool_is_killed(device, models, own_folder):
     """The worker and the browser end when the process that asked does, whatever ended it."""
-    before = browser_folders()
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
@@ -152,15 +172,41 @@ def test_nothing_is_left_when_the_tool_is_killed(device, models):
     command = [sys.executable, "-c", code, name, str(models["small"])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         pid = int(process.stdout.readline())
-        new = browser_folders() - before
-        assert bool(browser_processes(new)) == (HOSTS[name] == "chromium")
+        assert bool(browser_processes(own_folder)) == (HOSTS[name] == "chromium")
         process.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and (browser_processes(new) or exists(pid)):
-        time.sleep(0.1)
-    assert not exists(pid)
-    assert not browser_processes(new)
-    assert browser_folders() == before
+    wait_until(lambda: not exists(pid) and not browser_processes(own_folder))
+    assert not list(own_folder.iterdir())
+
+
+@pytest.mark.parametrize("victim", ["relay", "page"])
+def test_a_browser_without_its_relay_or_page_ends(victim, models, own_folder):
+    """A killed relay leaves no browser behind, and a dead page is an error, not silence."""
+    try:
+        install_runtime()
+        device = WebDevice("web-chromium")
+    except DeploynasError as error:
+        pytest.skip(str(error))
+    worker = Worker(device.command(0))
+    try:
+        worker.load(models["small"])
+        browser = browser_processes(own_folder)
+        assert browser
+        pages = [pid for pid, arguments in browser.items() if "--type=renderer" in arguments]
+        for pid in pages if victim == "page" else [worker._process.pid]:
+            os.kill(pid, signal.SIGKILL)
+        words = "the page ended" if victim == "page" else "exit code -9"
+        with pytest.raises(DeviceError, match=words):
+            worker.time([(0, 1)])
+    finally:
+        worker.close()
+    wait_until(lambda: not browser_processes(own_folder))
+
+
+def test_a_wheel_holds_the_files_of_the_workers():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    globs = tomllib.loads(text)["tool"]["setuptools"]["package-data"]["deploynas.device.web"]
+    packed = {path for glob in globs for path in web_install.HERE.glob(glob)}
+    assert packed == {p for p in web_install.HERE.iterdir() if p.is_file() and p.suffix != ".py"}
 
 
 def exists(pid):
@@ -202,6 +248,17 @@ def test_an_installation_that_fails_leaves_nothing(monkeypatch, tmp_path):
         install_runtime()
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("**/node_modules"))
+
+
+def test_a_failure_of_npm_is_told_by_the_line_that_says_why():
+    output = (
+        "npm error code ECONNREFUSED\nnpm error syscall connect\nnpm error errno ECONNREFUSED\n"
+        "npm error FetchError: request failed, reason: connect ECONNREFUSED\n"
+    )
+    reason = "FetchError: request failed, reason: connect ECONNREFUSED"
+    assert web_install._reason(output) == reason
+    assert web_install._reason("npm ERR! code E404\n") == "code E404"
+    assert web_install._reason("") == "no message"
 
 
 def test_an_unknown_device_suggests_a_name():
