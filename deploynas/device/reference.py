@@ -2,11 +2,9 @@
 
 Profile and check share it, so that two runs weeks apart can be compared and a slower clock is
 seen for what it is. Machines drift in two ways that do not go together: the core's own speed,
-and the speed of the memory that several cores or guests share (seen here: 7 % on networks with
-20 MB of weights while small models stood still). So there are two levels: *core*, a chain of
-blocks that fits a private cache, and *memory*, one that streams 13 MB of weights. Each is a chain
-because the layout of a session's memory is a draw: lone layers were off by 3 % for as long as
-their session lived, which the blocks of a chain average out.
+and the speed of the memory that several cores or guests share. So there are two levels: *core*, a
+chain of blocks that fits a private cache, and *memory*, one that streams 13 MB of weights. Each is
+a chain because the layout of a session's memory is a draw, which the blocks of a chain average out.
 """
 
 from __future__ import annotations
