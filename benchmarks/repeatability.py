@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 
 import deploynas as dn
-from deploynas.device import CpuDevice, Level, Samples, StopRule, measure
+from deploynas.device import CpuDevice, Samples, StopRule, measure
 from deploynas.device.base import open_worker
-from deploynas.graph import RandomWeights, emit
+from deploynas.device.timing import typical_level
+from deploynas.graph import RandomWeights, write_model
 
 SEED = 30_001
 
@@ -63,9 +64,8 @@ def one_pass(options: argparse.Namespace) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         paths = {}
         for i, arch in enumerate(archs):
-            paths[str(i)] = Path(folder) / f"{i}.onnx"
-            content = emit(space.layers(arch), RandomWeights(i)).SerializeToString()
-            paths[str(i)].write_bytes(content)
+            path = Path(folder) / f"{i}.onnx"
+            paths[str(i)] = write_model(path, space.layers(arch), RandomWeights(i))
         alone = []
         for path in paths.values():
             with open_worker(device, 0, [path]) as worker:
@@ -88,11 +88,7 @@ def print_table(
 ) -> None:
     """Differences between the passes; the engine's at the first pass's level of the machine."""
     one, two = ([Samples(**s) for s in p["samples"]] for p in (first, second))
-    levels = [s.level for s in one]
-    level = Level(
-        float(np.median([x.core_ms for x in levels])),
-        float(np.median([x.memory_ms for x in levels])),
-    )
+    level = typical_level(one)
     document: dict[str, object] = {
         "space": options.space,
         "networks": len(one),

@@ -21,6 +21,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deploynas.errors import InvalidInputError, MissingFileError, OutputError
 
+# Where the verbs look for what earlier ones wrote, below the working directory.
+PROFILES, RUNS, EXPORTS = Path("profiles"), Path("runs"), Path("exports")
+
 
 class Record(BaseModel):
     """An immutable part of an artefact: no unknown keys, no NaN, no infinity."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploynas.cli.console import Json, Quiet, Threads, print_json, progress, say, warn
+from deploynas.cli.console import Json, Quiet, print_json, progress, say, warn
 
 if TYPE_CHECKING:
     from deploynas.device import Estimate
@@ -21,8 +21,13 @@ def register(app: typer.Typer) -> None:
 
 def check(
     target: Annotated[Path | None, typer.Argument(help="ONNX file or export; the newest.")] = None,
-    device: Annotated[str, typer.Option(help="Device to measure on.")] = "cpu",
-    threads: Threads = 1,
+    device: Annotated[
+        str | None, typer.Option(help="Device to measure on; else the manifest's, or cpu.")
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Threads inside one operator; else the manifest's, or 1.", min=1),
+    ] = None,
     provider: Annotated[str | None, typer.Option(help="Execution provider.")] = None,
     latency_ms: Annotated[float | None, typer.Option(help="Budget; else the manifest's.")] = None,
     data: Annotated[Path | None, typer.Option(help="Test images; else the manifest's.")] = None,
@@ -31,19 +36,19 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Measure on the device; exit 0 within budget, 3 over it, 4 where it cannot be told."""
-    from deploynas.artifacts import newest
+    from deploynas.artifacts import EXPORTS, newest
     from deploynas.check import EXIT_CODES
     from deploynas.check import check as run_check
     from deploynas.check.verdict import load_target
     from deploynas.data import load_dataset
-    from deploynas.device import open_device
+    from deploynas.device import open_device, open_same
     from deploynas.errors import DeploynasError, InvalidInputError, require_positive
 
     if latency_ms is not None:
         require_positive(latency_ms, "--latency-ms")
     if target is None:
         hint = "make one: deploynas export"
-        target = newest("*/manifest.json", Path("exports"), "export", hint).parent
+        target = newest("*/manifest.json", EXPORTS, "export", hint).parent
         say(f"checking {target}", as_json=as_json)
     _, manifest = load_target(target)
     dataset = None
@@ -61,9 +66,13 @@ def check(
             raise InvalidInputError(f"--min-accuracy is a fraction, 0 to 1, got {min_accuracy}")
         if dataset is None:
             raise InvalidInputError("--min-accuracy needs test images", "pass --data")
+    if manifest and device in (None, manifest.device.device):
+        target_device = open_same(manifest.device, threads, provider)
+    else:
+        target_device = open_device(device or "cpu", threads or 1, provider)
     with progress(quiet) as on_progress:
         result = run_check(
-            target, open_device(device, threads, provider), latency_ms=latency_ms, dataset=dataset,
+            target, target_device, latency_ms=latency_ms, dataset=dataset,
             min_accuracy=min_accuracy, on_progress=on_progress,
         )  # fmt: skip
     if as_json:
@@ -72,6 +81,7 @@ def check(
             "reason": result.reason,
             "latency_ms": _estimate(result.latency),
             "budget_ms": result.budget_ms,
+            "device": target_device.identity.model_dump(),
             "unstable": result.latency.unstable,
         }
         if result.latency_normalised:
@@ -84,6 +94,7 @@ def check(
         print_json(document)
     else:
         x = result.latency
+        say(target_device.identity.title)
         say(
             f"measured {x.median:.3f} ms (95 % interval {x.low:.3f}-{x.high:.3f}, "
             f"{x.num_samples} samples{', unstable' if x.unstable else ''})"

@@ -6,11 +6,15 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+if TYPE_CHECKING:
+    from deploynas.data import ImageDataset
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
@@ -37,6 +41,16 @@ def warn(text: str) -> None:
     """A warning on standard error."""
     line = f"[yellow]warning:[/yellow] {escape(text)}"
     err.print(line, highlight=False, soft_wrap=True)
+
+
+def open_data(data: Path | None, *, download: bool = False, seed: int = 0) -> ImageDataset:
+    """The data set of a verb; its warnings go to standard error."""
+    from deploynas.data import load_dataset
+
+    dataset = load_dataset(data, download=download, seed=seed)
+    for text in dataset.warnings:
+        warn(text)
+    return dataset
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deploynas.cli.console import Json, Quiet, print_json, progress, say, warn
+from deploynas.cli.console import Json, Quiet, open_data, print_json, progress, say
 
 
 def register(app: typer.Typer) -> None:
@@ -24,13 +24,10 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Profile this machine, train, search, export and check, and compare five networks."""
-    from deploynas.data import load_dataset
     from deploynas.workflows.demo import run_demo
 
     with progress(quiet) as on_progress:
-        dataset = load_dataset(data, download=download, seed=seed)
-        for text in dataset.warnings:
-            warn(text)
+        dataset = open_data(data, download=download, seed=seed)
         table = run_demo(dataset, epochs=epochs, seed=seed, on_progress=on_progress)
     if as_json:
         return print_json(table.document())

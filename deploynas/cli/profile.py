@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploynas.cli.console import Json, Quiet, SpaceName, Threads, print_json, progress, say, warn
+from deploynas.cli.console import (
+    Json,
+    Quiet,
+    SpaceName,
+    Threads,
+    open_data,
+    print_json,
+    progress,
+    say,
+    warn,
+)
 
-PROFILES = Path("profiles")
+if TYPE_CHECKING:
+    from deploynas.spaces import MobileSpace
 
 
 def register(app: typer.Typer) -> None:
@@ -43,28 +54,15 @@ def profile(
         return None
     import numpy as np
 
+    from deploynas.artifacts import PROFILES
     from deploynas.device import open_device
     from deploynas.errors import require_positive
     from deploynas.profile import LatencyModel, profile_space
-    from deploynas.spaces import space
 
     if budget_minutes != math.inf:
         require_positive(budget_minutes, "--budget-minutes")
     target = open_device(device, threads, provider)
-    if data is not None or (num_classes is None and in_channels is None):
-        # no data named: the space of the default data set
-        from deploynas.data import load_dataset, resolutions_for
-
-        dataset = load_dataset(data)
-        for text in dataset.warnings:
-            warn(text)
-        sides = resolution or list(resolutions_for(dataset.size))
-        if space_name.startswith("ofa-") and resolution is None and data is None:
-            chosen = space(space_name)
-        else:
-            chosen = space(space_name, dataset.num_classes, dataset.channels, sides)
-    else:
-        chosen = space(space_name, num_classes, in_channels or 3, resolution)
+    chosen = choose_space(space_name, data, num_classes, in_channels, resolution)
     suffix = f"-t{threads}" if threads > 1 else ""
     path = output or PROFILES / f"{device}{suffix}.json"
     with progress(quiet) as on_progress:
@@ -100,6 +98,24 @@ def profile(
     return None
 
 
+def choose_space(
+    name: str,
+    data: Path | None,
+    num_classes: int | None,
+    in_channels: int | None,
+    resolutions: list[int] | None,
+) -> MobileSpace:
+    """The space to profile: by numbers, as published, or as the data or its default needs it."""
+    from deploynas.data import space_for
+    from deploynas.spaces import space
+
+    given = num_classes is not None or in_channels is not None
+    if data is None and (given or name.startswith("ofa-")):
+        channels = 3 if in_channels is None else in_channels
+        return space(name, num_classes, channels, resolutions)
+    return space_for(name, open_data(data), resolutions)
+
+
 def validate(
     path: Annotated[
         Path | None, typer.Argument(metavar="PROFILE", help="Device profile; the newest.")
@@ -116,14 +132,9 @@ def validate(
     quiet: Quiet = False,
 ) -> None:
     """Measure fresh random networks now and compare them with their predictions."""
-    from deploynas.artifacts import ensure_writable, newest
-    from deploynas.device import open_device
-    from deploynas.errors import (
-        DeviceMismatchError,
-        IncompleteProfileError,
-        InvalidInputError,
-        UnknownNameError,
-    )
+    from deploynas.artifacts import PROFILES, ensure_writable, newest
+    from deploynas.device import open_same
+    from deploynas.errors import IncompleteProfileError, UnknownNameError
     from deploynas.profile import DeviceProfile, LatencyModel
     from deploynas.profile.validate import fresh_archs, profiled_spaces
     from deploynas.profile.validate import validate as run_validation
@@ -139,13 +150,7 @@ def validate(
         raise UnknownNameError("profiled space", space_name, list(spaces))
     chosen = spaces[space_name or list(spaces)[-1]]
     identity = result.identity
-    provider = identity.provider if identity.device == "cpu" else None
-    try:
-        device = open_device(identity.device, identity.threads, provider)
-    except (InvalidInputError, UnknownNameError) as error:
-        raise DeviceMismatchError(
-            f"{path} was measured on {identity.title}, which this machine cannot run: {error}"
-        ) from None
+    device = open_same(identity)
     result.require_same_device(
         device.identity, path, "validate it there, or profile this one: deploynas profile"
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deploynas.cli.console import Json, Quiet, SpaceName, print_json, progress, say, warn
+from deploynas.cli.console import Json, Quiet, SpaceName, open_data, print_json, progress, say
 
 
 def register(app: typer.Typer) -> None:
@@ -53,18 +53,16 @@ def search(
         raise UnknownNameError("strategy", strategy, STRATEGIES)
     if space_name not in space_names():
         space(space_name)
-    from deploynas.artifacts import newest
-    from deploynas.data import load_dataset
+    from deploynas.artifacts import PROFILES, RUNS, newest
+    from deploynas.data import space_for
     from deploynas.device import open_attached
     from deploynas.profile import DeviceProfile, LatencyModel
 
     hint = "make one: deploynas profile --device cpu"
-    path = profile or newest("*.json", Path("profiles"), "device profile", hint)
+    path = profile or newest("*.json", PROFILES, "device profile", hint)
     device_profile = DeviceProfile.read(path)
-    dataset = load_dataset(data)
-    for text in dataset.warnings:
-        warn(text)
-    sides = steps.space_for(space_name, dataset, None)
+    dataset = open_data(data)
+    sides = space_for(space_name, dataset)
     import numpy as np
 
     # before any training: an impossible budget or an incomplete profile ends here
@@ -73,7 +71,7 @@ def search(
     identity = device_profile.identity
     if not quiet:
         say(f"profile {path}: {identity.title}", as_json=True)
-    run = output or Path("runs") / f"{space_name}-{dataset.name}"
+    run = output or RUNS / f"{space_name}-{dataset.name}"
     with progress(quiet) as on_progress:
         if supernet is not None:
             trained = steps.open_supernet(supernet, dataset)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deploynas.cli.console import Json, Quiet, SpaceName, print_json, progress, say, warn
+from deploynas.cli.console import Json, Quiet, SpaceName, open_data, print_json, progress, say
 
 
 def register(app: typer.Typer) -> None:
@@ -34,13 +34,11 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a supernet by the sandwich rule with in-place distillation."""
-    from deploynas.data import load_dataset
+    from deploynas.data import space_for
     from deploynas.workflows import steps
 
-    dataset = load_dataset(data)
-    for text in dataset.warnings:
-        warn(text)
-    chosen = steps.space_for(space_name, dataset, resolution)
+    dataset = open_data(data)
+    chosen = space_for(space_name, dataset, resolution)
     settings = steps.supernet_recipe(dataset, epochs, seed)
     with progress(quiet) as on_progress:
         steps.train(chosen, dataset, output, settings, on_progress)

@@ -6,6 +6,7 @@ from deploynas.data.dataset import (
     normalise,
     resize,
     resolutions_for,
+    space_for,
 )
 from deploynas.data.sources import load_dataset
 
@@ -16,4 +17,5 @@ __all__ = [
     "normalise",
     "resize",
     "resolutions_for",
+    "space_for",
 ]

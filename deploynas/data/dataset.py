@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deploynas.errors import InvalidInputError
+from deploynas.spaces import MobileSpace, space
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -160,6 +161,14 @@ def resolutions_for(size: int) -> tuple[int, ...]:
     goes up) and at least 8: 28 gives (20, 24, 28), 32 gives (24, 28, 32).
     """
     return tuple(sorted({round_side(size * part) for part in (0.75, 0.875, 1.0)}))
+
+
+def space_for(
+    name: str, dataset: ImageDataset, resolutions: Sequence[int] | None = None
+) -> MobileSpace:
+    """A search space with the data's classes, channels and (where None) resolutions."""
+    sides = resolutions or resolutions_for(dataset.size)
+    return space(name, dataset.num_classes, dataset.channels, sides)
 
 
 def round_side(side: float) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deploynas.device.base import Device, Identity
 from deploynas.device.cpu import CpuDevice
-from deploynas.device.registry import DEVICE_NAMES, open_attached, open_device
+from deploynas.device.registry import DEVICE_NAMES, open_attached, open_device, open_same
 from deploynas.device.timing import Estimate, Level, Samples, StopRule, measure
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "measure",
     "open_attached",
     "open_device",
+    "open_same",
 ]

@@ -24,10 +24,10 @@ ANSWER_HINT = "run it again: what was measured is kept"
 
 
 class Identity(Record):
-    """Who measured. The first five fields are hard: samples of two never mix.
+    """Who measured. All fields but ``recorded`` are hard: samples of two never mix.
 
     Attributes:
-        device: ``cpu`` or ``web``.
+        device: Its name, for example ``cpu``.
         processor: Vendor and model.
         runtime: Name and minor version of the runtime, for example ``onnxruntime 1.22``.
         provider: Execution provider.
@@ -77,8 +77,8 @@ class Worker:
     """A worker process and its conversation.
 
     Raises:
-        DeviceError: The process died, broke the protocol or reported an error. ``model`` then
-            says which path it was busy with, if one.
+        DeviceError: The process died, broke the protocol or reported an error; names the model
+            that it was loading, if one.
     """
 
     def __init__(self, command: Sequence[str], runtime: str = "the device") -> None:

@@ -3,15 +3,15 @@
 Profile and check share it, so that two runs weeks apart can be compared and a slower clock is
 seen for what it is. Machines drift in two ways that do not go together: the core's own speed,
 and the speed of the memory that several cores or guests share. So there are two levels: *core*, a
-chain of blocks that fits a private cache, and *memory*, one that streams 13 MB of weights. Each is
-a chain because the layout of a session's memory is a draw, which the blocks of a chain average out.
+chain of blocks that fits a private cache, and *memory*, one that streams 13 MB of weights. Each
+is a chain because the layout of a session's memory is a draw, which its blocks average out.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from deploynas.graph.emit import RandomWeights, emit
+from deploynas.graph.emit import RandomWeights, write_model
 from deploynas.spaces.layers import Layer, chain
 
 VERSION = "3"  # part of a device's identity: levels of two sets cannot be compared
@@ -41,6 +41,5 @@ def write_references(directory: Path) -> list[Path]:
     paths = []
     for i, layers in enumerate(_NETWORKS):
         path = directory / f"reference-{i}.onnx"
-        path.write_bytes(emit(chain(layers), RandomWeights(i)).SerializeToString())
-        paths.append(path)
+        paths.append(write_model(path, chain(layers), RandomWeights(i)))
     return paths

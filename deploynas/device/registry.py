@@ -5,7 +5,12 @@ from __future__ import annotations
 from deploynas.device.base import Device, Identity
 from deploynas.device.cpu import CpuDevice
 from deploynas.device.web import HOSTS, WebDevice
-from deploynas.errors import DeploynasError, InvalidInputError, UnknownNameError
+from deploynas.errors import (
+    DeploynasError,
+    DeviceMismatchError,
+    InvalidInputError,
+    UnknownNameError,
+)
 
 DEVICE_NAMES = ("cpu", *HOSTS)
 
@@ -31,11 +36,28 @@ def open_device(name: str, threads: int = 1, provider: str | None = None) -> Dev
     return WebDevice(name, threads)
 
 
+def open_same(
+    identity: Identity, threads: int | None = None, provider: str | None = None
+) -> Device:
+    """The device of this machine that is set up as ``identity`` is, but for what is given.
+
+    Raises:
+        DeviceMismatchError: This machine has no such provider, or fewer cores.
+        MissingDependencyError: Something must be installed first; says what.
+    """
+    own = identity.provider if identity.device == "cpu" else None
+    try:
+        return open_device(identity.device, threads or identity.threads, provider or own)
+    except (InvalidInputError, UnknownNameError) as error:
+        raise DeviceMismatchError(
+            f"measured on {identity.title}, which this machine cannot run: {error}"
+        ) from None
+
+
 def open_attached(identity: Identity) -> Device | None:
     """The device that measured ``identity``, where this machine has it; None elsewhere."""
     try:
-        provider = identity.provider if identity.device == "cpu" else None
-        device = open_device(identity.device, identity.threads, provider)
+        device = open_same(identity)
     except DeploynasError:
         return None
     return None if identity.differences(device.identity) else device

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -128,6 +128,15 @@ class Samples:
         return min(1.0, self.model_bytes / median / (MEMORY_BYTES / at.memory_ms))
 
 
+def typical_level(samples: Iterable[Samples]) -> Level:
+    """Median reference levels over the medians of several models."""
+    levels = [one.level for one in samples]
+    return Level(
+        float(np.median([level.core_ms for level in levels])),
+        float(np.median([level.memory_ms for level in levels])),
+    )
+
+
 def _smooth(levels: Sequence[float]) -> Floats:
     """Running median over five touches: a reference reading has its own noise."""
     padded = np.pad(np.array(levels), 2, mode="reflect" if len(levels) > 2 else "edge")
@@ -137,7 +146,10 @@ def _smooth(levels: Sequence[float]) -> Floats:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A latency in milliseconds with its 95 % confidence interval."""
+    """A latency in milliseconds with its 95 % confidence interval.
+
+    ``num_samples`` counts every touch, those of sessions that were left out as well.
+    """
 
     median: float
     low: float

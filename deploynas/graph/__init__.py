@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from deploynas.graph.emit import DEFAULT_OPSET, RandomWeights, StateWeights, emit
+from deploynas.graph.emit import DEFAULT_OPSET, RandomWeights, StateWeights, emit, write_model
 
-__all__ = ["DEFAULT_OPSET", "RandomWeights", "StateWeights", "emit"]
+__all__ = ["DEFAULT_OPSET", "RandomWeights", "StateWeights", "emit", "write_model"]

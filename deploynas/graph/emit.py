@@ -9,6 +9,7 @@ torch nor a tracer: a board without torch can profile, and an export takes milli
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -125,6 +126,12 @@ def emit(
     )
     helper.set_model_props(model, dict(metadata or {}))
     return model
+
+
+def write_model(path: Path, nodes: Sequence[Node], weights: Weights) -> Path:
+    """Write the ONNX model of ``nodes``; returns ``path``."""
+    path.write_bytes(emit(nodes, weights).SerializeToString())
+    return path
 
 
 class _Graph:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from deploynas.errors import InvalidInputError, MissingFileError
+from deploynas.nn.state import misfits, require_finite
 
 _PARTS = {"inverted_bottleneck": "expand", "depth_conv": "depthwise", "point_linear": "project"}
 _UNWRAPPED = ((".mobile_inverted_conv.", ".conv."), (".bn.bn.", ".bn."),
@@ -46,17 +47,13 @@ def load_published(path: Path, module: nn.Module, prefix: str, num_layers: int) 
         ends["feature_mix_layer."] = f"{last}expand."
     state = {_our_name(name, prefix, ends): tensor for name, tensor in published.items()}
     expected = {k: v for k, v in module.state_dict().items() if "num_batches_tracked" not in k}
-    wrong = sorted(
-        (expected.keys() ^ state.keys())
-        | {k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape}
-    )
+    wrong = misfits(expected, state)
     if wrong:
         raise InvalidInputError(
             f"{path} holds weights of another network: {len(wrong)} tensors do not fit, such as "
             f"{', '.join(wrong[:3])}"
         )
-    if any(not torch.isfinite(t).all() for t in state.values()):
-        raise InvalidInputError(f"{path} holds NaN or infinity")
+    require_finite(state, path)
     module.load_state_dict(state, strict=False)
 
 

@@ -29,7 +29,6 @@ Correlation = Annotated[float, Field(ge=-1, le=1)]
 Count = Annotated[int, Field(ge=0)]
 SpaceKey = Annotated[str, Field(pattern=r"^[^/]+/[^/]+/[0-9]+/[0-9]+$")]
 Sessions = tuple[tuple[Positive, ...], ...]
-PROFILES = Path("profiles")
 
 
 class SampleRecord(Record):
@@ -164,10 +163,15 @@ class DeviceProfile(Artifact):
     def _estimates(self) -> dict[str, Estimate]:
         return {key: self.estimate(record.samples) for key, record in self.layers.items()}
 
+    @property
+    def reference(self) -> Level:
+        """The level that latencies are normalised to; only where anything was measured."""
+        assert self.level is not None
+        return Level(self.level.core_ms, self.level.memory_ms)
+
     def estimate(self, samples: SampleRecord) -> Estimate:
         """A latency at the profile's own reference level."""
-        assert self.level is not None
-        return samples.thaw().estimate(Level(self.level.core_ms, self.level.memory_ms))
+        return samples.thaw().estimate(self.reference)
 
     def layer_ms(self, layer: Layer, precision: str = "fp32") -> float:
         """Median latency of a layer, milliseconds; KeyError where it is not measured."""

@@ -6,14 +6,15 @@ import importlib.util
 import math
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from deploynas.device import Device, Level, Samples, StopRule, measure
-from deploynas.device.timing import Progress
+from deploynas.device.timing import Progress, typical_level
 from deploynas.errors import DeviceMismatchError, InvalidInputError
-from deploynas.graph import RandomWeights, emit
+from deploynas.graph import RandomWeights, write_model
 from deploynas.profile.device_profile import (
     DeviceProfile,
     Journal,
@@ -104,8 +105,7 @@ def _measure(
     for i, (name, nodes) in enumerate(networks.items()):
         # the file's name is what an error message shows
         path = folder / f"{i:04d} {name.replace('/', ' ')}.onnx"
-        path.write_bytes(emit(nodes, RandomWeights()).SerializeToString())
-        paths[name] = path
+        paths[name] = write_model(path, nodes, RandomWeights())
     samples = {name: old[name] for name in networks if name in old}
 
     def on_round(number: int, touches: dict[str, tuple[float, Level]]) -> None:
@@ -116,9 +116,7 @@ def _measure(
     def progress(progress: Progress) -> None:
         on_progress(progress.done)
 
-    limited = StopRule(
-        rule.precision, rule.min_sessions, rule.max_sessions, rule.rounds, max_seconds
-    )
+    limited = replace(rule, max_seconds=max_seconds)
     return measure(
         device, paths, limited, samples=samples, on_progress=progress, on_round=on_round
     )
@@ -164,11 +162,7 @@ def _with_layers(
         )
     level = profile.level
     if level is None and measured:
-        levels = [samples.level for samples in measured.values()]
-        level = LevelRecord(
-            core_ms=float(np.median([x.core_ms for x in levels])),
-            memory_ms=float(np.median([x.memory_ms for x in levels])),
-        )
+        level = LevelRecord(**asdict(typical_level(measured.values())))
     return profile.model_copy(update={"layers": records, "level": level}, deep=True)
 
 

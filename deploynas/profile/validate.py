@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deploynas import spaces
-from deploynas.device import Device, Estimate, Level, StopRule, measure
-from deploynas.graph import RandomWeights, emit
+from deploynas.device import Device, Estimate, StopRule, measure
+from deploynas.graph import RandomWeights, write_model
 from deploynas.profile.device_profile import DeviceProfile, Validation, space_key
 from deploynas.profile.latency_model import LatencyModel, judge
 from deploynas.spaces import Archs, MobileSpace
@@ -126,14 +126,11 @@ def validate(
     profile.require_same_device(
         device.identity, Path("the profile"), "validate it on the device that made it"
     )
-    assert profile.level is not None
-    level = Level(profile.level.core_ms, profile.level.memory_ms)
     with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
         paths = {}
         for i, arch in enumerate(archs):
-            paths[str(i)] = Path(folder) / f"{i}.onnx"
-            content = emit(model.space.layers(arch), RandomWeights(i)).SerializeToString()
-            paths[str(i)].write_bytes(content)
+            path = Path(folder) / f"{i}.onnx"
+            paths[str(i)] = write_model(path, model.space.layers(arch), RandomWeights(i))
         samples = measure(
             device, paths, rule, seed=seed,
             on_progress=lambda p: on_progress(f"{len(archs)} networks", p.done),
@@ -143,6 +140,6 @@ def validate(
         archs=archs,
         predicted_ms=model.predict_ms(archs),
         sum_ms=model.space.sum_over_layers(archs, layer_ms),
-        measured=[samples[str(i)].estimate(level) for i in range(len(archs))],
+        measured=[samples[str(i)].estimate(profile.reference) for i in range(len(archs))],
         half_width=model.half_width,
     )

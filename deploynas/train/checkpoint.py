@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deploynas.artifacts import open_atomic
 from deploynas.errors import InvalidInputError, MissingFileError
+from deploynas.nn.state import misfits, require_finite
 
 
 def save_weights(path: Path, module: nn.Module) -> Path:
@@ -35,14 +36,10 @@ def load_weights(path: Path, module: nn.Module) -> None:
             f"{path} is truncated or not a safetensors file: {error}"
         ) from None
     expected = module.state_dict()
-    wrong = sorted(
-        (expected.keys() ^ state.keys())
-        | {k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape}
-    )
+    wrong = misfits(expected, state)
     if wrong:
         raise InvalidInputError(f"{path} does not fit the network: {', '.join(wrong[:3])}")
-    if any(not torch.isfinite(t).all() for t in state.values()):
-        raise InvalidInputError(f"{path} holds NaN or infinity")
+    require_finite(state, path)
     module.load_state_dict(state)
 
 

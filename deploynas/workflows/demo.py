@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from deploynas.artifacts import EXPORTS, PROFILES, RUNS
 from deploynas.check import CheckResult, check
-from deploynas.data import ImageDataset
+from deploynas.data import ImageDataset, space_for
 from deploynas.device import CpuDevice
 from deploynas.profile import LatencyModel, profile_space
 from deploynas.search import Budget, Candidate
 from deploynas.train import SupernetRecipe
 from deploynas.workflows import steps
-from deploynas.workflows.steps import EXPORTS, RUNS, OnProgress
+from deploynas.workflows.steps import OnProgress
 
 BUDGET_SHARE = 0.35  # of the way from the smallest to the largest network's latency
 NUM_EVALUATIONS = 72
@@ -107,8 +108,8 @@ def run_demo(
     """
     started = time.monotonic()
     device = CpuDevice()
-    path = Path("profiles/cpu.json")
-    chosen = steps.space_for("mobile-small", dataset, None)
+    path = PROFILES / "cpu.json"
+    chosen = space_for("mobile-small", dataset)
     profile, _ = profile_space(chosen, device, path, on_progress=on_progress)
     budget = Budget(latency_ms=_binding_budget(LatencyModel(chosen, profile)))
     run = RUNS / f"demo-{dataset.name}"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from deploynas.artifacts import Artifact, ensure_writable, newest, sha256
+from deploynas.artifacts import RUNS, Artifact, ensure_writable, newest, sha256
 from deploynas.check.verdict import measure_bytes
-from deploynas.data import ImageDataset, load_dataset, resolutions_for
+from deploynas.data import ImageDataset, load_dataset
 from deploynas.device import Device
 from deploynas.errors import InvalidInputError, require_positive
 from deploynas.export.exporter import export_network, network_bytes
@@ -35,7 +35,6 @@ from deploynas.train import (
 )
 
 OnProgress = Callable[[str, float], None]
-RUNS, EXPORTS = Path("runs"), Path("exports")
 FINE_TUNING = Recipe(epochs=3.0, batch_size=64, learning_rate=0.1)
 MIN_STEPS, MAX_EPOCHS = 600, 40.0  # of a training whose length nobody chose
 FROM_SCRATCH = Recipe(epochs=12.0, batch_size=64, learning_rate=0.1)
@@ -90,12 +89,6 @@ def data_record(dataset: ImageDataset) -> DataRecord:
     )
 
 
-def space_for(name: str, dataset: ImageDataset, resolutions: list[int] | None) -> MobileSpace:
-    """A space with the data's classes, channels and resolutions."""
-    chosen = resolutions or list(resolutions_for(dataset.size))
-    return space(name, dataset.num_classes, dataset.channels, chosen)
-
-
 def train(
     chosen: MobileSpace,
     dataset: ImageDataset,
@@ -108,12 +101,10 @@ def train(
     torch.manual_seed(settings.seed)
     network = Supernet(chosen).to(pick_device())
     checkpoint = run / "checkpoint.safetensors"
-
-    def progress(state: TrainingProgress) -> None:
-        text = f"training: loss {state.loss:.2f}, {state.images_per_second:.0f} images/s"
-        on_progress(text, state.step / state.num_steps)
-
-    train_supernet(network, dataset, settings, checkpoint=checkpoint, on_progress=progress)
+    train_supernet(
+        network, dataset, settings,
+        checkpoint=checkpoint, on_progress=_told("training", on_progress),
+    )  # fmt: skip
     weights = save_weights(run / "supernet.safetensors", network)
     SupernetRecord.model_validate(
         {
@@ -125,6 +116,16 @@ def train(
     ).write(run / "supernet.json")
     checkpoint.unlink(missing_ok=True)
     return TrainedSupernet(network, dataset, run)
+
+
+def _told(what: str, on_progress: OnProgress) -> Callable[[TrainingProgress], None]:
+    """A training's progress as a line and a share."""
+
+    def progress(state: TrainingProgress) -> None:
+        text = f"{what}: loss {state.loss:.2f}, {state.images_per_second:.0f} images/s"
+        on_progress(text, state.step / state.num_steps)
+
+    return progress
 
 
 def open_supernet(run: Path, dataset: ImageDataset) -> TrainedSupernet:
@@ -140,7 +141,12 @@ def open_supernet(run: Path, dataset: ImageDataset) -> TrainedSupernet:
             "pass the same --data, or train another",
         )
     network = Supernet(space(**record.space))  # type: ignore[arg-type]
-    load_weights(run / "supernet.safetensors", network)
+    path = run / "supernet.safetensors"
+    load_weights(path, network)
+    if sha256(path) != record.weights_sha256:
+        raise InvalidInputError(
+            f"{path} is not what {run / 'supernet.json'} says", "train another"
+        )
     network.to(pick_device()).to(memory_format=torch.channels_last)
     return TrainedSupernet(network, dataset, run)
 
@@ -263,13 +269,11 @@ def retrain(
     start: TrainedNetwork, recipe: Recipe, on_progress: OnProgress, checkpoint: Path | None = None
 ) -> TrainedNetwork:
     """Train a network further (in place) and measure its validation accuracy."""
-
-    def progress(state: TrainingProgress) -> None:
-        text = f"retraining: loss {state.loss:.2f}, {state.images_per_second:.0f} images/s"
-        on_progress(text, state.step / state.num_steps)
-
     network, dataset = start.network, start.dataset
-    train_network(network, dataset, recipe, checkpoint=checkpoint, on_progress=progress)
+    train_network(
+        network, dataset, recipe,
+        checkpoint=checkpoint, on_progress=_told("retraining", on_progress),
+    )  # fmt: skip
     batches = Batches(dataset, dataset.val, next(network.parameters()).device)
     measured = accuracy(network, batches, network.nodes[0].layer.height)
     candidate = start.candidate.model_copy(update={"accuracy": measured})

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import deploynas
+from deploynas.cli.profile import choose_space
 
 # the package under test, whichever copy is installed
 PACKAGE = str(Path(deploynas.__file__).parents[1])
@@ -195,6 +196,14 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     done = run("inspect", exported["model"], cwd=tmp_path)
     assert "M MACs" in done.stdout
 
+    weights = tmp_path / found["run"] / "supernet.json"
+    record = weights.read_text()
+    weights.write_text(record.replace('"weights_sha256": "', '"weights_sha256": "0'))
+    done = run("retrain", "--epochs", "1", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "is not what" in done.stderr
+    weights.write_text(record)
+
     done = run("retrain", "--epochs", "1", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     retrained = json.loads(done.stdout)
@@ -220,6 +229,25 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
         checked = json.loads(done.stdout)
         assert 0 < checked["latency_ms"]["low"] <= checked["latency_ms"]["high"]
         assert 0 <= checked["accuracy"] <= 1
+
+    # an export is measured as its manifest says, unless the command line says otherwise
+    manifest_path = tmp_path / exported["manifest"]
+    written = manifest_path.read_text()
+    document = json.loads(written)
+    document["device"]["device"] = "web"  # whose runtime is not installed in this home
+    manifest_path.write_text(json.dumps(document))
+    done = run("check", exported["path"], cwd=tmp_path)
+    assert done.returncode == 1
+    assert "devices install web" in done.stderr or "Node.js" in done.stderr
+    done = run("check", exported["path"], "--device", "cpu", "--json", cwd=tmp_path)
+    assert done.returncode in (0, 3, 4), done.stderr
+    assert json.loads(done.stdout)["device"]["device"] == "cpu"
+    document["device"] |= {"device": "cpu", "threads": 4096}
+    manifest_path.write_text(json.dumps(document))
+    done = run("check", exported["path"], cwd=tmp_path)
+    assert done.returncode == 1
+    assert "which this machine cannot run" in done.stderr
+    manifest_path.write_text(written)
 
     done = run("check", exported["model"], "--min-accuracy", "0.5", cwd=tmp_path)
     assert done.returncode == 1
@@ -281,6 +309,20 @@ def test_inspect_refuses_in_one_line(
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "expected"),
+    [
+        ("ofa-mbv3-w1.0", (None, None, [48]), (1000, 3, (48,))),
+        ("ofa-mbv3-w1.0", (10, 1, [48]), (10, 1, (48,))),
+        ("mobile-small", (7, None, [24]), (7, 3, (24,))),
+    ],
+)
+def test_a_published_space_needs_no_data(name, numbers, expected):
+    """Profiled as published: the default data set does not shrink it to its own classes."""
+    chosen = choose_space(name, None, *numbers)
+    assert (chosen.num_classes, chosen.in_channels, tuple(chosen.resolutions)) == expected
 
 
 @pytest.mark.parametrize("limit", [20_000, 0])

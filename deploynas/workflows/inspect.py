@@ -1,0 +1,205 @@
+"""What a network costs, layer by layer: documents for ``deploynas inspect``.
+
+Nothing here needs torch for an ONNX file, so that a light install can inspect one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deploynas.spaces import MobileSpace
+    from deploynas.spaces.layers import Node
+
+
+def inspect_onnx(target: Path) -> dict[str, Any]:
+    """Costs of an ONNX file, or of an export, whose file must agree with its manifest.
+
+    Raises:
+        MissingFileError, InvalidInputError: It is not there, unreadable, or does not agree.
+    """
+    from deploynas.check.verdict import load_target
+    from deploynas.graph.costs import node_costs
+
+    model, manifest = target, None
+    if target.is_dir():
+        model = target / "model.onnx"
+        if (target / "manifest.json").is_file():
+            model, manifest = load_target(target)
+    costs, peak_bytes = node_costs(model)
+    rows = [
+        _row(c.name, c.kind, (c.input_shape, c.output_shape), c.macs, c.num_weights,
+             c.weight_bytes, c.output_bytes)
+        for c in costs
+    ]  # fmt: skip
+    document = _with_totals(str(model), rows, peak_bytes)
+    document["uncounted"] = sorted({c.kind for c in costs if not c.counted})
+    if manifest is not None:
+        stored = sum(c.weight_bytes for c in costs if c.kind != "Clip")
+        _require_agreement(target, document["macs"], stored, manifest)
+        document["params_before_folding"] = manifest.params
+    return document
+
+
+def _require_agreement(folder: Path, macs: int, stored_bytes: int, manifest: Any) -> None:
+    """An export's file, its manifest and its architecture must state the same costs.
+
+    Raises:
+        InvalidInputError: They do not; names the cost.
+    """
+    from deploynas.errors import InvalidInputError
+    from deploynas.spaces import space
+
+    chosen = space(**manifest.space)
+    arch = chosen.encode([manifest.architecture])
+    for what, said, counted in (
+        ("MACs", manifest.macs, macs),
+        ("params", manifest.params, int(chosen.params(arch)[0])),
+        ("bytes of weights", int(chosen.weight_bytes(arch)[0]), stored_bytes),
+    ):
+        if said != counted:
+            raise InvalidInputError(
+                f"{folder}: the manifest says {said:,} {what}, the network has {counted:,}",
+                "export it again: deploynas export",
+            )
+
+
+def inspect_layers(
+    target: Path, spec: dict[str, Any], resolution: int | None, profile: Path | None
+) -> dict[str, Any]:
+    """Costs of a run, a manifest, a block list or an architecture, layer by layer.
+
+    Args:
+        target: The file, or a run's folder.
+        spec: Arguments of the space, for an architecture in dict form.
+        resolution: Where the file names none.
+        profile: Adds latencies.
+
+    Raises:
+        MissingFileError, InvalidInputError, IncompleteProfileError: See their classes.
+    """
+    from deploynas.spaces import layers
+
+    nodes, chosen, architecture = _read(target, spec, resolution)
+    rows = []
+    for node in nodes:
+        x = node.layer
+        output = (1, x.out_channels, x.out_height, x.out_width)
+        rows.append(
+            _row(
+                x.key, x.kind, ((1, x.in_channels, x.height, x.width), output), layers.macs(x),
+                layers.params(x), layers.weight_bytes(x),
+                layers.FLOAT_BYTES * x.out_channels * x.out_height * x.out_width,
+            )
+        )  # fmt: skip
+    peak = max(layers.peak_activation_bytes(node.layer) for node in nodes)
+    document = _with_totals(str(target), rows, peak)
+    if profile is not None:
+        document |= _latency(profile, nodes, rows, chosen, architecture)
+    return document
+
+
+def _read(
+    target: Path, spec: dict[str, Any], resolution: int | None
+) -> tuple[list[Node], MobileSpace | None, dict[str, Any] | None]:
+    """Nodes of what ``target`` describes; its space and architecture where it names them."""
+    from deploynas.artifacts import read_json
+    from deploynas.errors import InvalidInputError
+    from deploynas.export import Manifest
+    from deploynas.search import SearchResult
+    from deploynas.spaces import parse_net, space
+
+    path = SearchResult.file_in(target) if target.is_dir() else target
+    document = read_json(path)
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema == SearchResult.SCHEMA:
+        result = SearchResult.parse(document, path)
+        chosen, architecture = space(**result.space), dict(result.best.architecture)  # type: ignore[arg-type]
+    elif schema == Manifest.SCHEMA:
+        manifest = Manifest.parse(document, path)
+        chosen, architecture = space(**manifest.space), dict(manifest.architecture)  # type: ignore[arg-type]
+    elif isinstance(document, dict) and "depths" in document:
+        if spec["name"] is None:
+            raise InvalidInputError(f"{path} is an architecture", "say of what: --space NAME")
+        chosen, architecture = space(**spec), document
+        if resolution is not None:
+            architecture = {"resolution": resolution, **document}
+        side = architecture.get("resolution")
+        if isinstance(side, int):
+            chosen = chosen.with_resolutions([*chosen.resolutions, side])
+    else:
+        try:
+            return parse_net(document, resolution), None, None
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{path}: {error}") from None
+    return chosen.layers(chosen.encode([architecture])[0]), chosen, architecture
+
+
+def _latency(
+    path: Path,
+    nodes: list[Node],
+    rows: list[dict[str, Any]],
+    chosen: MobileSpace | None,
+    architecture: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Latency of each layer timed alone, added to ``rows``; of the whole where it is known."""
+    from deploynas.errors import IncompleteProfileError
+    from deploynas.profile import DeviceProfile, LatencyModel
+
+    profile = DeviceProfile.read(path)
+    for node, row in zip(nodes, rows, strict=True):
+        try:
+            row["latency_ms"] = profile.layer_ms(node.layer)
+        except KeyError:
+            raise IncompleteProfileError(
+                f"{path} lacks the layer {node.layer.key}",
+                "inspect without --profile, or profile its space",
+            ) from None
+    whole = sum(row["latency_ms"] for row in rows)
+    for row in rows:
+        row["latency_share"] = row["latency_ms"] / whole
+    document: dict[str, Any] = {
+        "device": profile.identity.title,
+        "sum_of_layers_ms": whole,
+    }
+    if chosen is not None and architecture is not None:
+        model = LatencyModel(profile.restrict(chosen), profile)
+        document["predicted_latency_ms"] = float(
+            model.predict_ms(model.space.encode([architecture]))[0]
+        )
+        document["prediction_error"] = model.half_width
+    return document
+
+
+def _row(
+    name: str,
+    kind: str,
+    shapes: tuple[Sequence[int], Sequence[int]],
+    macs: int,
+    params: int,
+    weight_bytes: int,
+    activation_bytes: int,
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": kind,
+        "input": list(shapes[0]),
+        "output": list(shapes[1]),
+        "macs": macs,
+        "params": params,
+        "weight_bytes": weight_bytes,
+        "activation_bytes": activation_bytes,
+    }
+
+
+def _with_totals(name: str, rows: list[dict[str, Any]], peak_bytes: int) -> dict[str, Any]:
+    return {
+        "target": name,
+        "layers": rows,
+        "macs": sum(r["macs"] for r in rows),
+        "params": sum(r["params"] for r in rows),
+        "weight_bytes": sum(r["weight_bytes"] for r in rows),
+        "peak_activation_bytes": peak_bytes,
+    }
