@@ -178,6 +178,7 @@ def validate(
         "space": chosen.name,
         **table.model_dump(),
         "mean_bias": judgement.bias,
+        "drift": judgement.drift,
         "worst": judgement.worst,
         "sum_of_layers_mape": judgement.sum_mape,
         "stated_error": judgement.half_width,
@@ -194,6 +195,7 @@ def validate(
             f"{table.kendall_tau:.3f} ({table.kendall_tau_low:.3f}-{table.kendall_tau_high:.3f})"
         ),
         "95 % residual": f"{table.residual_95:.2%}, the model states {judgement.half_width:.2%}",
+        "drift taken out": f"{judgement.drift:+.2%}, by networks of the profile measured again",
         "noise floor": f"{table.noise_floor:.2%}, {judgement.num_unstable} networks unstable",
     }
     say(f"{table.num_networks} fresh networks of {title}: {identity.title}")

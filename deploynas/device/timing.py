@@ -40,6 +40,8 @@ class StopRule:
         min_sessions, max_sessions: Worker processes drawn.
         rounds: Rounds in each session.
         max_seconds: Hard limit on the whole measurement, checked between rounds.
+        soft_seconds: Later than this no session beyond ``min_sessions`` is begun: networks that
+            are fast get more sessions, for noise is a larger part of what they take.
         touch_ms: A touch of a fast model repeats it until it took about this long.
     """
 
@@ -48,6 +50,7 @@ class StopRule:
     max_sessions: int = 8
     rounds: int = 12
     max_seconds: float = math.inf
+    soft_seconds: float = math.inf
     touch_ms: float = 1.0
 
 
@@ -156,6 +159,12 @@ class Estimate:
     high: float
     num_samples: int
 
+    def scaled(self, factor: float) -> Estimate:
+        """The same in another unit, or at another level."""
+        return Estimate(
+            self.median * factor, self.low * factor, self.high * factor, self.num_samples
+        )
+
     @property
     def half_width(self) -> float:
         """Half the interval, relative to the median."""
@@ -263,8 +272,10 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="deploynas-") as directory:
         references = write_references(Path(directory))
         for session in range(rule.max_sessions):
-            open_names = [n for n in models if _is_open(samples[n], rule)]
-            out_of_time = time.monotonic() - start > rule.max_seconds
+            elapsed = time.monotonic() - start
+            late = elapsed > rule.soft_seconds
+            open_names = [n for n in models if _is_open(samples[n], rule, late)]
+            out_of_time = elapsed > rule.max_seconds
             if not open_names or (session and out_of_time):
                 break
             names = [open_names[i] for i in rng.permutation(len(open_names))]
@@ -283,11 +294,13 @@ def measure(
     return samples
 
 
-def _is_open(samples: Samples, rule: StopRule) -> bool:
-    """Whether a model needs another session."""
+def _is_open(samples: Samples, rule: StopRule, late: bool) -> bool:
+    """Whether a model needs another session; ``late``, only where it lacks the minimum."""
     if len(samples.ms) < rule.min_sessions:
         return True
-    return len(samples.ms) < rule.max_sessions and _width(samples) > rule.precision
+    if late or len(samples.ms) >= rule.max_sessions:
+        return False
+    return _width(samples) > rule.precision
 
 
 def _width(samples: Samples) -> float:

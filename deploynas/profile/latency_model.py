@@ -35,6 +35,7 @@ class LatencyModel:
         profile: Table and calibration networks.
 
     Attributes:
+        space, profile: As given.
         half_width: Relative half-width of the held-out 95 % residual.
         low_ms, high_ms: Range of the calibration networks; outside it a prediction is an
             extrapolation.
@@ -47,6 +48,7 @@ class LatencyModel:
         self, space: MobileSpace, profile: DeviceProfile, precision: str = "fp32"
     ) -> None:
         self.space = profile_complete(space, profile, precision)
+        self.profile = profile
         key = space_key(space, precision)
         if key not in profile.networks or key not in profile.validations:
             raise IncompleteProfileError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,8 +34,9 @@ from deploynas.spaces.layers import Node, chain
 
 OnProgress = Callable[[str, float], None]
 NUM_CALIBRATION = 48
-LAYER_RULE = StopRule(precision=0.02, min_sessions=4, max_sessions=6, rounds=10)
-NETWORK_RULE = StopRule(precision=0.01, min_sessions=6, max_sessions=7, rounds=8)
+LAYER_RULE = StopRule(precision=0.01, min_sessions=4, max_sessions=16, rounds=10)
+NETWORK_RULE = StopRule(precision=0.01, min_sessions=6, max_sessions=24, rounds=8)
+LAYER_SHARE = 0.35  # of the soft time limit
 
 
 def profile_space(
@@ -43,12 +45,21 @@ def profile_space(
     path: Path,
     *,
     budget_minutes: float = math.inf,
+    soft_seconds: float = 100.0,
     on_progress: OnProgress = lambda text, share: None,
 ) -> tuple[DeviceProfile, int]:
     """Measure what the profile at ``path`` lacks of ``space``, and save it.
 
     An interrupted run leaves a journal beside the file, which the next run reads: at most the
     round in hand is lost.
+
+    Args:
+        space: What is needed.
+        device: Measures.
+        path: The profile's file.
+        budget_minutes: Hard limit, half of it on layers.
+        soft_seconds: Until then what is not yet precise is measured again and again.
+        on_progress: Called with what is going on and its share done.
 
     Returns:
         The profile, and the number of layers measured now.
@@ -63,11 +74,17 @@ def profile_space(
         profile.require_same_device(device.identity, path, "choose another file with --output")
         old = _replay(journal, device)
         rule_seconds = budget_minutes * 60
+        started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
             missing = profile.missing(space)
             layers = {layer_key(x, "fp32"): chain([x]) for x in missing}
             measured = _measure(
-                device, layers, LAYER_RULE, rule_seconds * 0.5, journal, old, Path(folder),
+                device, layers,
+                replace(
+                    LAYER_RULE, max_seconds=rule_seconds * 0.5,
+                    soft_seconds=soft_seconds * LAYER_SHARE,
+                ),
+                journal, old, Path(folder),
                 lambda share: on_progress(f"{len(missing)} layers", share),
             )  # fmt: skip
             profile = _with_layers(profile, missing, measured)
@@ -78,7 +95,12 @@ def profile_space(
             names = [f"{prefix}#{_name(arch)}" for arch in archs]
             networks = {n: space.layers(a) for n, a in zip(names, archs, strict=True)}
             measured_networks = _measure(
-                device, networks, NETWORK_RULE, rule_seconds * 0.5, journal, old, Path(folder),
+                device, networks,
+                replace(
+                    NETWORK_RULE, max_seconds=rule_seconds * 0.5,
+                    soft_seconds=started + soft_seconds - time.monotonic(),
+                ),
+                journal, old, Path(folder),
                 lambda share: on_progress(f"{len(archs)} networks", share),
             )  # fmt: skip
         samples = [measured_networks[name] for name in names]
@@ -92,7 +114,6 @@ def _measure(
     device: Device,
     networks: Mapping[str, list[Node]],
     rule: StopRule,
-    max_seconds: float,
     journal: Journal,
     old: Mapping[str, Samples],
     folder: Path,
@@ -116,10 +137,7 @@ def _measure(
     def progress(progress: Progress) -> None:
         on_progress(progress.done)
 
-    limited = replace(rule, max_seconds=max_seconds)
-    return measure(
-        device, paths, limited, samples=samples, on_progress=progress, on_round=on_round
-    )
+    return measure(device, paths, rule, samples=samples, on_progress=progress, on_round=on_round)
 
 
 def _replay(journal: Journal, device: Device) -> dict[str, Samples]:

@@ -1,4 +1,8 @@
-"""Predictions against measurements of networks that the latency model has never seen."""
+"""Predictions against measurements of networks that the latency model has never seen.
+
+What two references cannot follow of a machine's drift is taken out by *anchors*: some of the
+networks that calibrated the profile, measured again beside the fresh ones.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,18 @@ import numpy.typing as npt
 from deploynas import spaces
 from deploynas.device import Device, Estimate, StopRule, measure
 from deploynas.graph import RandomWeights, write_model
-from deploynas.profile.device_profile import DeviceProfile, Validation, space_key
+from deploynas.profile.device_profile import (
+    DeviceProfile,
+    NetworkRecord,
+    Validation,
+    space_key,
+)
 from deploynas.profile.latency_model import LatencyModel, judge
 from deploynas.spaces import Archs, MobileSpace
 
 Floats = npt.NDArray[np.float64]
-RULE = StopRule(precision=0.005, min_sessions=6, max_sessions=10, rounds=8)
+RULE = StopRule(precision=0.005, min_sessions=6, max_sessions=24, rounds=8, soft_seconds=150.0)
+NUM_ANCHORS = 6
 SEED = 20_001  # calibration draws with others
 
 
@@ -31,6 +41,8 @@ class Judgement:
         predicted_ms: ``(n,)`` by the latency model; ``sum_ms`` by adding up layers.
         measured: One estimate a network, at the profile's reference level.
         half_width: What the model states as its error, relative.
+        drift: How much slower than in the profile the anchors are now, relative; taken out of
+            ``measured``.
     """
 
     archs: Archs
@@ -38,6 +50,7 @@ class Judgement:
     sum_ms: Floats
     measured: list[Estimate]
     half_width: float
+    drift: float = 0.0
 
     @property
     def measured_ms(self) -> Floats:
@@ -128,18 +141,34 @@ def validate(
     )
     with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
         paths = {}
-        for i, arch in enumerate(archs):
+        anchors = _anchors(model)
+        known = model.space.encode([record.architecture for record in anchors])
+        for i, arch in enumerate([*archs, *known]):
             path = Path(folder) / f"{i}.onnx"
             paths[str(i)] = write_model(path, model.space.layers(arch), RandomWeights(i))
         samples = measure(
             device, paths, rule, seed=seed,
             on_progress=lambda p: on_progress(f"{len(archs)} networks", p.done),
         )  # fmt: skip
+    estimates = [samples[name].estimate(profile.reference) for name in paths]
+    then = np.array([profile.estimate(record.samples).median for record in anchors])
+    now = np.array([e.median for e in estimates[len(archs) :]])
+    drift = float(np.median(now / then)) - 1
     layer_ms = np.array([profile.layer_ms(x) for x in model.space.layer_table])
     return Judgement(
         archs=archs,
         predicted_ms=model.predict_ms(archs),
         sum_ms=model.space.sum_over_layers(archs, layer_ms),
-        measured=[samples[str(i)].estimate(profile.reference) for i in range(len(archs))],
+        measured=[e.scaled(1 / (1 + drift)) for e in estimates[: len(archs)]],
         half_width=model.half_width,
+        drift=drift,
     )
+
+
+def _anchors(model: LatencyModel) -> list[NetworkRecord]:
+    """Calibration networks of the model, evenly spaced from the fastest to the slowest."""
+    key = space_key(model.space, "fp32")
+    records = [r for r in model.profile.networks[key] if r.resolution in model.space.resolutions]
+    records.sort(key=lambda record: model.profile.estimate(record.samples).median)
+    places = np.linspace(0, len(records) - 1, min(NUM_ANCHORS, len(records)))
+    return [records[round(place)] for place in places]

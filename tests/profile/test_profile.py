@@ -33,7 +33,7 @@ KEY = "fp32/mobile-small/10/1"
 @pytest.fixture(scope="module")
 def profile_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("profile") / "cpu.json"
-    profile, measured = profile_space(SPACE, CpuDevice(), path)
+    profile, measured = profile_space(SPACE, CpuDevice(), path, soft_seconds=10)
     assert measured == len(SPACE.layer_table) == len(profile.layers)
     return path
 
@@ -193,7 +193,8 @@ def test_killed_profile_goes_on(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from deploynas.device import CpuDevice;"
         "from deploynas.profile import profile_space; from deploynas.spaces import space;"
-        "profile_space(space('mobile-small', 10, 1, [20]), CpuDevice(), Path(sys.argv[1]))"
+        "profile_space(space('mobile-small', 10, 1, [20]), CpuDevice(), Path(sys.argv[1]), "
+        "soft_seconds=10)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(path)])
     journal = path.with_suffix(".journal")
@@ -207,7 +208,7 @@ def test_killed_profile_goes_on(tmp_path: Path) -> None:
     before = journal.read_text().splitlines() if journal.exists() else []
     assert len(before) > 16, "the profile was not caught in the middle"
     first = json.loads(before[1])["touches"]
-    profile, _ = profile_space(SPACE, CpuDevice(), path)
+    profile, _ = profile_space(SPACE, CpuDevice(), path, soft_seconds=10)
     assert not journal.exists()
     for name, (ms, _, _) in list(first.items())[:5]:
         assert profile.layers[name].samples.ms[0][0] == pytest.approx(ms, abs=1e-6)
