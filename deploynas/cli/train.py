@@ -26,6 +26,9 @@ def train(
             help="Passes over the images; 4, more over a small data set.", show_default=False
         ),
     ] = None,
+    schedule: Annotated[
+        str, typer.Option(help="sandwich, or progressive (shrinking as published).")
+    ] = "sandwich",
     seed: Annotated[int, typer.Option(help="Of order, subnets and weights.")] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Always on: a run goes on where it was.")
@@ -33,13 +36,18 @@ def train(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a supernet by the sandwich rule with in-place distillation."""
+    """Train a supernet: the sandwich rule with in-place distillation, or progressive shrinking."""
     from deploynas.data import space_for
+    from deploynas.errors import UnknownNameError
+    from deploynas.train import SCHEDULES
     from deploynas.workflows import steps
+
+    if schedule not in SCHEDULES:
+        raise UnknownNameError("schedule", schedule, SCHEDULES)
 
     dataset = open_data(data)
     chosen = space_for(space_name, dataset, resolution)
-    settings = steps.supernet_recipe(dataset, epochs, seed)
+    settings = steps.supernet_recipe(dataset, epochs, seed, schedule)
     with progress(quiet) as on_progress:
         steps.train(chosen, dataset, output, settings, on_progress)
     if as_json:

@@ -8,14 +8,14 @@ slicing function, so that an extracted network computes what the supernet comput
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from deploynas.nn.published import load_published
-from deploynas.nn.static import StaticNetwork, build_layer, initialise
+from deploynas.nn.static import MBConv, SqueezeExcite, StaticNetwork, build_layer, initialise
 from deploynas.spaces.base import Archs, SearchSpace
 from deploynas.spaces.layers import Layer
 
@@ -52,6 +52,29 @@ class ElasticLayer(nn.Module):
     def _full_state(self) -> dict[str, Tensor]:
         return {**dict(self.full.named_parameters()), **dict(self.full.named_buffers())}
 
+    def sort_channels(self) -> None:
+        """Sort the middle channels of an expanding block; any other layer stays as it is."""
+        block = self.full
+        if not isinstance(block, MBConv) or isinstance(block.expand, nn.Identity):
+            return
+        importance = block.project.conv.weight.abs().sum((0, 2, 3))
+        order = importance.argsort(descending=True, stable=True)
+        by_output = [block.expand.conv.weight, block.depthwise.conv.weight]
+        for norm in (block.expand.bn, block.depthwise.bn):
+            assert isinstance(norm, nn.BatchNorm2d)
+            by_output += [norm.weight, norm.bias]
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            by_output += [norm.running_mean, norm.running_var]
+        by_input = [block.project.conv.weight]
+        if isinstance(block.se, SqueezeExcite):
+            by_output += [block.se.expand.weight, _bias(block.se.expand)]
+            by_input.append(block.se.reduce.weight)
+        for tensor in by_output:
+            tensor.data = tensor.data[order]
+        for tensor in by_input:
+            tensor.data = tensor.data[:, order]
+
     def _slice(self, tensor: Tensor, shape: torch.Size) -> Tensor:
         if tensor.shape == shape:
             return tensor
@@ -73,6 +96,11 @@ class ElasticLayer(nn.Module):
         """Run ``layer`` with sliced weights; batch statistics in training mode."""
         weights = self.weights(layer)
         return self._shells[layer].run(x, weights, self.training)
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias
 
 
 class _Shell:
@@ -149,6 +177,18 @@ class Supernet(nn.Module):
         load_published(Path(path), self, "slots.{}.full.", len(self.slots))
 
     @torch.no_grad()
+    def sort_channels(self) -> None:
+        """Sort each block's middle channels by importance, the first being the most important.
+
+        A narrow subnet keeps the first channels. Importance is the L1 norm of the weights that
+        read a channel (Cai et al. 2020, section 3.3, "elastic width"). Batch norms and the SE
+        layer are permuted along, so that the largest network computes what it did.
+        """
+        for slot in self.slots:
+            assert isinstance(slot, ElasticLayer)
+            slot.sort_channels()
+
+    @torch.no_grad()
     def extract(self, arch: Archs) -> StaticNetwork:
         """The static network of ``arch`` with copies of its slices of the weights."""
         active = self._active(arch)
@@ -167,7 +207,7 @@ class Supernet(nn.Module):
 
 
 @torch.no_grad()
-def recalibrate(module: nn.Module, batches: list[Tensor]) -> None:
+def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set the batch-norm statistics of an extracted network from ``batches`` of images.
 
     Train-mode statistics, averaged over all batches (Yu and Huang 2019, section 3; about

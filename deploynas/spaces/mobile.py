@@ -324,6 +324,23 @@ class MobileSpace(SearchSpace):
             for row in archs
         ]
 
+    def unpacked(self, archs: Archs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Values of the choices; 0 for blocks past their stage's depth.
+
+        Returns:
+            Depths ``(n, num_stages)``, kernel sizes ``(n, num_blocks)`` and expand ratios
+            ``(n, num_blocks)``.
+        """
+        archs = self._checked(archs)
+        options = [np.array(choice.options) for choice in self.choices]
+
+        def values(columns: Sequence[int]) -> np.ndarray:
+            return np.stack([options[c][archs[:, c]] for c in columns], axis=1)
+
+        depths = values(self._depth_columns)
+        active = depths[:, self._stage_of_block] > np.array(self._place_in_stage)
+        return depths, values(self._kernel_columns) * active, values(self._expand_columns) * active
+
     def with_resolutions(self, resolutions: Sequence[int]) -> MobileSpace:
         """The same space at other resolutions."""
         return MobileSpace(
@@ -333,6 +350,25 @@ class MobileSpace(SearchSpace):
             in_channels=self.in_channels,
             resolutions=resolutions,
         )
+
+    def sample_open(
+        self,
+        n: int,
+        rng: np.random.Generator,
+        num_depths: int,
+        num_kernel_sizes: int,
+        num_expand_ratios: int,
+    ) -> Archs:
+        """``n`` architectures of the largest so many depths, kernel sizes and expand ratios."""
+        num_open = self.num_options.copy()
+        for columns, num in (
+            (self._depth_columns, num_depths),
+            (self._kernel_columns, num_kernel_sizes),
+            (self._expand_columns, num_expand_ratios),
+        ):
+            num_open[columns] = np.minimum(num_open[columns], num)
+        drawn = rng.integers(0, num_open, size=(n, len(self.choices)), dtype=np.int64)
+        return self.canonical((self.num_options - num_open + drawn).astype(np.uint8))
 
     def sample_spread(self, n: int, rng: np.random.Generator) -> Archs:
         """``n`` architectures spread from small to large.

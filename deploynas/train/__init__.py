@@ -7,9 +7,11 @@ from deploynas.train.checkpoint import load_weights, save_weights
 from deploynas.train.evaluate import SupernetEvaluator, accuracy
 from deploynas.train.loop import Recipe, TrainingProgress, pick_device
 from deploynas.train.network import train_network
+from deploynas.train.schedules import SCHEDULES
 from deploynas.train.supernet import SupernetRecipe, train_supernet
 
 __all__ = [
+    "SCHEDULES",
     "Batches",
     "Recipe",
     "SupernetEvaluator",

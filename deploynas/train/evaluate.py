@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import numpy as np
 import torch
 from torch import nn
 
@@ -11,6 +14,7 @@ from deploynas.spaces import Archs, SearchSpace
 from deploynas.train.batches import Batches
 
 CALIBRATION_IMAGES = 2_048
+QUICK_IMAGES, QUICK_CALIBRATION = 2_000, 512  # of an evaluation inside a search's loop
 
 
 @torch.no_grad()
@@ -34,6 +38,10 @@ class SupernetEvaluator:
         space: The space whose rows are judged, where it is not the supernet's own (a profile may
             hold fewer resolutions).
     """
+
+    kind: Literal["measured"] = "measured"
+    chunk = 1
+    num_finalists = 5
 
     def __init__(
         self, supernet: Supernet, dataset: ImageDataset, space: SearchSpace | None = None
@@ -65,3 +73,11 @@ class SupernetEvaluator:
         """Accuracy on the first ``num_images`` validation images."""
         network = self.extract(arch, calibration_images)
         return accuracy(network, self._val, network.nodes[0].layer.height, num_images)
+
+    def quick(self, archs: Archs) -> np.ndarray:
+        """``(n,)`` accuracies on the first images of the validation split."""
+        return np.array([self.accuracy(arch, QUICK_IMAGES, QUICK_CALIBRATION) for arch in archs])
+
+    def final(self, archs: Archs) -> np.ndarray:
+        """``(n,)`` accuracies on the whole validation split."""
+        return np.array([self.accuracy(arch) for arch in archs])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,14 +72,15 @@ class StepImages:
         labels: ``(n,)``.
         rng: The step's own generator.
         share: Share of the training that is done, 0 to 1.
+        phase: Number of the part of the training that the step belongs to.
     """
 
     def __init__(
         self, data: Batches, rows: np.ndarray, recipe: Recipe, rng: np.random.Generator,
-        share: float,
+        share: float, phase: int,
     ) -> None:  # fmt: skip
         self._data, self._rows, self._recipe = data, rows, recipe
-        self.rng, self.share = rng, share
+        self.rng, self.share, self.phase = rng, share, phase
         self.labels = data.labels[torch.from_numpy(rows).to(data.labels.device)]
 
     def at(self, resolution: int) -> Tensor:
@@ -99,6 +100,8 @@ def run_training(
     identity: str,
     checkpoint: Path | None,
     on_progress: Callable[[TrainingProgress], None],
+    parts: Sequence[tuple[float, float]] = ((1.0, 1.0),),
+    on_part: Callable[[int], None] = lambda number: None,
 ) -> None:
     """Train ``module`` in place.
 
@@ -111,6 +114,9 @@ def run_training(
         checkpoint: Written every half minute and read back at the start where it exists; the
             caller removes it after success.
         on_progress: Called after every step.
+        parts: Shares of the steps and of the peak learning rate: each part has a warm-up, a cosine
+            and a momentum of its own.
+        on_part: Called with a part's number before its first step; may change ``module``.
 
     Raises:
         DivergedError: The loss is not finite.
@@ -124,13 +130,21 @@ def run_training(
     identity = f"{identity} {dataset.fingerprint} {recipe.model_dump_json()}"
     step = load_checkpoint(checkpoint, identity, module, optimizer) if checkpoint else 0
     started, first_step, saved = time.monotonic(), step, time.monotonic()
+    ends = _ends(parts, num_steps)
     while step < num_steps:
+        part = int(np.searchsorted(ends, step, side="right"))
+        first, rate = int(ends[part - 1]) if part else 0, parts[part][1]
+        if step == first:
+            on_part(part)
+            optimizer.state.clear()
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * _schedule(step, num_steps, recipe.warmup)
+            share = _schedule(step - first, int(ends[part]) - first, recipe.warmup)
+            group["lr"] = recipe.learning_rate * rate * share
         rows = _rows(len(data), recipe, step, steps_per_epoch)
         rng = np.random.default_rng([recipe.seed, step])
         module.zero_grad(set_to_none=True)
-        loss = float(accumulate(StepImages(data, rows, recipe, rng, step / num_steps)).detach())
+        images = StepImages(data, rows, recipe, rng, step / num_steps, part)
+        loss = float(accumulate(images).detach())
         if not math.isfinite(loss):
             raise DivergedError(
                 f"training diverged at step {step} of {num_steps}", "try a lower learning rate"
@@ -143,6 +157,13 @@ def run_training(
         if checkpoint and now - saved > CHECKPOINT_SECONDS:
             save_checkpoint(checkpoint, identity, step, module, optimizer)
             saved = time.monotonic()
+
+
+def _ends(parts: Sequence[tuple[float, float]], num_steps: int) -> np.ndarray:
+    """``(num_parts,)`` the step after each part's last; a part may have none."""
+    shares = np.cumsum([share for share, _ in parts])
+    ends: np.ndarray = np.rint(shares / shares[-1] * num_steps).astype(int)
+    return ends
 
 
 def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

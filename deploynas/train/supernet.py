@@ -1,36 +1,44 @@
-"""Supernet training: the sandwich rule with in-place distillation.
+"""Supernet training by a schedule: the sandwich rule, or progressive shrinking.
 
-Each step trains the largest subnet on the labels and the smallest and some random subnets on
-the largest's soft predictions (Yu and Huang 2019, "Universally slimmable networks", sections
-3.2 and 3.3). One resolution is drawn a step (Cai et al. 2020, elastic resolution).
+One resolution is drawn a step (Cai et al. 2020, elastic resolution). Every draw follows from
+the seed and the step's number, so that all processes of a distributed run draw the same subnets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from deploynas.data import ImageDataset
-from deploynas.nn import Supernet
+from deploynas.nn import StaticNetwork, Supernet
 from deploynas.spaces import Archs, MobileSpace
+from deploynas.train.checkpoint import load_weights, save_weights
 from deploynas.train.loop import Recipe, StepImages, TrainingProgress, run_training
+from deploynas.train.schedules import SCHEDULES, Phase
 
 
 class SupernetRecipe(Recipe):
     """How to train a supernet.
 
     Attributes:
-        teacher_ramp: Share of the steps over which the targets of the other subnets move from
-            the labels to the largest's predictions, which teach nothing at the start.
-        num_random: Random subnets a step, beside the largest and the smallest.
+        schedule: A key of :data:`SCHEDULES`.
+        teacher_ramp: With an in-place teacher: share of the steps over which the targets of the
+            other subnets move from the labels to its predictions, which teach nothing at first.
     """
 
     epochs: float = 4.0
+    schedule: Literal["sandwich", "progressive"] = "sandwich"
     teacher_ramp: float = 0.3
-    num_random: int = 1
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The schedule's."""
+        return SCHEDULES[self.schedule]
 
 
 def train_supernet(
@@ -41,36 +49,99 @@ def train_supernet(
     checkpoint: Path | None = None,
     on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
 ) -> None:
-    """Train in place; arguments and errors as in :func:`run_training`."""
+    """Train in place; arguments and errors as in :func:`run_training`.
+
+    Beside ``checkpoint`` stands the teacher of a progressive schedule while it runs.
+    """
     space = supernet.space
     assert isinstance(space, MobileSpace)
+    teacher = _Teacher(supernet, checkpoint and checkpoint.with_suffix(".teacher.safetensors"))
+
+    def start(number: int) -> None:
+        if number == 0:
+            teacher.forget()  # an earlier training's
+        if recipe.phases[number].sort_channels:
+            supernet.sort_channels()
 
     def accumulate(images: StepImages) -> Tensor:
+        phase = recipe.phases[images.phase]
         resolution = int(images.rng.integers(len(space.resolutions)))
+        archs = _subnets(space, phase, images.rng)
+        archs[:, 0] = resolution
         x_bchw = images.at(space.resolutions[resolution])
-        largest, *others = _sandwich(space, resolution, recipe.num_random, images.rng)
-        smoothing = recipe.label_smoothing
-        logits = supernet(x_bchw, largest)
-        loss = nn.functional.cross_entropy(logits, images.labels, label_smoothing=smoothing)
-        loss.backward()
-        trust = min(1.0, images.share / recipe.teacher_ramp)
         one_hot = nn.functional.one_hot(images.labels, space.num_classes)
-        smoothed = one_hot * (1 - smoothing) + smoothing / space.num_classes
-        targets = trust * logits.detach().softmax(1) + (1 - trust) * smoothed
-        for arch in others:
-            nn.functional.cross_entropy(supernet(x_bchw, arch), targets).backward()
-        return loss
+        smoothing = recipe.label_smoothing
+        labels = one_hot * (1 - smoothing) + smoothing / space.num_classes
+        losses = []
+        targets = labels
+        if phase.teacher == "largest":
+            targets = 0.5 * (labels + teacher(x_bchw, resolution))
+        for i, arch in enumerate(archs):
+            logits = supernet(x_bchw, arch)
+            loss = nn.functional.cross_entropy(logits, targets)
+            loss.backward()
+            losses.append(loss)
+            if i == 0 and phase.teacher == "in-place":
+                trust = min(1.0, images.share / recipe.teacher_ramp)
+                targets = trust * logits.detach().softmax(1) + (1 - trust) * labels
+        return losses[0]
 
     run_training(
         supernet, dataset, recipe, accumulate,
         identity=str(space.spec), checkpoint=checkpoint, on_progress=on_progress,
+        parts=[(phase.share, phase.rate) for phase in recipe.phases], on_part=start,
     )  # fmt: skip
+    teacher.forget()
 
 
-def _sandwich(
-    space: MobileSpace, resolution: int, num_random: int, rng: np.random.Generator
-) -> Archs:
-    """Largest, smallest and random subnets, all at one resolution."""
-    archs = np.concatenate([space.largest(), space.smallest(), space.sample(num_random, rng)])
-    archs[:, 0] = resolution
-    return archs
+class _Teacher:
+    """The largest network as it was when first asked; kept in a file for a training that resumes.
+
+    A training that was killed asks for it again at the same step, or finds the file.
+    """
+
+    def __init__(self, supernet: Supernet, path: Path | None) -> None:
+        self._supernet, self._path = supernet, path
+        self._networks: dict[int, StaticNetwork] = {}
+        self._weights: dict[str, Tensor] | None = None
+
+    @torch.no_grad()
+    def __call__(self, x_bchw: Tensor, resolution: int) -> Tensor:
+        """Soft predictions, with the statistics of the batch itself."""
+        if resolution not in self._networks:
+            space = self._supernet.space
+            assert isinstance(space, MobileSpace)
+            arch = space.largest()[0]
+            arch[0] = resolution
+            network = self._supernet.extract(arch)
+            if self._weights is not None:
+                network.load_state_dict(self._weights)
+            elif self._path and self._path.exists():
+                load_weights(self._path, network)
+            elif self._path:
+                save_weights(self._path, network)
+            self._weights = network.state_dict()
+            network.to(memory_format=torch.channels_last)
+            self._networks[resolution] = network.train()
+        soft: Tensor = self._networks[resolution](x_bchw).softmax(1)
+        return soft
+
+    def forget(self) -> None:
+        """Forget it, and remove the file."""
+        self._weights = None
+        self._networks.clear()
+        if self._path:
+            self._path.unlink(missing_ok=True)
+
+
+def _subnets(space: MobileSpace, phase: Phase, rng: np.random.Generator) -> Archs:
+    """The largest subnet first where the phase trains the ends, or nothing else."""
+    parts = [space.largest()] if phase.ends or not phase.num_random else []
+    parts += [space.smallest()] if phase.ends else []
+    if phase.num_random:
+        parts.append(
+            space.sample_open(
+                phase.num_random, rng, phase.depths, phase.kernel_sizes, phase.expand_ratios
+            )
+        )
+    return np.concatenate(parts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from deploynas import spaces
 from deploynas.errors import InvalidInputError, MissingFileError
@@ -14,38 +13,9 @@ from deploynas.nn import StaticNetwork, Supernet
 SIDE = 64  # small: weights and wiring do not depend on it
 
 
-def published_supernet(name):
-    """The package's supernet of a space, with random weights and batch-norm statistics."""
-    networks = pytest.importorskip("ofa.imagenet_classification.elastic_nn.networks")
-    width = float(name.rpartition("-w")[2])
-    kind = networks.OFAProxylessNASNets if "proxyless" in name else networks.OFAMobileNetV3
-    torch.manual_seed(0)
-    net = kind(
-        dropout_rate=0.0, width_mult=width, ks_list=[3, 5, 7], expand_ratio_list=[3, 4, 6],
-        depth_list=[2, 3, 4],
-    )  # fmt: skip
-    generator = torch.Generator().manual_seed(1)
-    norms = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
-    net.set_max_net()
-    net.train()
-    with torch.no_grad():
-        for norm in norms:
-            norm.weight.uniform_(0.5, 1.5, generator=generator)
-            norm.bias.normal_(0.0, 0.2, generator=generator)
-            norm.momentum = None  # statistics of the images, so that the signal survives
-        net(torch.randn(16, 3, SIDE, SIDE, generator=generator))
-        for norm in norms:
-            norm.running_var *= 0.7 + torch.rand(norm.running_var.shape, generator=generator)
-        net.classifier.linear.weight *= 20  # logits of a size that trained networks have
-        for key, tensor in net.named_parameters():
-            if key.endswith("_matrix"):
-                tensor += 0.1 * torch.randn(tensor.shape, generator=generator)
-    return net.eval()
-
-
 @pytest.mark.parametrize("name", ["ofa-mbv3-w1.0", "ofa-mbv3-w1.2", "ofa-proxyless-w1.3"])
 @torch.no_grad()
-def test_every_subnet_equals_the_package(name, tmp_path):
+def test_every_subnet_equals_the_package(name, published_supernet, tmp_path):
     theirs = published_supernet(name)
     path = tmp_path / "published.pth"
     torch.save({"state_dict": theirs.state_dict()}, path)
@@ -70,7 +40,7 @@ def test_every_subnet_equals_the_package(name, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def checkpoint():
+def checkpoint(published_supernet):
     return published_supernet("ofa-mbv3-w1.0").state_dict()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 
 from deploynas import spaces
 from deploynas.nn import Supernet, build, build_layer, fvcore_costs, recalibrate
+from deploynas.nn.static import MBConv
 from deploynas.spaces import Layer, layers
 
 NAMES = spaces.space_names()
@@ -207,3 +209,20 @@ def test_layers_have_the_declared_shape(layer):
     if layer.kind != "head":
         shape += (layer.out_height, layer.out_width)
     assert out.shape == shape
+
+
+@torch.no_grad()
+def test_sorted_channels_compute_the_same_and_the_important_come_first():
+    net = copy.deepcopy(supernet("mobile-small"))
+    archs = np.concatenate([net.space.largest(), net.space.smallest()])
+    batch = images(4)
+    before = [net.extract(arch)(batch) for arch in archs]
+    net.sort_channels()
+    after = [net.extract(arch)(batch) for arch in archs]
+    torch.testing.assert_close(after[0], before[0], rtol=1e-4, atol=1e-5)
+    assert (after[1] - before[1]).abs().max() > 1e-3  # a narrow one keeps other channels now
+    blocks = [m for m in net.modules() if isinstance(m, MBConv) and hasattr(m.expand, "conv")]
+    assert len(blocks) == 9
+    for block in blocks:
+        importance = block.project.conv.weight.abs().sum((0, 2, 3))
+        assert (importance.diff() <= 1e-5).all()

@@ -21,7 +21,7 @@ from deploynas.train import (
     train_supernet,
 )
 
-RECIPE = SupernetRecipe(epochs=0.5, batch_size=64, num_random=1)
+RECIPE = SupernetRecipe(epochs=0.5, batch_size=64)
 
 
 class Killed(Exception):
@@ -52,25 +52,30 @@ def assert_same(first, second):
     assert all(torch.equal(v, second[k]) for k, v in first.items())
 
 
-def test_a_killed_training_goes_on(digits, space, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("schedule", "last"), [("sandwich", 4), ("progressive", 15)])
+def test_a_killed_training_goes_on(schedule, last, digits, space, tmp_path, monkeypatch):
+    """Killed in the progressive schedule after its teacher was taken and channels sorted."""
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    recipe = RECIPE.model_copy(update={"schedule": schedule, "epochs": last / 10 / 0.8})
     whole = new_supernet(space)
-    train_supernet(whole, digits, RECIPE)
+    train_supernet(whole, digits, recipe)
 
     def kill(progress):
-        if progress.step == 4:
+        if progress.step == last:
             raise Killed
 
     killed = new_supernet(space)
     path = tmp_path / "checkpoint"
     with pytest.raises(Killed):
-        train_supernet(killed, digits, RECIPE, checkpoint=path, on_progress=kill)
+        train_supernet(killed, digits, recipe, checkpoint=path, on_progress=kill)
     steps = []
     resumed = Supernet(space)  # other weights: the checkpoint's must replace them
     train_supernet(
-        resumed, digits, RECIPE, checkpoint=path, on_progress=lambda p: steps.append(p.step)
+        resumed, digits, recipe, checkpoint=path, on_progress=lambda p: steps.append(p.step)
     )
-    assert steps[0] == 4  # the step in hand was lost, no other
+    assert steps[0] == last  # the step in hand was lost, no other
+    assert steps[-1] > last
+    assert not path.with_suffix(".teacher.safetensors").exists()
     assert_same(state(whole), state(resumed))
 
 
@@ -92,7 +97,7 @@ def test_a_training_that_diverges_says_so(digits, space):
 
 def test_fine_tuning_improves_on_the_supernet(digits, space):
     supernet = new_supernet(space)
-    train_supernet(supernet, digits, SupernetRecipe(epochs=3, batch_size=64, num_random=1))
+    train_supernet(supernet, digits, SupernetRecipe(epochs=3, batch_size=64))
     network = SupernetEvaluator(supernet, digits).extract(space.smallest()[0])
     val = Batches(digits, digits.val, torch.device("cpu"))
     before, weights = accuracy(network, val, 20), state(supernet)
@@ -114,3 +119,40 @@ def test_batch_norms_are_calibrated_after_training(digits, space):
             network(batch)
     mean = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
     np.testing.assert_allclose(norm.running_mean, mean, rtol=1e-3, atol=1e-4)
+
+
+def test_progressive_shrinking_opens_phase_by_phase(digits, space, monkeypatch):
+    """What each step trains, and that every subnet has learnt something in the end."""
+    seen: list[set] = []
+    forward = Supernet.forward
+
+    def spy(self, x_bchw, arch):
+        if x_bchw.requires_grad or torch.is_grad_enabled():
+            seen[-1].add(tuple(arch))
+        return forward(self, x_bchw, arch)
+
+    monkeypatch.setattr(Supernet, "forward", spy)
+    supernet = new_supernet(space)
+    recipe = SupernetRecipe(epochs=12, batch_size=64, schedule="progressive", augment_from=99)
+    parts: list[int] = []
+    seen.append(set())
+    train_supernet(
+        supernet, digits, recipe, on_progress=lambda p: (parts.append(p.step), seen.append(set()))
+    )
+    monkeypatch.undo()
+    num = [len(step) for step in seen[:-1]]
+    bounds = loop._ends([(p.share, p.rate) for p in recipe.phases], len(num))
+    largest = tuple(space.largest()[0])
+    for phase, first, end in zip(recipe.phases, [0, *bounds], bounds, strict=False):
+        archs = np.array([arch for step in seen[first:end] for arch in step])
+        if not phase.num_random:
+            assert {tuple(arch) for arch in archs} == {largest}
+            continue
+        depths, kernels, ratios = space.unpacked(archs)
+        assert len(np.unique(depths)) == min(3, phase.depths)
+        assert set(np.unique(kernels)) - {0} == {3, 5, 7}
+        opened = sorted(space.table.expand_ratios)[-phase.expand_ratios :]
+        assert set(np.unique(ratios)) - {0} == set(opened)
+    evaluator = SupernetEvaluator(supernet, digits)
+    ends = np.concatenate([space.smallest(), space.largest()])
+    assert (evaluator.final(ends) > 0.5).all()

@@ -1,0 +1,96 @@
+"""What several tests share: the published weights, and the profile of a board elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deploynas.device import CpuDevice, Samples
+from deploynas.profile import DeviceProfile
+from deploynas.profile.device_profile import layer_key
+from deploynas.profile.profiler import _calibration_archs, _with_networks
+from deploynas.spaces import layers as layer_costs
+
+SIDE = 64  # small: weights and wiring do not depend on it
+
+
+@pytest.fixture(scope="session")
+def published_supernet():
+    """Name of a space -> the package's supernet, with random weights and statistics."""
+    networks = pytest.importorskip("ofa.imagenet_classification.elastic_nn.networks")
+    import torch
+    from torch import nn
+
+    def build(name):
+        width = float(name.rpartition("-w")[2])
+        kind = networks.OFAProxylessNASNets if "proxyless" in name else networks.OFAMobileNetV3
+        torch.manual_seed(0)
+        net = kind(
+            dropout_rate=0.0, width_mult=width, ks_list=[3, 5, 7], expand_ratio_list=[3, 4, 6],
+            depth_list=[2, 3, 4],
+        )  # fmt: skip
+        generator = torch.Generator().manual_seed(1)
+        norms = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
+        net.set_max_net()
+        net.train()
+        with torch.no_grad():
+            for norm in norms:
+                norm.weight.uniform_(0.5, 1.5, generator=generator)
+                norm.bias.normal_(0.0, 0.2, generator=generator)
+                norm.momentum = None  # statistics of the images, so that the signal survives
+            net(torch.randn(16, 3, SIDE, SIDE, generator=generator))
+            for norm in norms:
+                norm.running_var *= 0.7 + torch.rand(norm.running_var.shape, generator=generator)
+            net.classifier.linear.weight *= 20  # logits of a size that trained networks have
+            for key, tensor in net.named_parameters():
+                if key.endswith("_matrix"):
+                    tensor += 0.1 * torch.randn(tensor.shape, generator=generator)
+        return net.eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def published_weights(published_supernet, tmp_path_factory):
+    """A checkpoint file of ofa-mbv3-w1.0 as it is published."""
+    import torch
+
+    path = tmp_path_factory.mktemp("weights") / "published.pth"
+    torch.save({"state_dict": published_supernet("ofa-mbv3-w1.0").state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def board_profile():
+    """Space -> the profile of a board elsewhere, on which time is proportional to MACs.
+
+    Searching needs a whole profile, and measuring one of a published space takes minutes.
+    """
+
+    def build(space):
+        identity = CpuDevice().identity.model_copy(update={"processor": "a board elsewhere"})
+
+        def samples(macs):
+            touches = [[0.001 + float(macs) / 1e7] * 3] * 2
+            return Samples(1000, touches, [[1.0] * 3] * 2, [[1.0] * 3] * 2)
+
+        profile = DeviceProfile.model_validate(
+            {
+                "identity": identity,
+                "level": {"core_ms": 1.0, "memory_ms": 1.0},
+                "layers": {
+                    layer_key(layer, "fp32"): {
+                        "macs": layer_costs.macs(layer),
+                        "params": layer_costs.params(layer),
+                        "counted_by": "deploynas",
+                        "samples": vars(samples(layer_costs.macs(layer))),
+                    }
+                    for layer in space.layer_table
+                },
+            }
+        )
+        archs = _calibration_archs(space, profile)
+        measured = [samples(macs) for macs in space.macs(archs)]
+        return _with_networks(profile, space, np.asarray(archs), measured)
+
+    return build
