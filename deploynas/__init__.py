@@ -18,6 +18,7 @@ _LAZY = {
     "load_net": "deploynas.nn",
     "DeviceProfile": "deploynas.profile",
     "LatencyModel": "deploynas.profile",
+    "imagenet_predictor": "deploynas.search.imagenet",
 }
 __all__ = list(_LAZY)  # noqa: PLE0605 - the names that __getattr__ serves
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from deploynas.check.verdict import EXIT_CODES, CheckResult, check
+from deploynas.check.verdict import EXIT_CODES, CheckResult, Examples, check
 
-__all__ = ["EXIT_CODES", "CheckResult", "check"]
+__all__ = ["EXIT_CODES", "CheckResult", "Examples", "check"]

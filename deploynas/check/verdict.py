@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from deploynas.artifacts import sha256
-from deploynas.data import ImageDataset, normalise
+from deploynas.data import ImageDataset, Split, normalise
 from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
 from deploynas.errors import (
     EXIT_FAILED,
@@ -30,6 +30,32 @@ EXIT_CODES: dict[Verdict, int] = {
     "failed-gate": EXIT_FAILED,
     "inconclusive": EXIT_INCONCLUSIVE,
 }
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled test images, and how they are normalised: a value a channel, fractions of 1."""
+
+    split: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, dataset: ImageDataset, manifest: Manifest | None) -> Examples:
+        """A data set's test images, prepared as the manifest says where there is one.
+
+        Raises:
+            InvalidInputError: The data has another number of classes than the network.
+        """
+        if manifest is None:
+            return cls(dataset.test, dataset.mean, dataset.std)
+        if dataset.num_classes != len(manifest.classes):
+            raise InvalidInputError(
+                f"{dataset.source} has {dataset.num_classes} classes, the network "
+                f"{len(manifest.classes)}"
+            )
+        prepared = dataset.with_channels(manifest.preprocessing.channels)
+        return cls(prepared.test, manifest.preprocessing.mean, manifest.preprocessing.std)
 
 
 @dataclass(frozen=True)
@@ -80,7 +106,7 @@ def check(
     device: Device,
     *,
     latency_ms: float | None = None,
-    dataset: ImageDataset | None = None,
+    examples: Examples | None = None,
     min_accuracy: float | None = None,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> CheckResult:
@@ -99,8 +125,8 @@ def check(
     if manifest and not differences:
         normalised = samples.estimate(Level(manifest.core_ms, manifest.memory_ms))
     accuracy = None
-    if dataset is not None:
-        accuracy = onnx_accuracy(model, dataset, on_progress)
+    if examples is not None:
+        accuracy = onnx_accuracy(model, examples, on_progress)
     verdict, reason = judge(raw, normalised, budget)
     if min_accuracy is not None and accuracy is not None and accuracy < min_accuracy:
         verdict, reason = "failed-gate", f"accuracy {accuracy:.2%} is below {min_accuracy:.2%}"
@@ -143,7 +169,7 @@ def measure_bytes(device: Device, content: bytes) -> Samples:
 
 
 def onnx_accuracy(
-    model: Path, dataset: ImageDataset, on_progress: Callable[[str, float], None]
+    model: Path, examples: Examples, on_progress: Callable[[str, float], None]
 ) -> float:
     """Top-1 accuracy of the file on the test split, image by image, through ONNX Runtime."""
     import onnxruntime
@@ -154,16 +180,16 @@ def onnx_accuracy(
         str(model), options, providers=["CPUExecutionProvider"]
     )
     (image,) = session.get_inputs()
-    if image.shape[1] != dataset.channels or not isinstance(image.shape[2], int):
+    channels = examples.split.images.shape[-1]
+    if image.shape[1] != channels or not isinstance(image.shape[2], int):
         raise InvalidInputError(
-            f"{model} takes an image of shape {image.shape}, the data has "
-            f"{dataset.channels} channels"
+            f"{model} takes an image of shape {image.shape}, the data has {channels} channels"
         )
-    images = dataset.test.resized(image.shape[2])
+    images, labels = examples.split.resized(image.shape[2]), examples.split.labels
     correct = 0
     for start in range(0, len(images), 500):
-        batch = normalise(images[start : start + 500], dataset.mean, dataset.std)
-        for x, label in zip(batch, dataset.test.labels[start : start + 500], strict=True):
+        batch = normalise(images[start : start + 500], examples.mean, examples.std)
+        for x, label in zip(batch, labels[start : start + 500], strict=True):
             correct += int(np.argmax(session.run(None, {image.name: x[None]})[0]) == label)
         on_progress("test images", min(1.0, (start + 500) / len(images)))
     return correct / len(images)

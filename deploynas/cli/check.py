@@ -10,8 +10,12 @@ import typer
 
 from deploynas.cli.console import Json, Quiet, print_json, progress, say, warn
 
+IMAGENET_PER_CLASS = 10  # images whose accuracy is measured
+
 if TYPE_CHECKING:
+    from deploynas.check import Examples
     from deploynas.device import Estimate
+    from deploynas.export import Manifest
 
 
 def register(app: typer.Typer) -> None:
@@ -40,9 +44,8 @@ def check(
     from deploynas.check import EXIT_CODES
     from deploynas.check import check as run_check
     from deploynas.check.verdict import load_target
-    from deploynas.data import load_dataset
     from deploynas.device import open_device, open_same
-    from deploynas.errors import DeploynasError, InvalidInputError, require_positive
+    from deploynas.errors import InvalidInputError, require_positive
 
     if latency_ms is not None:
         require_positive(latency_ms, "--latency-ms")
@@ -51,20 +54,17 @@ def check(
         target = newest("*/manifest.json", EXPORTS, "export", hint).parent
         say(f"checking {target}", as_json=as_json)
     _, manifest = load_target(target)
-    dataset = None
+    examples: Examples | None = None
     if data is not None:
-        dataset = load_dataset(data)
+        examples = _examples(data, manifest)
     elif manifest is not None:
-        where = Path(manifest.data_source)
-        with contextlib.suppress(DeploynasError):  # a board has no data: latency still counts
-            dataset = load_dataset(where if where.exists() else None)
-        if dataset is None or dataset.fingerprint != manifest.data_fingerprint:
+        examples = _own_examples(manifest)
+        if examples is None:
             warn(f"accuracy not measured: {manifest.data_source} is not here; pass --data")
-            dataset = None
     if min_accuracy is not None:
         if not 0 <= min_accuracy <= 1:
             raise InvalidInputError(f"--min-accuracy is a fraction, 0 to 1, got {min_accuracy}")
-        if dataset is None:
+        if examples is None:
             raise InvalidInputError("--min-accuracy needs test images", "pass --data")
     if manifest and device in (None, manifest.device.device):
         target_device = open_same(manifest.device, threads, provider)
@@ -72,7 +72,7 @@ def check(
         target_device = open_device(device or "cpu", threads or 1, provider)
     with progress(quiet) as on_progress:
         result = run_check(
-            target, target_device, latency_ms=latency_ms, dataset=dataset,
+            target, target_device, latency_ms=latency_ms, examples=examples,
             min_accuracy=min_accuracy, on_progress=on_progress,
         )  # fmt: skip
     if as_json:
@@ -101,17 +101,49 @@ def check(
         )
         if result.latency_normalised and result.manifest:
             y, m = result.latency_normalised, result.manifest
-            say(
-                f"at the profile's clock speed {y.median:.3f} ms; predicted "
-                f"{m.predicted_latency_ms:.3f} ms +-{m.prediction_error:.1%}: off by "
-                f"{y.median / m.predicted_latency_ms - 1:+.1%}"
-            )
+            text = f"at the profile's clock speed {y.median:.3f} ms"
+            if m.predicted_latency_ms is not None:
+                text += (
+                    f"; predicted {m.predicted_latency_ms:.3f} ms +-{m.prediction_error:.1%}: "
+                    f"off by {y.median / m.predicted_latency_ms - 1:+.1%}"
+                )
+            say(text)
         for difference in result.differences:
             say(f"not the profile's device, so not compared with the prediction: {difference}")
         if result.accuracy is not None:
             say(f"test accuracy of the file {result.accuracy:.2%}")
         say(f"{result.verdict}: {result.reason}")
     raise typer.Exit(EXIT_CODES[result.verdict])
+
+
+def _examples(data: Path, manifest: Manifest | None) -> Examples:
+    """Test images of ``data``, prepared as the network expects them."""
+    from deploynas.check import Examples
+    from deploynas.data import Split, load_dataset
+    from deploynas.data.published import load_imagenet
+
+    if manifest is None:
+        return Examples.of(load_dataset(data), None)
+    if manifest.weights == "published":
+        preprocessing = manifest.preprocessing
+        split = Split(*load_imagenet(data, preprocessing.resolution, IMAGENET_PER_CLASS))
+        return Examples(split, preprocessing.mean, preprocessing.std)
+    return Examples.of(load_dataset(data, max_size=max(64, manifest.data_size)), manifest)
+
+
+def _own_examples(manifest: Manifest) -> Examples | None:
+    """The test images of the data that an export was trained on, where they are here."""
+    from deploynas.check import Examples
+    from deploynas.data import load_dataset
+    from deploynas.errors import DeploynasError
+
+    where = Path(manifest.data_source)
+    with contextlib.suppress(DeploynasError):  # a board has no data: latency still counts
+        size = max(64, manifest.data_size)
+        dataset = load_dataset(where if where.exists() else None, max_size=size)
+        if dataset.fingerprint == manifest.data_fingerprint:
+            return Examples.of(dataset, manifest)
+    return None
 
 
 def _estimate(estimate: Estimate) -> dict[str, float | int]:

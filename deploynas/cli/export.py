@@ -20,27 +20,36 @@ def export(
     name: Annotated[str | None, typer.Option(help="Name of the export.")] = None,
     data: Annotated[Path | None, typer.Option(help="Where the data moved to.")] = None,
     inherited: Annotated[
-        bool, typer.Option("--inherited", help="The supernet's weights, retrained ones or not.")
+        bool, typer.Option("--inherited", help="The weights of the search, retrained or not.")
     ] = False,
     output: Annotated[Path, typer.Option(help="Directory of exports.")] = Path("exports"),
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Export the network of a search; parity with PyTorch is proved on real images."""
-    from deploynas.workflows import steps
+    from deploynas.workflows import networks, steps
 
-    run, result, dataset = steps.open_run(
-        run, data, lambda picked: say(f"exporting {picked}", as_json=as_json)
+    run, result = networks.open_run(
+        run, lambda picked: say(f"exporting {picked}", as_json=as_json)
     )
-    if steps.RetrainRecord.file_in(run).exists() and not inherited:
-        trained = steps.open_retrained(run, result, dataset)
+    if networks.RetrainRecord.file_in(run).exists() and not inherited:
+        trained = networks.open_retrained(run, data)
+    elif networks.PublishedRecord.file_in(run).exists():
+        trained = networks.open_published(run, result)
     else:
-        trained = steps.inherited(result.best, steps.open_supernet(Path(result.supernet), dataset))
-    note = steps.profile_note(result)
+        dataset = networks.open_data(result.data, data)
+        supernet = steps.open_supernet(Path(result.supernet), dataset)
+        trained = networks.inherited(result, result.best, supernet)
+    note = networks.profile_note(result)
     if note:
         warn(note)
     folder = output / (name or run.name)
-    manifest = steps.export(result, trained, folder)
+    manifest = networks.export(result, trained, folder)
+    if manifest.batch_norm == "uncalibrated":
+        warn(
+            "batch norms are uncalibrated, so that the accuracy is unknown; search again with "
+            "--calibration-images DIR"
+        )
     if as_json:
         return print_json(
             {
@@ -48,12 +57,16 @@ def export(
                 "model": str(folder / "model.onnx"),
                 "manifest": str(folder / "manifest.json"),
                 "weights": manifest.weights,
+                "batch_norm": manifest.batch_norm,
+                "accuracy": manifest.accuracy,
+                "accuracy_kind": manifest.accuracy_kind,
                 "parity_max_abs_diff": manifest.parity_max_abs_diff,
             }
         )
     say(
         f"{folder / 'model.onnx'} ({manifest.weights} weights): largest difference from PyTorch "
-        f"{manifest.parity_max_abs_diff:.1e} on {manifest.parity_num_images} images"
+        f"{manifest.parity_max_abs_diff:.1e} on {manifest.parity_num_images} "
+        f"{'images' if manifest.parity_images == 'real' else 'images of noise'}"
     )
     say(f"next: deploynas check {folder}")
     return None

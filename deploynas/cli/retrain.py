@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deploynas.cli.console import Json, Quiet, print_json, progress, say
+from deploynas.cli.console import Json, Quiet, print_json, progress, say, warn
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +20,9 @@ def retrain(
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="New weights, not the supernet's.")
     ] = False,
-    data: Annotated[Path | None, typer.Option(help="Where the data moved to.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Images of your own classes; or where the data moved to.")
+    ] = None,
     epochs: Annotated[
         float | None,
         typer.Option(
@@ -36,12 +38,23 @@ def retrain(
 ) -> None:
     """Train the chosen network of a search on its own; export then takes these weights."""
     from deploynas.errors import require_positive
-    from deploynas.workflows import steps
+    from deploynas.workflows import networks, steps
 
-    run, result, dataset = steps.open_run(
-        run, data, lambda picked: say(f"retraining {picked}", as_json=as_json)
+    run, result = networks.open_run(
+        run, lambda picked: say(f"retraining {picked}", as_json=as_json)
     )
-    chosen = steps.FROM_SCRATCH if from_scratch else steps.FINE_TUNING
+    dataset = networks.data_for(result, data)
+    for text in dataset.warnings:
+        warn(text)
+    is_new = dataset.fingerprint != result.data.fingerprint
+    if is_new:
+        say(
+            f"{dataset.source} has {dataset.num_classes} classes of its own: the network gets a "
+            "new classifier" if dataset.classes != result.data.classes
+            else f"{dataset.source} has the same classes as {result.data.source}",
+            as_json=as_json,
+        )  # fmt: skip
+    chosen = networks.FROM_SCRATCH if from_scratch else networks.FINE_TUNING
     changes: dict[str, float] = {"seed": seed}
     if epochs is None:
         changes |= steps.lengthened(chosen, dataset)
@@ -52,16 +65,22 @@ def retrain(
     recipe = chosen.model_copy(update=changes)
     with progress(quiet) as on_progress:
         if from_scratch:
-            start = steps.from_scratch(result, dataset, seed)
+            start = networks.from_scratch(result, dataset, seed)
         else:
-            supernet = steps.open_supernet(Path(result.supernet), dataset)
-            start = steps.inherited(result.best, supernet)
-        record = steps.retrain_run(run, start, recipe, on_progress)
+            start = networks.for_classes(
+                networks.open_chosen(run, result, dataset), result, dataset
+            )
+        before = None if is_new or from_scratch else start.candidate.accuracy
+        record = networks.retrain_run(run, start, dataset, recipe, on_progress, before)
+    accuracy = record.candidate.accuracy
     if as_json:
-        return print_json({"run": str(run), **record.model_dump()})
-    say(
-        f"validation accuracy {record.accuracy:.2%} after {recipe.epochs:g} epochs; "
-        f"{record.accuracy_before:.2%} with the supernet's weights"
-    )
+        document = record.model_dump(mode="json")
+        return print_json({"run": str(run), "accuracy": accuracy, **document})
+    text = f"validation accuracy {accuracy:.2%} after {recipe.epochs:g} epochs"
+    if before is not None:
+        text += f"; {before:.2%} with the supernet's weights"
+    say(text)
+    if record.candidate.predicted_latency_ms is None:
+        say("its latency is not predicted: the profile holds no classifier of so many classes")
     say(f"next: deploynas export {run}")
     return None

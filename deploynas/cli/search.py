@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploynas.cli.console import Json, Quiet, SpaceName, open_data, print_json, progress, say
+from deploynas.cli.console import (
+    Json,
+    Quiet,
+    SpaceName,
+    open_data,
+    print_json,
+    progress,
+    say,
+    warn,
+)
+
+if TYPE_CHECKING:
+    from deploynas.search import Candidate, SearchResult
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +36,17 @@ def search(
     space_name: SpaceName = "mobile-small",
     profile: Annotated[Path | None, typer.Option(help="Device profile.")] = None,
     supernet: Annotated[Path | None, typer.Option(help="Run of a trained supernet.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Image folder or IDX files.")] = None,
+    ofa_weights: Annotated[
+        Path | None, typer.Option(help="Published checkpoint of --space: no training.")
+    ] = None,
+    calibration_images: Annotated[
+        Path | None,
+        typer.Option(help="Unlabelled images that set a published network's batch norms."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Image folder or IDX files; ImageNet's with --ofa-weights."),
+    ] = None,
     epochs: Annotated[
         float | None,
         typer.Option(
@@ -32,7 +54,12 @@ def search(
             show_default=False,
         ),
     ] = None,
-    evaluations: Annotated[int, typer.Option(help="Subnets to evaluate.", min=4)] = 96,
+    evaluations: Annotated[
+        int | None,
+        typer.Option(
+            help="Networks to evaluate; 96, 20000 with a predictor.", min=4, show_default=False
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Always on: training goes on.")] = True,
@@ -40,7 +67,7 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Search a space under a profile's latency and other limits."""
-    from deploynas.errors import UnknownNameError
+    from deploynas.errors import InvalidInputError, UnknownNameError
     from deploynas.spaces import space, space_names
     from deploynas.workflows import steps
 
@@ -53,63 +80,98 @@ def search(
         raise UnknownNameError("strategy", strategy, STRATEGIES)
     if space_name not in space_names():
         space(space_name)
+    if ofa_weights is None and calibration_images is not None:
+        raise InvalidInputError("--calibration-images goes with --ofa-weights")
+    if ofa_weights is not None and supernet is not None:
+        raise InvalidInputError("give one of --ofa-weights and --supernet")
     from deploynas.artifacts import PROFILES, RUNS, newest
-    from deploynas.data import space_for
     from deploynas.device import open_attached
-    from deploynas.profile import DeviceProfile, LatencyModel
+    from deploynas.profile import DeviceProfile
 
     hint = "make one: deploynas profile --device cpu"
     path = profile or newest("*.json", PROFILES, "device profile", hint)
-    device_profile = DeviceProfile.read(path)
-    dataset = open_data(data)
-    sides = space_for(space_name, dataset)
-    import numpy as np
+    identity = DeviceProfile.read(path).identity
+    device = open_attached(identity)
 
-    # before any training: an impossible budget or an incomplete profile ends here
-    model = LatencyModel(device_profile.restrict(sides), device_profile)
-    budget.require_reachable(model, np.random.default_rng(seed))
-    identity = device_profile.identity
-    if not quiet:
-        say(f"profile {path}: {identity.title}", as_json=True)
-    run = output or RUNS / f"{space_name}-{dataset.name}"
+    def note(text: str) -> None:
+        if not quiet:
+            say(text, as_json=True)
+
+    note(f"profile {path}: {identity.title}")
     with progress(quiet) as on_progress:
-        if supernet is not None:
-            trained = steps.open_supernet(supernet, dataset)
-        elif (run / "supernet.json").exists():
-            say(f"supernet {run}, trained before", as_json=True)
-            trained = steps.open_supernet(run, dataset)
+        if ofa_weights is not None:
+            from deploynas.workflows import published
+
+            run = output or RUNS / f"{space_name}-published"
+            result = published.search(
+                ofa_weights, space_name, path, budget, run,
+                device=device, calibration_images=calibration_images, data=data,
+                strategy=strategy, seed=seed,
+                num_evaluations=evaluations or published.NUM_EVALUATIONS,
+                on_progress=on_progress, on_note=note,
+            )  # fmt: skip
         else:
-            settings = steps.supernet_recipe(dataset, epochs, seed)
-            trained = steps.train(sides, dataset, run, settings, on_progress)
-        result = steps.search(
-            trained, path, budget, run, device=open_attached(identity), strategy=strategy,
-            seed=seed, num_evaluations=evaluations, on_progress=on_progress,
-        )  # fmt: skip
-    best = result.best
+            from deploynas.data import space_for
+
+            dataset = open_data(data)
+            run = output or RUNS / f"{space_name}-{dataset.name}"
+            result = steps.train_and_search(
+                space_for(space_name, dataset), dataset, path, budget, run,
+                supernet=supernet, epochs=epochs, device=device, strategy=strategy, seed=seed,
+                num_evaluations=evaluations or steps.NUM_EVALUATIONS,
+                on_progress=on_progress, on_note=note,
+            )  # fmt: skip
     if as_json:
-        return print_json(
-            {
-                **best.model_dump(),
-                "space": result.space["name"],
-                "budget": budget.model_dump(exclude_none=True),
-                "not_binding": list(result.not_binding),
-                "strategy": strategy,
-                "seed": seed,
-                "run": str(run),
-                "measured_latency_ms": result.measured_latency_ms,
-                "random_best": result.random_best and result.random_best.model_dump(),
-            }
-        )
+        return print_json(_document(result, run))
+    _print(result, run)
+    return None
+
+
+def _document(result: SearchResult, run: Path) -> dict[str, object]:
+    return {
+        **result.best.model_dump(),
+        "space": result.space["name"],
+        "budget": result.budget.model_dump(exclude_none=True),
+        "not_binding": list(result.not_binding),
+        "strategy": result.strategy,
+        "seed": result.seed,
+        "run": str(run),
+        "measured_latency_ms": result.measured_latency_ms,
+        "random_best": result.random_best and result.random_best.model_dump(),
+        "front": [point.model_dump() for point in result.front],
+    }
+
+
+def _print(result: SearchResult, run: Path) -> None:
+    from deploynas.workflows.networks import PublishedRecord
+
+    best = result.best
     for name in result.not_binding:
         say(f"the {name} budget does not bind: every network keeps it")
     say(
         f"predicted {best.predicted_latency_ms:.3f} ms +-{best.prediction_error:.1%}"
         f"{' (outside the calibrated range)' if best.extrapolated else ''}, "
-        f"{best.macs / 1e6:.2f} M MACs, {best.params / 1e3:.0f} k params, "
-        f"validation accuracy {best.accuracy:.2%}"
+        f"{best.macs / 1e6:.2f} M MACs, {best.params / 1e3:.0f} k params"
     )
+    say(_accuracy(best))
     if result.random_best:
         say(f"random search, as many evaluations: {result.random_best.accuracy:.2%}")
     say(f"architecture: {best.architecture}")
+    if PublishedRecord.file_in(run).exists() and (
+        PublishedRecord.read(PublishedRecord.file_in(run)).batch_norm == "uncalibrated"
+    ):
+        warn(
+            "the sliced batch norms are uncalibrated, so that the network is not yet as accurate "
+            "as predicted: pass --calibration-images DIR, about 2,000 images without labels"
+        )
     say(f"saved in {run}; next: deploynas export {run}")
-    return None
+
+
+def _accuracy(best: Candidate) -> str:
+    if best.accuracy_kind == "measured":
+        return f"validation accuracy {best.accuracy:.2%}"
+    beyond = ", beyond what it was fitted to" if best.accuracy_extrapolated else ""
+    return (
+        f"predicted ImageNet accuracy {best.accuracy:.2%} "
+        f"(held-out error of the predictor {best.accuracy_error:.2%}{beyond})"
+    )

@@ -2,6 +2,7 @@
 
 from deploynas.data.dataset import (
     ImageDataset,
+    Pixels,
     Split,
     normalise,
     resize,
@@ -12,6 +13,7 @@ from deploynas.data.sources import load_dataset
 
 __all__ = [
     "ImageDataset",
+    "Pixels",
     "Split",
     "load_dataset",
     "normalise",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +99,39 @@ class ImageDataset:
     def num_classes(self) -> int:
         """The number of classes."""
         return len(self.classes)
+
+    def with_channels(self, channels: int) -> ImageDataset:
+        """The same images in grey (1) or RGB (3); the fingerprint stays that of the source."""
+        if channels == self.channels:
+            return self
+        train, val, test = (
+            Split(to_channels(split.images, channels), split.labels)
+            for split in (self.train, self.val, self.test)
+        )
+        mean, std = _statistics(train.images)
+        return replace(
+            self, channels=channels, train=train, val=val, test=test, mean=mean, std=std
+        )
+
+    def normalised_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageDataset:
+        """The same images, normalised by given statistics instead of their own."""
+        return replace(self, mean=mean, std=std)
+
+
+def to_channels(images: Pixels, channels: int) -> Pixels:
+    """Grey images as RGB, or RGB images as grey (ITU-R 601-2 luma).
+
+    Args:
+        images: uint8 (n, h, w, c), c is 1 or 3.
+        channels: 1 or 3.
+    """
+    if images.shape[-1] == channels:
+        return images
+    if channels == 3:
+        return np.repeat(images, 3, axis=-1)
+    luma = images @ np.array([0.299, 0.587, 0.114])
+    grey: Pixels = np.rint(luma).astype(np.uint8)[..., None]
+    return grey
 
 
 def resize(images: Pixels, resolution: int) -> Pixels:

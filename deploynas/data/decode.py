@@ -39,12 +39,14 @@ class Look:
         size: The native side in px.
         deep_scale: Factor from the values of 16-bit, 32-bit and float images to 0..255.
         threads: How many threads decode fastest.
+        crop: Share of the shorter side that the centre crop keeps.
     """
 
     channels: int
     size: int
     deep_scale: float
     threads: int
+    crop: float = 1.0
 
 
 def clamp_size(side: float, max_size: int) -> int:
@@ -131,7 +133,7 @@ def decode(
             # Pillow raises nearly everything on a damaged file: truncation, bombs, modes
             # without a conversion. All of it means that this image is not usable.
             with contextlib.suppress(Exception):
-                image = _square(_convert(_open(path), look), look.size)
+                image = _square(_convert(_open(path), look), look.size, look.crop)
                 pixels[index] = np.asarray(image).reshape(pixels.shape[1:])
                 readable[index] = True
         return len(chunk)
@@ -182,13 +184,13 @@ def _convert(image: Image.Image, look: Look) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def _square(image: Image.Image, size: int, crop: float = 1.0) -> Image.Image:
     # Resizing the centre square is the same as resizing all and cropping, without the
     # detour over a huge image for an extreme aspect ratio.
     width, height = image.size
-    if (width, height) == (size, size):
+    if (width, height) == (size, size) and crop == 1:
         return image
-    side = min(width, height)
+    side = min(width, height) * crop
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
     return image.resize((size, size), Image.Resampling.BILINEAR, box=box)

@@ -13,14 +13,16 @@ import torch
 
 import deploynas
 from deploynas.artifacts import open_atomic, sha256
-from deploynas.data import ImageDataset, normalise
+from deploynas.data import Pixels, normalise, resize
 from deploynas.errors import ParityError
-from deploynas.export.manifest import Manifest, Preprocessing, Weights
+from deploynas.export.manifest import BatchNorm, Manifest, Preprocessing, Weights
 from deploynas.graph import DEFAULT_OPSET, StateWeights, emit
 from deploynas.nn import StaticNetwork
-from deploynas.search import Candidate, SearchResult
+from deploynas.search import Candidate, DataRecord, SearchResult
+from deploynas.spaces import SearchSpace
 
 PARITY_IMAGES = 256
+NOISE_IMAGES = 32
 PARITY_TOLERANCE = 1e-4
 
 
@@ -30,7 +32,10 @@ def export_network(
     folder: Path,
     *,
     weights: Weights,
-    dataset: ImageDataset,
+    batch_norm: BatchNorm,
+    space: SearchSpace,
+    data: DataRecord,
+    images: Pixels,
     result: SearchResult,
     opset: int = DEFAULT_OPSET,
 ) -> Manifest:
@@ -41,8 +46,11 @@ def export_network(
         candidate: Its architecture, costs and accuracy.
         folder: Created; files of an earlier export are replaced.
         weights: How they were trained; recorded.
-        dataset: Real images for parity; classes and preprocessing.
-        result: The search: its space, its budget, and whose its prediction is are recorded.
+        batch_norm: Whether its statistics are its own; recorded.
+        space: The network's; recorded.
+        data: Classes and preprocessing.
+        images: Real images for parity, uint8 ``(n, h, w, c)``; noise where there are none.
+        result: The search: its budget, and whose its prediction is, are recorded.
         opset: ONNX operator set.
 
     Raises:
@@ -51,26 +59,32 @@ def export_network(
     """
     resolution = network.nodes[0].layer.height
     preprocessing = Preprocessing(
-        resolution=resolution, channels=dataset.channels, mean=dataset.mean, std=dataset.std
-    )
+        resolution=resolution, channels=data.channels, mean=data.mean, std=data.std,
+        crop=data.crop,
+    )  # fmt: skip
     metadata = {
-        "classes": json.dumps(dataset.classes),
+        "classes": json.dumps(data.classes),
         "preprocessing": preprocessing.model_dump_json(),
     }
     content = network_bytes(network, opset=opset, metadata=metadata)
     onnx.checker.check_model(content)
-    images = dataset.test.images[:PARITY_IMAGES]
-    difference = parity(network, content, dataset, images, resolution)
+    is_real = len(images) > 0
+    if not is_real:
+        shape = (NOISE_IMAGES, resolution, resolution, data.channels)
+        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    inputs = normalise(resize(images, resolution), data.mean, data.std)
+    difference = parity(network, content, inputs)
     path = folder / "model.onnx"
     with open_atomic(path) as file:
         file.write(content)
     manifest = Manifest(
-        space=result.space,
+        space=space.spec,  # type: ignore[arg-type]
         architecture=candidate.architecture,
-        classes=dataset.classes,
+        classes=data.classes,
         preprocessing=preprocessing,
-        data_fingerprint=dataset.fingerprint,
-        data_source=dataset.source,
+        data_fingerprint=data.fingerprint,
+        data_source=data.source,
+        data_size=data.size,
         opset=opset,
         device=result.device,
         core_ms=result.core_ms,
@@ -79,11 +93,14 @@ def export_network(
         prediction_error=candidate.prediction_error,
         latency_budget_ms=result.budget.latency_ms,
         weights=weights,
-        accuracy=candidate.accuracy,
+        batch_norm=batch_norm,
+        accuracy=candidate.accuracy if batch_norm == "calibrated" else None,
+        accuracy_kind=candidate.accuracy_kind,
         macs=candidate.macs,
         params=candidate.params,
         parity_max_abs_diff=difference,
         parity_num_images=len(images),
+        parity_images="real" if is_real else "noise",
         model_sha256=sha256(path),
         versions={
             "deploynas": deploynas.__version__,
@@ -110,23 +127,19 @@ def network_bytes(
 
 
 @torch.no_grad()
-def parity(
-    network: StaticNetwork,
-    content: bytes,
-    dataset: ImageDataset,
-    images: np.ndarray,
-    resolution: int,
-) -> float:
+def parity(network: StaticNetwork, content: bytes, inputs: np.ndarray) -> float:
     """Largest absolute difference of a logit between PyTorch and ONNX Runtime.
+
+    Args:
+        network: In eval mode.
+        content: Its ONNX file.
+        inputs: Normalised images, float32 ``(n, c, h, w)``.
 
     Raises:
         ParityError: It exceeds the tolerance, or a logit is not finite.
     """
     import onnxruntime
 
-    from deploynas.data import resize
-
-    inputs = normalise(resize(images, resolution), dataset.mean, dataset.std)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     exported = np.concatenate([session.run(None, {"image": x[None]})[0] for x in inputs])
     device = next(network.parameters()).device

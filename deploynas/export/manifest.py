@@ -7,17 +7,23 @@ from typing import ClassVar, Literal
 from deploynas.artifacts import Artifact, Record
 from deploynas.device import Identity
 
-Weights = Literal["inherited", "fine-tuned", "from-scratch"]
+Weights = Literal["inherited", "fine-tuned", "from-scratch", "published"]
+BatchNorm = Literal["calibrated", "uncalibrated"]
 
 
 class Preprocessing(Record):
-    """From an image to the model's input: resize (bilinear), divide by 255, normalise."""
+    """From an image to the model's input.
+
+    The centre square of ``crop`` times the shorter side, resized (bilinear), divided by 255,
+    normalised.
+    """
 
     resolution: int
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resize: str = "bilinear"
+    crop: float = 1.0
 
 
 class Manifest(Artifact):
@@ -26,10 +32,15 @@ class Manifest(Artifact):
     Attributes:
         core_ms, memory_ms: The reference level of ``predicted_latency_ms``.
         prediction_error: Relative half-width of the prediction's 95 % residual.
-        weights: The supernet's own, trained further, or trained anew.
-        accuracy: Validation accuracy of the PyTorch network, a fraction.
+        data_size: Side in px at which the data was loaded, before it was resized.
+        predicted_latency_ms: None where the profile lacks the network's own classifier.
+        weights: The supernet's own, trained further, trained anew, or published.
+        batch_norm: Whether its statistics were set for this network; elsewhere they are slices
+            of the largest network's, and its accuracy is unknown.
+        accuracy: Validation accuracy of the PyTorch network, a fraction; or what a predictor
+            expects, as ``accuracy_kind`` says.
         parity_max_abs_diff: Largest difference of a logit, PyTorch against the exported file,
-            over ``parity_num_images`` real images.
+            over ``parity_num_images`` images, which are real ones or noise.
     """
 
     SCHEMA: ClassVar[str] = "deploynas-export"
@@ -41,18 +52,22 @@ class Manifest(Artifact):
     preprocessing: Preprocessing
     data_fingerprint: str
     data_source: str
+    data_size: int
     opset: int
     device: Identity
     core_ms: float
     memory_ms: float
-    predicted_latency_ms: float
+    predicted_latency_ms: float | None
     prediction_error: float
     latency_budget_ms: float | None
     weights: Weights
-    accuracy: float
+    batch_norm: BatchNorm
+    accuracy: float | None
+    accuracy_kind: Literal["measured", "predicted"]
     macs: int
     params: int
     parity_max_abs_diff: float
     parity_num_images: int
+    parity_images: Literal["real", "noise"]
     model_sha256: str
     versions: dict[str, str]

@@ -4,19 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from deploynas.errors import InfeasibleBudgetError
 from deploynas.profile import LatencyModel
 from deploynas.search.budget import Budget
-from deploynas.search.result import Candidate
-from deploynas.search.strategies import STRATEGIES, Evaluate, History, random_search
+from deploynas.search.result import AccuracyKind, Candidate, FrontPoint
+from deploynas.search.strategies import STRATEGIES, Evaluate, Floats, History, random_search
 from deploynas.spaces import Archs
-from deploynas.train import SupernetEvaluator
 
-QUICK_IMAGES, QUICK_CALIBRATION = 2_000, 512  # an evaluation inside the loop
-NUM_FINALISTS = 5
+
+class Evaluator(Protocol):
+    """Accuracy of architectures.
+
+    Attributes:
+        kind: Whether :meth:`final` measured it.
+        chunk: Architectures at a time, between which progress is told.
+        num_finalists: Architectures that :meth:`final` ranks.
+    """
+
+    @property
+    def kind(self) -> AccuracyKind:
+        """See the class."""
+
+    @property
+    def chunk(self) -> int:
+        """See the class."""
+
+    @property
+    def num_finalists(self) -> int:
+        """See the class."""
+
+    def quick(self, archs: Archs) -> Floats:
+        """``(n,)`` fractions for the search's inner loop."""
+        ...
+
+    def final(self, archs: Archs) -> Floats:
+        """``(n,)`` fractions by which finalists are ranked, and which the result states."""
+        ...
+
+
+MeasureMs = Callable[[Archs], float]
 
 
 @dataclass(frozen=True)
@@ -28,6 +58,7 @@ class Outcome:
     uniform_best: Candidate | None
     largest: Candidate
     smallest: Candidate
+    front: tuple[FrontPoint, ...]
     not_binding: tuple[str, ...]
     num_evaluations: int
     measured_latency_ms: float | None
@@ -35,24 +66,24 @@ class Outcome:
 
 def search(
     model: LatencyModel,
-    evaluator: SupernetEvaluator,
+    evaluator: Evaluator,
     budget: Budget,
     *,
     strategy: str,
     seed: int,
     num_evaluations: int,
-    measure_ms: Callable[[Archs], float] | None,
+    measure_ms: MeasureMs | None,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> Outcome:
     """Find the most accurate network within budget.
 
     Args:
         model: Space and latency.
-        evaluator: Accuracy of subnets.
+        evaluator: Accuracy of architectures.
         budget: Hard limits.
         strategy: A key of ``STRATEGIES``.
         seed: Of every draw.
-        num_evaluations: Subnets that the strategy, and the random search, may evaluate.
+        num_evaluations: Architectures that the strategy, and the random search, may evaluate.
         on_progress: Called with what is going on and its share done.
         measure_ms: Measures a network on the attached device (its upper confidence bound);
             None where the device is elsewhere, so that the prediction's bound decides.
@@ -66,33 +97,34 @@ def search(
     known: dict[bytes, float] = {}
     full: dict[bytes, float] = {}
 
-    def evaluate(arch: Archs) -> float:
-        key = arch.tobytes()
-        if key not in known:
-            known[key] = evaluator.accuracy(arch, QUICK_IMAGES, QUICK_CALIBRATION)
+    def evaluate(archs: Archs) -> Floats:
+        new = [arch for arch in archs if arch.tobytes() not in known]
+        for start in range(0, len(new), evaluator.chunk):
+            part = np.stack(new[start : start + evaluator.chunk])
+            scores = evaluator.quick(part)
+            known.update((arch.tobytes(), float(s)) for arch, s in zip(part, scores, strict=True))
             on_progress("evaluating networks", min(1.0, len(known) / (2 * num_evaluations)))
-        return known[key]
+        return np.array([known[arch.tobytes()] for arch in archs])
 
     def accuracy(arch: Archs) -> float:
         key = arch.tobytes()
         if key not in full:
-            full[key] = evaluator.accuracy(arch)
+            full[key] = float(evaluator.final(arch[None])[0])
         return full[key]
 
     history = STRATEGIES[strategy](budget, model, evaluate, rng, num_evaluations)
-    finalists = _finalists(history, accuracy)
-    others = (
-        None
-        if strategy == "random"
-        else _finalists(_random(budget, model, evaluate, seed, num_evaluations), accuracy)
-    )
+    num = evaluator.num_finalists
+    finalists = _finalists(history, num, accuracy)
+    others = None
+    if strategy != "random":
+        beside = _random(budget, model, evaluate, seed, num_evaluations)
+        others = _finalists(beside, num, accuracy)
     uniform = space.uniform()
     uniform = np.unique(uniform[budget.admits(uniform, model)], axis=0)
     uniform_finalists = None
     if len(uniform):
         dearest = uniform[np.argsort(-space.macs(uniform), kind="stable")][:24]
-        scores = np.array([evaluate(arch) for arch in dearest])
-        uniform_finalists = _finalists(History(dearest, scores), accuracy)
+        uniform_finalists = _finalists(History(dearest, evaluate(dearest)), num, accuracy)
         if strategy != "random":  # what was evaluated on the way may win as well
             merged = np.unique(np.concatenate([finalists, uniform_finalists]), axis=0)
             finalists = merged[np.argsort([-accuracy(arch) for arch in merged], kind="stable")]
@@ -105,10 +137,12 @@ def search(
     best, measured = finalists[0], None
     if measure_ms is not None and budget.latency_ms is not None:
         on_progress("measuring finalists", 0.0)
-        best, measured = _first_within(finalists[:NUM_FINALISTS], budget.latency_ms, measure_ms)
+        best, measured = _first_within(
+            finalists[: evaluator.num_finalists], budget.latency_ms, measure_ms
+        )
 
     def candidate(arch: Archs) -> Candidate:
-        return describe(model, arch, accuracy(arch))
+        return describe(model, arch, accuracy(arch), evaluator.kind)
 
     return Outcome(
         best=candidate(best),
@@ -116,6 +150,7 @@ def search(
         uniform_best=None if uniform_finalists is None else candidate(uniform_finalists[0]),
         largest=candidate(space.largest()[0]),
         smallest=candidate(space.smallest()[0]),
+        front=_front(history, model),
         not_binding=tuple(not_binding),
         num_evaluations=num_evaluations,
         measured_latency_ms=measured,
@@ -123,7 +158,7 @@ def search(
 
 
 def _first_within(
-    finalists: Archs, latency_ms: float, measure_ms: Evaluate
+    finalists: Archs, latency_ms: float, measure_ms: MeasureMs
 ) -> tuple[Archs, float]:
     """The first finalist that measures within budget, and its upper confidence bound.
 
@@ -142,7 +177,7 @@ def _first_within(
     )
 
 
-def describe(model: LatencyModel, arch: Archs, accuracy: float) -> Candidate:
+def describe(model: LatencyModel, arch: Archs, accuracy: float, kind: AccuracyKind) -> Candidate:
     """A network with its costs and its prediction."""
     space, row = model.space, arch[None]
     predicted = float(model.predict_ms(row)[0])
@@ -156,13 +191,31 @@ def describe(model: LatencyModel, arch: Archs, accuracy: float) -> Candidate:
             "params": int(space.params(row)[0]),
             "peak_memory_bytes": int(space.peak_memory_bytes(row)[0]),
             "accuracy": accuracy,
+            "accuracy_kind": kind,
         }
     )
 
 
-def _finalists(history: History, accuracy: Evaluate) -> Archs:
+def _front(history: History, model: LatencyModel) -> tuple[FrontPoint, ...]:
+    """The Pareto front of predicted latency and accuracy among what the strategy evaluated."""
+    predicted = model.predict_ms(history.archs)
+    rows = history.front(predicted)
+    decoded = model.space.decode(history.archs[rows])
+    return tuple(
+        FrontPoint.model_validate(
+            {
+                "architecture": arch,
+                "predicted_latency_ms": float(predicted[row]),
+                "accuracy": float(history.accuracies[row]),
+            }
+        )
+        for row, arch in zip(rows, decoded, strict=True)
+    )
+
+
+def _finalists(history: History, num: int, accuracy: Callable[[Archs], float]) -> Archs:
     """The most accurate by quick evaluation, sorted by accuracy on the whole split."""
-    archs = history.archs[history.best(NUM_FINALISTS)]
+    archs = history.archs[history.best(num)]
     order = np.argsort([-accuracy(arch) for arch in archs], kind="stable")
     ranked: Archs = archs[order]
     return ranked

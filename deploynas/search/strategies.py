@@ -6,14 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from deploynas.errors import InfeasibleBudgetError
 from deploynas.profile import LatencyModel
 from deploynas.search.budget import Budget
 from deploynas.spaces import Archs
 
-Evaluate = Callable[[Archs], float]
+Floats = npt.NDArray[np.float64]
+Evaluate = Callable[[Archs], Floats]  # (n, num_choices) -> (n,) accuracies, fractions
 MAX_DRAWS = 200  # batches drawn before a budget counts as unreachable by sampling
+MAX_FIRST, MAX_PARENTS, GENERATIONS = 500, 100, 200
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,18 @@ class History:
     """
 
     archs: Archs
-    accuracies: np.ndarray
+    accuracies: Floats
 
     def best(self, k: int) -> list[int]:
         """Indices of the ``k`` most accurate, best first."""
         return [int(i) for i in np.argsort(-self.accuracies, kind="stable")[:k]]
+
+    def front(self, costs: Floats) -> list[int]:
+        """Indices of the Pareto front, cheapest first: no other is as cheap and as accurate."""
+        order = np.lexsort((-self.accuracies, costs))
+        reached = np.maximum.accumulate(self.accuracies[order])
+        better = np.append(True, self.accuracies[order][1:] > reached[:-1])
+        return [int(i) for i in order[better]]
 
 
 def admitted_samples(
@@ -41,14 +51,14 @@ def admitted_samples(
     Raises:
         InfeasibleBudgetError: None at all was found.
     """
-    space = model.space
+    space, size = model.space, max(256, n)
     found = np.zeros((0, len(space.choices)), np.uint8)
     seeds = space.uniform()
     seeds = seeds[budget.admits(seeds, model)]
     for _ in range(MAX_DRAWS):
-        drawn = np.concatenate([space.sample(256, rng), space.sample_spread(256, rng)])
+        drawn = np.concatenate([space.sample(size, rng), space.sample_spread(size, rng)])
         if len(seeds):  # a tight budget leaves a small corner: look around its members
-            near = seeds[rng.integers(len(seeds), size=64)]
+            near = seeds[rng.integers(len(seeds), size=size // 4)]
             drawn = np.concatenate([drawn, space.mutate(near, 0.15, rng)])
         found = np.concatenate([found, drawn[budget.admits(drawn, model)]])
         found = found[np.sort(np.unique(found, axis=0, return_index=True)[1])]
@@ -68,7 +78,7 @@ def random_search(
 ) -> History:
     """Evaluate random architectures within budget: what every strategy must beat."""
     archs = admitted_samples(num_evaluations, budget, model, rng)
-    return History(archs, np.array([evaluate(arch) for arch in archs]))
+    return History(archs, evaluate(archs))
 
 
 def evolution(
@@ -77,57 +87,67 @@ def evolution(
     evaluate: Evaluate,
     rng: np.random.Generator,
     num_evaluations: int,
-    *,
-    mutation: float = 0.1,
 ) -> History:
     """Constrained evolution (Cai et al. 2020, section 3.4; Guo et al. 2020, algorithm 1).
 
-    A third of the evaluations is a first population: uniform subnets within budget and random
-    ones. Then the best parents breed by mutation and crossover; a child outside the budget is
-    drawn again, a bounded number of times.
+    A third of the evaluations, at most :data:`MAX_FIRST`, is a first population: uniform subnets
+    within budget and random ones. Then the best of all so far breed by crossover and mutation,
+    two choices a child on average. With few evaluations every child is judged before the next
+    is bred; with many there are at most :data:`GENERATIONS` batches. A child outside the budget
+    is drawn again, a bounded number of times.
     """
     space = model.space
     uniform = space.uniform()
     uniform = uniform[budget.admits(uniform, model)]
-    num_first = max(1, num_evaluations // 3)
+    num_first = max(1, min(num_evaluations // 3, MAX_FIRST))
     # among the uniform subnets, the dearest are likeliest to be accurate
     dearest = uniform[np.argsort(-space.macs(uniform), kind="stable")][: num_first // 2]
     rest = admitted_samples(num_first - len(dearest), budget, model, rng)
-    archs = list(np.concatenate([dearest, rest]))
-    seen = {row.tobytes() for row in archs}
-    accuracies = [evaluate(arch) for arch in archs]
-    while len(archs) < num_evaluations:
-        order = np.argsort(-np.array(accuracies), kind="stable")[: max(2, num_evaluations // 6)]
-        parents = np.array(archs)[order]
-        child = _child(parents, seen, budget, model, rng, mutation)
-        if child is None:  # the corner is exhausted
+    archs = [np.unique(np.concatenate([dearest, rest]), axis=0)]
+    seen = {row.tobytes() for row in archs[0]}
+    accuracies = [evaluate(archs[0])]
+    parents, fitness = archs[0], accuracies[0]
+    num_parents = max(2, min(num_evaluations // 6, MAX_PARENTS))
+    num_children = max(1, num_evaluations // GENERATIONS)
+    while len(seen) < num_evaluations:
+        order = np.argsort(-fitness, kind="stable")[:num_parents]
+        parents, fitness = parents[order], fitness[order]
+        children = _children(
+            parents, seen, budget, model, rng, min(num_children, num_evaluations - len(seen))
+        )
+        if not len(children):  # the corner is exhausted
             break
-        seen.add(child.tobytes())
-        archs.append(child)
-        accuracies.append(evaluate(child))
-    return History(np.array(archs), np.array(accuracies))
+        archs.append(children)
+        accuracies.append(evaluate(children))
+        parents = np.concatenate([parents, children])
+        fitness = np.concatenate([fitness, accuracies[-1]])
+    return History(np.concatenate(archs), np.concatenate(accuracies))
 
 
-def _child(
+def _children(
     parents: Archs,
     seen: set[bytes],
     budget: Budget,
     model: LatencyModel,
     rng: np.random.Generator,
-    mutation: float,
-) -> Archs | None:
-    """A new architecture within budget, bred from ``parents``."""
-    space = model.space
+    n: int,
+) -> Archs:
+    """Up to ``n`` new architectures within budget, bred from ``parents``; ``seen`` grows."""
+    space, size = model.space, max(32, 2 * n)
+    found: list[Archs] = []
     for _ in range(MAX_DRAWS):
-        first = parents[rng.integers(len(parents), size=32)]
-        second = parents[rng.integers(len(parents), size=32)]
-        crossed = np.where(rng.random((32, 1)) < 0.5, space.crossover(first, second, rng), first)
-        children = space.mutate(crossed, mutation, rng)
+        first = parents[rng.integers(len(parents), size=size)]
+        second = parents[rng.integers(len(parents), size=size)]
+        crossed = np.where(rng.random((size, 1)) < 0.5, space.crossover(first, second, rng), first)
+        children = space.mutate(crossed, 2 / len(space.choices), rng)
         for child in children[budget.admits(children, model)]:
-            if child.tobytes() not in seen:
-                new: Archs = child
-                return new
-    return None
+            key = child.tobytes()
+            if key not in seen:
+                seen.add(key)
+                found.append(child)
+                if len(found) == n:
+                    return np.stack(found)
+    return np.stack(found) if found else parents[:0]
 
 
 STRATEGIES = {"ofa": evolution, "random": random_search}

@@ -1,43 +1,43 @@
-"""The steps of the chain, each from files to files: what the verbs and the demo call."""
+"""Training a supernet and searching it, from files to files: what the verbs and the demo call.
+
+What becomes of the chosen network stands in :mod:`deploynas.workflows.networks`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from deploynas.artifacts import RUNS, Artifact, ensure_writable, newest, sha256
+from deploynas.artifacts import Artifact, ensure_writable, sha256
 from deploynas.check.verdict import measure_bytes
-from deploynas.data import ImageDataset, load_dataset
+from deploynas.data import ImageDataset
 from deploynas.device import Device
-from deploynas.errors import InvalidInputError, require_positive
-from deploynas.export.exporter import export_network, network_bytes
-from deploynas.export.manifest import Manifest, Weights
-from deploynas.nn import StaticNetwork, Supernet, build
-from deploynas.profile import DeviceProfile, LatencyModel
-from deploynas.search import Budget, Candidate, DataRecord, SearchResult
+from deploynas.errors import IncompleteProfileError, InvalidInputError, require_positive
+from deploynas.export.exporter import network_bytes
+from deploynas.nn import StaticNetwork, Supernet
+from deploynas.profile import DeviceProfile, LatencyModel, profile_space
+from deploynas.search import Budget, DataRecord, SearchResult
 from deploynas.search import search as run_search
+from deploynas.search.run import MeasureMs, Outcome
 from deploynas.spaces import Archs, MobileSpace, space
 from deploynas.train import (
-    Batches,
     Recipe,
     SupernetEvaluator,
     SupernetRecipe,
     TrainingProgress,
-    accuracy,
     load_weights,
     pick_device,
     save_weights,
-    train_network,
     train_supernet,
 )
 
 OnProgress = Callable[[str, float], None]
-FINE_TUNING = Recipe(epochs=3.0, batch_size=64, learning_rate=0.1)
+NUM_EVALUATIONS = 96
 MIN_STEPS, MAX_EPOCHS = 600, 40.0  # of a training whose length nobody chose
-FROM_SCRATCH = Recipe(epochs=12.0, batch_size=64, learning_rate=0.1)
 
 
 def lengthened(recipe: Recipe, dataset: ImageDataset) -> dict[str, float]:
@@ -46,9 +46,11 @@ def lengthened(recipe: Recipe, dataset: ImageDataset) -> dict[str, float]:
     return {"epochs": round(max(recipe.epochs, min(needed, MAX_EPOCHS)), 1)}
 
 
-def supernet_recipe(dataset: ImageDataset, epochs: float | None, seed: int) -> SupernetRecipe:
+def supernet_recipe(
+    dataset: ImageDataset, epochs: float | None, seed: int, schedule: str = "sandwich"
+) -> SupernetRecipe:
     """The recipe of a supernet; 4 passes, or more over a small data set, where None."""
-    recipe = SupernetRecipe(seed=seed)
+    recipe = SupernetRecipe.model_validate({"seed": seed, "schedule": schedule})
     if epochs is None:
         return recipe.model_copy(update=lengthened(recipe, dataset))
     return recipe.model_copy(update={"epochs": require_positive(epochs, "--epochs")})
@@ -103,7 +105,7 @@ def train(
     checkpoint = run / "checkpoint.safetensors"
     train_supernet(
         network, dataset, settings,
-        checkpoint=checkpoint, on_progress=_told("training", on_progress),
+        checkpoint=checkpoint, on_progress=told("training", on_progress),
     )  # fmt: skip
     weights = save_weights(run / "supernet.safetensors", network)
     SupernetRecord.model_validate(
@@ -118,7 +120,7 @@ def train(
     return TrainedSupernet(network, dataset, run)
 
 
-def _told(what: str, on_progress: OnProgress) -> Callable[[TrainingProgress], None]:
+def told(what: str, on_progress: OnProgress) -> Callable[[TrainingProgress], None]:
     """A training's progress as a line and a share."""
 
     def progress(state: TrainingProgress) -> None:
@@ -128,14 +130,21 @@ def _told(what: str, on_progress: OnProgress) -> Callable[[TrainingProgress], No
     return progress
 
 
-def open_supernet(run: Path, dataset: ImageDataset) -> TrainedSupernet:
+def open_supernet(
+    run: Path, dataset: ImageDataset, *, other_data: bool = False
+) -> TrainedSupernet:
     """Read a trained supernet.
+
+    Args:
+        run: Where it is.
+        dataset: What recalibrates and judges its subnets.
+        other_data: Whether that may be another data set than it was trained on.
 
     Raises:
         MissingFileError, InvalidInputError: It is not there, damaged, or of other data.
     """
     record = SupernetRecord.read(run / "supernet.json")
-    if record.data.fingerprint != dataset.fingerprint:
+    if record.data.fingerprint != dataset.fingerprint and not other_data:
         raise InvalidInputError(
             f"{run} was trained on {record.data.source}, not on {dataset.source}",
             "pass the same --data, or train another",
@@ -151,8 +160,73 @@ def open_supernet(run: Path, dataset: ImageDataset) -> TrainedSupernet:
     return TrainedSupernet(network, dataset, run)
 
 
+def latency_model(
+    chosen: MobileSpace, path: Path, device: Device | None, on_progress: OnProgress
+) -> LatencyModel:
+    """What a search predicts latency with, at the resolutions that the profile holds.
+
+    Where it holds none whole, what lacks is measured on ``device`` and added to the file.
+
+    Raises:
+        IncompleteProfileError: Something lacks and ``device``, the profile's own, is elsewhere
+            (None).
+    """
+    profile = DeviceProfile.read(path)
+    try:
+        return LatencyModel(profile.restrict(chosen), profile)
+    except IncompleteProfileError:
+        if device is None:
+            raise
+    profile, _ = profile_space(chosen, device, path, on_progress=on_progress)
+    return LatencyModel(chosen, profile)
+
+
+def train_and_search(
+    chosen: MobileSpace,
+    dataset: ImageDataset,
+    profile_path: Path,
+    budget: Budget,
+    run: Path,
+    *,
+    supernet: Path | None,
+    epochs: float | None,
+    device: Device | None,
+    strategy: str,
+    seed: int,
+    num_evaluations: int,
+    on_progress: OnProgress,
+    on_note: Callable[[str], None],
+) -> SearchResult:
+    """Search ``supernet``, else the one in ``run``, else one trained now.
+
+    An impossible budget or a profile that cannot be completed here ends before any training.
+    Arguments and errors as in :func:`train`, :func:`latency_model` and :func:`search`.
+    """
+    trained: TrainedSupernet | None = None
+    if supernet is None and (run / "supernet.json").exists():
+        on_note(f"supernet {run}, trained before")
+        supernet = run
+    if supernet is not None:
+        trained = open_supernet(supernet, dataset)
+        assert isinstance(trained.network.space, MobileSpace)
+        chosen = trained.network.space
+    model = latency_model(chosen, profile_path, device, on_progress)
+    if model.space.resolutions != chosen.resolutions:
+        held = ", ".join(map(str, model.space.resolutions))
+        on_note(f"searching at {held} px: the profile holds no other resolution of the space")
+    budget.require_reachable(model, np.random.default_rng(seed))
+    if trained is None:
+        recipe = supernet_recipe(dataset, epochs, seed)
+        trained = train(chosen, dataset, run, recipe, on_progress)
+    return search(
+        trained, model, profile_path, budget, run, device=device, strategy=strategy, seed=seed,
+        num_evaluations=num_evaluations, on_progress=on_progress,
+    )  # fmt: skip
+
+
 def search(
     supernet: TrainedSupernet,
+    model: LatencyModel,
     profile_path: Path,
     budget: Budget,
     run: Path,
@@ -168,17 +242,7 @@ def search(
     Finalists are measured on ``device``, the profile's own; None where it is elsewhere.
     """
     ensure_writable(run)
-    profile = DeviceProfile.read(profile_path)
-    trained_space = supernet.network.space
-    assert isinstance(trained_space, MobileSpace)
-    chosen = profile.restrict(trained_space)
-    model = LatencyModel(chosen, profile)
-    assert profile.level is not None
-    evaluator = SupernetEvaluator(supernet.network, supernet.dataset, chosen)
-
-    def measure_ms(arch: Archs) -> float:
-        assert device is not None
-        return measure_bytes(device, network_bytes(evaluator.extract(arch))).estimate().high
+    evaluator = SupernetEvaluator(supernet.network, supernet.dataset, model.space)
 
     outcome = run_search(
         model,
@@ -187,195 +251,57 @@ def search(
         strategy=strategy,
         seed=seed,
         num_evaluations=num_evaluations,
-        measure_ms=measure_ms if device else None,
+        measure_ms=measured_by(device, evaluator.extract),
         on_progress=on_progress,
     )
     inputs = [profile_path, supernet.run / "supernet.json", supernet.run / "supernet.safetensors"]
-    result = SearchResult.model_validate(
-        {
-            "space": chosen.spec,
-            "strategy": strategy,
-            "seed": seed,
-            "budget": budget,
-            "not_binding": outcome.not_binding,
-            "num_evaluations": outcome.num_evaluations,
-            "best": outcome.best,
-            "random_best": outcome.random_best,
-            "uniform_best": outcome.uniform_best,
-            "largest": outcome.largest,
-            "smallest": outcome.smallest,
-            "measured_latency_ms": outcome.measured_latency_ms,
-            "profile": str(profile_path),
-            "device": profile.identity,
-            **profile.level.model_dump(),
-            "data": data_record(supernet.dataset),
-            "supernet": str(supernet.run),
-            "inputs": {str(path): sha256(path) for path in inputs},
-        }
-    )
+    result = as_result(
+        outcome, model, profile_path, budget, strategy=strategy, seed=seed, inputs=inputs,
+        data=data_record(supernet.dataset), supernet=supernet.run,
+    )  # fmt: skip
     result.write(SearchResult.file_in(run))
     return result
 
 
-def open_run(
-    run: Path | None, data: Path | None, on_pick: Callable[[Path], None]
-) -> tuple[Path, SearchResult, ImageDataset]:
-    """A search's run (the newest where None) with its data.
-
-    Raises:
-        MissingFileError, InvalidInputError: There is none, or ``data`` is not what it ran on.
-    """
-    if run is None:
-        hint = "make one: deploynas search --latency-ms 10"
-        run = newest("*/search.json", RUNS, "search result", hint).parent
-        on_pick(run)
-    result = SearchResult.read(SearchResult.file_in(run))
-    where = Path(result.data.source)
-    dataset = load_dataset(data or (where if where.exists() else None))
-    if dataset.fingerprint != result.data.fingerprint:
-        raise InvalidInputError(
-            f"the search ran on {result.data.source}, which is not this data", "pass its --data"
-        )
-    return run, result, dataset
+def measured_by(
+    device: Device | None, extract: Callable[[Archs], StaticNetwork]
+) -> MeasureMs | None:
+    """Measures an architecture's upper confidence bound on ``device``; None where that is."""
+    if device is None:
+        return None
+    return lambda arch: measure_bytes(device, network_bytes(extract(arch))).estimate().high
 
 
-@dataclass(frozen=True)
-class TrainedNetwork:
-    """A network that can be exported; its candidate's accuracy is that of these weights."""
-
-    network: StaticNetwork
-    candidate: Candidate
-    dataset: ImageDataset
-    weights: Weights
-
-
-def inherited(candidate: Candidate, supernet: TrainedSupernet) -> TrainedNetwork:
-    """One of a result's networks with the supernet's weights, batch norms recalibrated."""
-    arch = supernet.network.space.encode([candidate.architecture])[0]
-    network = SupernetEvaluator(supernet.network, supernet.dataset).extract(arch)
-    return TrainedNetwork(network, candidate, supernet.dataset, "inherited")
-
-
-def from_scratch(result: SearchResult, dataset: ImageDataset, seed: int) -> TrainedNetwork:
-    """A result's chosen network, freshly initialised."""
-    torch.manual_seed(seed)
-    chosen = space(**result.space)  # type: ignore[arg-type]
-    arch = chosen.encode([result.best.architecture])[0]
-    network = build(chosen, arch).to(pick_device())
-    return TrainedNetwork(network, result.best, dataset, "from-scratch")
-
-
-def retrain(
-    start: TrainedNetwork, recipe: Recipe, on_progress: OnProgress, checkpoint: Path | None = None
-) -> TrainedNetwork:
-    """Train a network further (in place) and measure its validation accuracy."""
-    network, dataset = start.network, start.dataset
-    train_network(
-        network, dataset, recipe,
-        checkpoint=checkpoint, on_progress=_told("retraining", on_progress),
-    )  # fmt: skip
-    batches = Batches(dataset, dataset.val, next(network.parameters()).device)
-    measured = accuracy(network, batches, network.nodes[0].layer.height)
-    candidate = start.candidate.model_copy(update={"accuracy": measured})
-    weights: Weights = "fine-tuned" if start.weights == "inherited" else start.weights
-    return TrainedNetwork(network, candidate, dataset, weights)
-
-
-class RetrainRecord(Artifact):
-    """``retrained.json`` beside the weights. Format 1 (0.1.0): first version.
-
-    Attributes:
-        search_sha256: Of the ``search.json`` whose network this is.
-        accuracy: On the validation split, a fraction; ``accuracy_before``: with the supernet's
-            weights.
-    """
-
-    SCHEMA = "deploynas-retrained"
-    VERSION = 1
-
-    architecture: dict[str, int | list[int]]
-    weights: Weights
-    recipe: Recipe
-    accuracy: float
-    accuracy_before: float
-    weights_sha256: str
-    search_sha256: str
-
-    @classmethod
-    def file_in(cls, run: Path) -> Path:
-        """Where a run directory keeps it."""
-        return run / "retrained.json"
-
-
-def retrain_run(
-    run: Path, start: TrainedNetwork, recipe: Recipe, on_progress: OnProgress
-) -> RetrainRecord:
-    """Retrain the chosen network of a search; goes on from a checkpoint of the same training."""
-    ensure_writable(run)
-    checkpoint = run / "retrain-checkpoint.safetensors"
-    trained = retrain(start, recipe, on_progress, checkpoint)
-    path = save_weights(run / "retrained.safetensors", trained.network)
-    record = RetrainRecord(
-        architecture=start.candidate.architecture,
-        weights=trained.weights,
-        recipe=recipe,
-        accuracy=trained.candidate.accuracy,
-        accuracy_before=start.candidate.accuracy,
-        weights_sha256=sha256(path),
-        search_sha256=sha256(SearchResult.file_in(run)),
+def as_result(
+    outcome: Outcome,
+    model: LatencyModel,
+    profile_path: Path,
+    budget: Budget,
+    *,
+    strategy: str,
+    seed: int,
+    inputs: Sequence[Path],
+    data: DataRecord,
+    supernet: Path,
+) -> SearchResult:
+    """The one result format: what was found, under whose latency, from which files."""
+    level = model.profile.reference
+    return SearchResult.model_validate(
+        {
+            **vars(outcome),
+            "space": model.space.spec,
+            "strategy": strategy,
+            "seed": seed,
+            "budget": budget,
+            "profile": str(profile_path),
+            "device": model.profile.identity,
+            "core_ms": level.core_ms,
+            "memory_ms": level.memory_ms,
+            "data": data,
+            "supernet": str(supernet),
+            "inputs": {str(path): sha256(path) for path in inputs},
+        }
     )
-    record.write(RetrainRecord.file_in(run))
-    checkpoint.unlink(missing_ok=True)
-    return record
-
-
-def open_retrained(run: Path, result: SearchResult, dataset: ImageDataset) -> TrainedNetwork:
-    """The network that :func:`retrain_run` trained.
-
-    Raises:
-        InvalidInputError: It belongs to an earlier search, or the weights are damaged.
-    """
-    record = RetrainRecord.read(RetrainRecord.file_in(run))
-    path = run / "retrained.safetensors"
-    hint = f"train it again: deploynas retrain {run}; or export with --inherited"
-    if record.search_sha256 != sha256(SearchResult.file_in(run)):
-        raise InvalidInputError(f"{path} belongs to an earlier search of {run}", hint)
-    chosen = space(**result.space)  # type: ignore[arg-type]
-    network = StaticNetwork(chosen.layers(chosen.encode([record.architecture])[0]))
-    if not path.exists() or sha256(path) != record.weights_sha256:
-        raise InvalidInputError(f"{path} is not what {RetrainRecord.file_in(run)} says", hint)
-    load_weights(path, network)
-    network.to(pick_device()).eval()
-    candidate = result.best.model_copy(update={"accuracy": record.accuracy})
-    return TrainedNetwork(network, candidate, dataset, record.weights)
-
-
-def export(result: SearchResult, trained: TrainedNetwork, folder: Path) -> Manifest:
-    """Export one of a result's networks into ``folder``."""
-    return export_network(
-        trained.network,
-        trained.candidate,
-        folder,
-        weights=trained.weights,
-        dataset=trained.dataset,
-        result=result,
-    )
-
-
-def profile_note(result: SearchResult) -> str | None:
-    """One line where the profile is not the file that the search read; None where it is.
-
-    The prediction stands either way: a result keeps the device and level that it was made for.
-    """
-    path = Path(result.profile)
-    if not path.is_file():
-        return f"{path} is not here: the prediction is that of the search"
-    if sha256(path) != result.inputs.get(result.profile):
-        return (
-            f"{path} changed since the search: the prediction is that of the search, a new "
-            "search would use the new profile"
-        )
-    return None
 
 
 def budget_from(

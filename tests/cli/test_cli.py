@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from PIL import Image
 
 import deploynas
 from deploynas.cli.profile import choose_space
+from deploynas.profile import DeviceProfile
+from deploynas.spaces import MobileSpace
 
 # the package under test, whichever copy is installed
 PACKAGE = str(Path(deploynas.__file__).parents[1])
@@ -23,7 +26,8 @@ VERBS = {
                 "--threads", "--output", "--resume", "--json", "--quiet"},
     "train": {"--space", "--data", "--output", "--epochs", "--resume", "--json", "--quiet"},
     "search": {"--latency-ms", "--max-flops", "--max-params", "--max-memory", "--strategy",
-               "--space", "--profile", "--supernet", "--data", "--seed", "--output", "--resume",
+               "--space", "--profile", "--supernet", "--ofa-weights", "--calibration-images",
+               "--data", "--seed", "--output", "--resume",
                "--json", "--quiet"},
     "retrain": {"--from-scratch", "--data", "--epochs", "--json", "--quiet"},
     "export": {"--name", "--output", "--json", "--quiet"},
@@ -104,12 +108,12 @@ def test_error_as_json(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["error"]["kind"] == "invalid-input"
 
 
-def make_images(folder: Path) -> Path:
+def make_images(folder: Path, per_class: int = 160) -> Path:
     """Bright and dark noise: two classes that a few steps can tell apart."""
     rng = np.random.default_rng(0)
     for name, low in (("bright", 150), ("dark", 0)):
         (folder / name).mkdir(parents=True)
-        for i in range(160):
+        for i in range(per_class):
             pixels = rng.integers(low, low + 100, (24, 24, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i:03}.png")
     return folder
@@ -117,7 +121,10 @@ def make_images(folder: Path) -> Path:
 
 def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     data = str(make_images(tmp_path / "images"))
-    done = run("profile", "--data", data, "--resolution", "24", "--json", cwd=tmp_path)
+    done = run(
+        "profile", "--data", data, "--resolution", "24", "--budget-minutes", "0.4", "--json",
+        cwd=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_layers"] > 0
 
@@ -261,6 +268,86 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     done = run("check", exported["model"], cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_published_supernet_without_training(
+    published_weights: Path, board_profile: Callable[[MobileSpace], DeviceProfile], tmp_path: Path
+) -> None:
+    """From checkpoint to checked file, and on to classes of one's own."""
+    space = deploynas.space("ofa-mbv3-w1.0", resolutions=[128, 224])
+    board_profile(space).write(tmp_path / "profiles" / "board.json")
+    images = make_images(tmp_path / "images", per_class=20)
+    weights = ("--ofa-weights", str(published_weights), "--space", "ofa-mbv3-w1.0")
+    search = ("search", *weights, "--latency-ms", "20", "--evaluations", "500")
+
+    done = run(*search, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "knows no other resolution" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["accuracy_kind"] == "predicted"
+    assert 0.7 < found["random_best"]["accuracy"] < found["accuracy"] < 0.8
+    assert 0 < found["accuracy_error"] < 0.002
+    assert found["architecture"]["resolution"] == 224
+    assert found["predicted_latency_ms"] < 20
+    assert found["measured_latency_ms"] is None
+    points = [(p["predicted_latency_ms"], p["accuracy"]) for p in found["front"]]
+    assert points == sorted(points)
+    assert len(points) > 3
+
+    done = run("export", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--calibration-images" in done.stderr
+    exported = json.loads(done.stdout)
+    assert (exported["batch_norm"], exported["accuracy"]) == ("uncalibrated", None)
+    manifest = json.loads(Path(tmp_path, exported["manifest"]).read_text())
+    assert manifest["parity_images"] == "noise"
+    assert manifest["preprocessing"]["crop"] == 0.875
+    assert len(manifest["classes"]) == 1000
+
+    done = run(*search, "--calibration-images", str(images), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "predicted ImageNet accuracy" in done.stdout
+    done = run("export", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    exported = json.loads(done.stdout)
+    assert (exported["batch_norm"], exported["accuracy_kind"]) == ("calibrated", "predicted")
+    assert exported["accuracy"] == pytest.approx(found["accuracy"])
+    manifest = json.loads(Path(tmp_path, exported["manifest"]).read_text())
+    assert (manifest["parity_images"], manifest["weights"]) == ("real", "published")
+    done = run("retrain", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "pass --data DIR" in done.stderr
+    few = ("--epochs", "0.2", "--learning-rate", "0.01", "--json")
+    done = run("retrain", "--data", str(images), *few, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "new classifier" in done.stderr
+    retrained = json.loads(done.stdout)
+    assert retrained["space"]["num_classes"] == 2
+    assert retrained["candidate"]["params"] == found["params"] - 998 * 1281
+    assert retrained["candidate"]["predicted_latency_ms"] is None
+    done = run("export", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    own = json.loads(done.stdout)
+    assert (own["weights"], own["accuracy"]) == ("fine-tuned", retrained["accuracy"])
+    done = run("check", own["path"], "--latency-ms", "1e4", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    checked = json.loads(done.stdout)
+    assert 0 <= checked["accuracy"] <= 1
+    assert "latency_ms_normalised" not in checked  # the board is elsewhere
+
+    for arguments, message in (
+        ((*search, "--space", "ofa-mbv3-w1.2"), "space of an ImageNet accuracy predictor"),
+        ((*search, "--supernet", "runs/x"), "one of --ofa-weights and --supernet"),
+        ((*search, "--calibration-images", "nowhere"), "not a folder of images"),
+        ((*search, "--data", str(images)), "2 class folders, ImageNet has 1000"),
+        ((*search, "--latency-ms", "0.001"), "lowest reachable"),
+        ((*search, "--ofa-weights", str(images / "dark" / "000.png")), "not a checkpoint"),
+    ):
+        done = run(*arguments, cwd=tmp_path)
+        assert done.returncode == 1, arguments
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 ARCHITECTURE = {

@@ -1,0 +1,405 @@
+"""The chosen network of a search: its weights, their training, its export; files to files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from deploynas.artifacts import RUNS, Artifact, ensure_writable, newest, sha256
+from deploynas.data import ImageDataset, Pixels, load_dataset
+from deploynas.errors import IncompleteProfileError, InvalidInputError
+from deploynas.export.exporter import PARITY_IMAGES, export_network
+from deploynas.export.manifest import BatchNorm, Manifest, Weights
+from deploynas.nn import StaticNetwork, build
+from deploynas.profile import DeviceProfile, LatencyModel
+from deploynas.search import Candidate, DataRecord, SearchResult
+from deploynas.spaces import MobileSpace, space
+from deploynas.train import (
+    Batches,
+    Recipe,
+    SupernetEvaluator,
+    accuracy,
+    load_weights,
+    pick_device,
+    save_weights,
+    train_network,
+)
+from deploynas.workflows.steps import (
+    OnProgress,
+    TrainedSupernet,
+    data_record,
+    open_supernet,
+    told,
+)
+
+FINE_TUNING = Recipe(epochs=3.0, batch_size=64, learning_rate=0.1)
+FROM_SCRATCH = Recipe(epochs=12.0, batch_size=64, learning_rate=0.1)
+
+
+def open_run(run: Path | None, on_pick: Callable[[Path], None]) -> tuple[Path, SearchResult]:
+    """A search's run (the newest where None).
+
+    Raises:
+        MissingFileError, InvalidInputError: There is none, or it is damaged.
+    """
+    if run is None:
+        hint = "make one: deploynas search --latency-ms 10"
+        run = newest("*/search.json", RUNS, "search result", hint).parent
+        on_pick(run)
+    return run, SearchResult.read(SearchResult.file_in(run))
+
+
+def open_data(record: DataRecord, moved_to: Path | None = None) -> ImageDataset:
+    """The data set of a record, from where it was or where it moved to.
+
+    Raises:
+        MissingFileError, InvalidInputError: It is not there, or is another one.
+    """
+    dataset = load_for(record, moved_to)
+    if dataset.fingerprint != record.fingerprint:
+        raise InvalidInputError(
+            f"this needs {record.source}, which is not this data", "pass its --data"
+        )
+    return dataset
+
+
+def load_for(record: DataRecord, path: Path | None) -> ImageDataset:
+    """A data set at the sides that a network of ``record`` can use, with its channels."""
+    where = Path(record.source)
+    dataset = load_dataset(
+        path or (where if where.exists() else None), max_size=max(64, record.size)
+    )
+    return dataset.with_channels(record.channels)
+
+
+def data_for(result: SearchResult, path: Path | None) -> ImageDataset:
+    """What to train on: the search's own data where ``path`` is None, else any.
+
+    Raises:
+        MissingFileError, InvalidInputError: The search's data is not here, or it had none.
+    """
+    if path is not None:
+        return load_for(result.data, path)
+    if not result.data.fingerprint:
+        raise InvalidInputError(
+            "a search under published weights has no images of its own", "pass --data DIR"
+        )
+    return open_data(result.data)
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network that can be exported.
+
+    Attributes:
+        candidate: Its costs; its accuracy is that of these weights.
+        space: Its space, with the classes that it tells apart.
+        data: Its classes and its preprocessing.
+        images: Some of the data's images, uint8 ``(n, h, w, c)``; none where there are none.
+    """
+
+    network: StaticNetwork
+    candidate: Candidate
+    space: MobileSpace
+    data: DataRecord
+    images: Pixels
+    weights: Weights
+    batch_norm: BatchNorm = "calibrated"
+
+
+def inherited(
+    result: SearchResult, candidate: Candidate, supernet: TrainedSupernet
+) -> TrainedNetwork:
+    """One of a result's networks with the supernet's weights, batch norms recalibrated."""
+    arch = supernet.network.space.encode([candidate.architecture])[0]
+    network = SupernetEvaluator(supernet.network, supernet.dataset).extract(arch)
+    return TrainedNetwork(
+        network, candidate, _space(result.space), result.data,
+        supernet.dataset.test.images[:PARITY_IMAGES], "inherited",
+    )  # fmt: skip
+
+
+def from_scratch(result: SearchResult, dataset: ImageDataset, seed: int) -> TrainedNetwork:
+    """A result's chosen network for the classes of ``dataset``, freshly initialised."""
+    torch.manual_seed(seed)
+    chosen = _space(result.space, dataset.num_classes)
+    network = build(chosen, chosen.encode([result.best.architecture])[0]).to(pick_device())
+    return TrainedNetwork(
+        network, _priced(result, chosen), chosen, _record(result, dataset),
+        dataset.test.images[:PARITY_IMAGES], "from-scratch",
+    )  # fmt: skip
+
+
+def open_chosen(run: Path, result: SearchResult, dataset: ImageDataset) -> TrainedNetwork:
+    """The chosen network with the weights that the search judged it by.
+
+    A published network comes as the search saved it; one of a trained supernet is extracted, its
+    batch norms recalibrated on ``dataset``.
+    """
+    if PublishedRecord.file_in(run).exists():
+        return open_published(run, result)
+    supernet = open_supernet(Path(result.supernet), dataset, other_data=True)
+    return inherited(result, result.best, supernet)
+
+
+def for_classes(
+    start: TrainedNetwork, result: SearchResult, dataset: ImageDataset
+) -> TrainedNetwork:
+    """The network for the data: with a new classifier where the classes are not its own."""
+    images = dataset.test.images[:PARITY_IMAGES]
+    if dataset.classes == start.data.classes:
+        return replace(start, data=_record(result, dataset), images=images)
+    chosen = _space(result.space, dataset.num_classes)
+    network = build(chosen, chosen.encode([start.candidate.architecture])[0])
+    state = start.network.state_dict()
+    last = f"layers.{len(network.layers) - 1}.classifier."
+    kept = {k: v for k, v in state.items() if not k.startswith(last)}
+    network.load_state_dict(kept, strict=False)
+    return TrainedNetwork(
+        network.to(pick_device()), _priced(result, chosen), chosen, _record(result, dataset),
+        images, start.weights,
+    )  # fmt: skip
+
+
+def _space(spec: dict[str, str | int | list[int]], num_classes: int | None = None) -> MobileSpace:
+    changed = spec if num_classes is None else spec | {"num_classes": num_classes}
+    return space(**changed)  # type: ignore[arg-type]
+
+
+def _record(result: SearchResult, dataset: ImageDataset) -> DataRecord:
+    """The data, prepared as the result's network expects its images."""
+    record = data_record(dataset)
+    if record.fingerprint == result.data.fingerprint:
+        return record
+    return record.model_copy(update={"mean": result.data.mean, "std": result.data.std})
+
+
+def _priced(result: SearchResult, chosen: MobileSpace) -> Candidate:
+    """The chosen network's costs with the classifier of ``chosen``.
+
+    Its latency is predicted anew where the profile is here and holds that classifier; else it is
+    unknown.
+    """
+    if chosen.num_classes == result.space["num_classes"]:
+        return result.best
+    arch = chosen.encode([result.best.architecture])
+    predicted: float | None = None
+    if Path(result.profile).is_file():
+        profile = DeviceProfile.read(Path(result.profile))
+        side = int(chosen.decode(arch)[0]["resolution"])  # type: ignore[call-overload]
+        narrow = chosen.with_resolutions([side])
+        try:
+            model = LatencyModel(narrow, profile)
+            predicted = float(model.predict_ms(narrow.encode([result.best.architecture]))[0])
+        except IncompleteProfileError:
+            pass
+    return result.best.model_copy(
+        update={
+            "predicted_latency_ms": predicted,
+            "macs": int(chosen.macs(arch)[0]),
+            "params": int(chosen.params(arch)[0]),
+            "peak_memory_bytes": int(chosen.peak_memory_bytes(arch)[0]),
+        }
+    )
+
+
+def retrain(
+    start: TrainedNetwork,
+    dataset: ImageDataset,
+    recipe: Recipe,
+    on_progress: OnProgress,
+    checkpoint: Path | None = None,
+) -> TrainedNetwork:
+    """Train a network further (in place) and measure its validation accuracy."""
+    network = start.network
+    prepared = dataset.normalised_by(start.data.mean, start.data.std)
+    train_network(
+        network, prepared, recipe,
+        checkpoint=checkpoint, on_progress=told("retraining", on_progress),
+    )  # fmt: skip
+    batches = Batches(prepared, prepared.val, next(network.parameters()).device)
+    measured = accuracy(network, batches, network.nodes[0].layer.height)
+    candidate = start.candidate.model_copy(
+        update={
+            "accuracy": measured,
+            "accuracy_kind": "measured",
+            "accuracy_error": None,
+            "accuracy_extrapolated": False,
+        }
+    )
+    weights: Weights = start.weights if start.weights == "from-scratch" else "fine-tuned"
+    return TrainedNetwork(network, candidate, start.space, start.data, start.images, weights)
+
+
+class RetrainRecord(Artifact):
+    """``retrained.json`` beside the weights. Format 1 (0.1.0): first version.
+
+    Attributes:
+        space, data: Of the retrained network: its classes may be others than the search's.
+        candidate: Its costs, and its accuracy on the validation split.
+        accuracy_before: With the weights that it started from; None with a new classifier.
+        search_sha256: Of the ``search.json`` whose network this is.
+    """
+
+    SCHEMA = "deploynas-retrained"
+    VERSION = 1
+
+    space: dict[str, str | int | list[int]]
+    data: DataRecord
+    candidate: Candidate
+    weights: Weights
+    recipe: Recipe
+    accuracy_before: float | None
+    weights_sha256: str
+    search_sha256: str
+
+    @classmethod
+    def file_in(cls, run: Path) -> Path:
+        """Where a run directory keeps it."""
+        return run / "retrained.json"
+
+
+def retrain_run(
+    run: Path,
+    start: TrainedNetwork,
+    dataset: ImageDataset,
+    recipe: Recipe,
+    on_progress: OnProgress,
+    accuracy_before: float | None = None,
+) -> RetrainRecord:
+    """Retrain the chosen network of a search; goes on from a checkpoint of the same training."""
+    ensure_writable(run)
+    checkpoint = run / "retrain-checkpoint.safetensors"
+    trained = retrain(start, dataset, recipe, on_progress, checkpoint)
+    path = save_weights(run / "retrained.safetensors", trained.network)
+    record = RetrainRecord.model_validate(
+        {
+            "space": trained.space.spec,
+            "data": trained.data,
+            "candidate": trained.candidate,
+            "weights": trained.weights,
+            "recipe": recipe,
+            "accuracy_before": accuracy_before,
+            "weights_sha256": sha256(path),
+            "search_sha256": sha256(SearchResult.file_in(run)),
+        }
+    )
+    record.write(RetrainRecord.file_in(run))
+    checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def open_retrained(run: Path, moved_to: Path | None) -> TrainedNetwork:
+    """The network that :func:`retrain_run` trained.
+
+    Raises:
+        InvalidInputError: It belongs to an earlier search, or the weights are damaged.
+    """
+    record = RetrainRecord.read(RetrainRecord.file_in(run))
+    path = run / "retrained.safetensors"
+    hint = f"train it again: deploynas retrain {run}; or export with --inherited"
+    if record.search_sha256 != sha256(SearchResult.file_in(run)):
+        raise InvalidInputError(f"{path} belongs to an earlier search of {run}", hint)
+    if not path.exists() or sha256(path) != record.weights_sha256:
+        raise InvalidInputError(f"{path} is not what {RetrainRecord.file_in(run)} says", hint)
+    dataset = open_data(record.data, moved_to)
+    chosen = _space(record.space)
+    return TrainedNetwork(
+        _load(chosen, record.candidate, path), record.candidate, chosen, record.data,
+        dataset.test.images[:PARITY_IMAGES], record.weights,
+    )  # fmt: skip
+
+
+class PublishedRecord(Artifact):
+    """``published.json`` beside the chosen network's weights. Format 1 (0.1.0): first version.
+
+    Attributes:
+        batch_norm: Whether the statistics were set for this network.
+        images: Folder of the images that set them.
+        search_sha256: Of the ``search.json`` whose network this is.
+    """
+
+    SCHEMA = "deploynas-published"
+    VERSION = 1
+
+    batch_norm: BatchNorm
+    images: str | None
+    num_images: int
+    weights_sha256: str
+    search_sha256: str
+
+    @classmethod
+    def file_in(cls, run: Path) -> Path:
+        """Where a run directory keeps it."""
+        return run / "published.json"
+
+    @classmethod
+    def weights_in(cls, run: Path) -> Path:
+        """The weights beside it."""
+        return run / "published.safetensors"
+
+
+def open_published(run: Path, result: SearchResult) -> TrainedNetwork:
+    """The chosen network of a search under published weights.
+
+    Raises:
+        InvalidInputError: It belongs to an earlier search, or the weights are damaged.
+    """
+    record = PublishedRecord.read(PublishedRecord.file_in(run))
+    path = PublishedRecord.weights_in(run)
+    hint = "search again"
+    if record.search_sha256 != sha256(SearchResult.file_in(run)):
+        raise InvalidInputError(f"{path} belongs to an earlier search of {run}", hint)
+    if not path.exists() or sha256(path) != record.weights_sha256:
+        raise InvalidInputError(f"{path} is not what {PublishedRecord.file_in(run)} says", hint)
+    chosen = _space(result.space)
+    images = np.zeros((0, result.data.size, result.data.size, 3), np.uint8)
+    if record.images and Path(record.images).is_dir():
+        from deploynas.data.published import load_unlabelled
+
+        images = load_unlabelled(Path(record.images), result.data.size, PARITY_IMAGES)
+    return TrainedNetwork(
+        _load(chosen, result.best, path), result.best, chosen, result.data, images, "published",
+        record.batch_norm,
+    )  # fmt: skip
+
+
+def _load(chosen: MobileSpace, candidate: Candidate, path: Path) -> StaticNetwork:
+    network = StaticNetwork(chosen.layers(chosen.encode([candidate.architecture])[0]))
+    load_weights(path, network)
+    return network.to(pick_device()).eval()
+
+
+def export(result: SearchResult, trained: TrainedNetwork, folder: Path) -> Manifest:
+    """Export one of a result's networks into ``folder``."""
+    return export_network(
+        trained.network,
+        trained.candidate,
+        folder,
+        weights=trained.weights,
+        batch_norm=trained.batch_norm,
+        space=trained.space,
+        data=trained.data,
+        images=trained.images,
+        result=result,
+    )
+
+
+def profile_note(result: SearchResult) -> str | None:
+    """One line where the profile is not the file that the search read; None where it is.
+
+    The prediction stands either way: a result keeps the device and level that it was made for.
+    """
+    path = Path(result.profile)
+    if not path.is_file():
+        return f"{path} is not here: the prediction is that of the search"
+    if sha256(path) != result.inputs.get(result.profile):
+        return (
+            f"{path} changed since the search: the prediction is that of the search, a new "
+            "search would use the new profile"
+        )
+    return None
