@@ -40,6 +40,7 @@ def train(
     from deploynas.data import space_for
     from deploynas.errors import UnknownNameError
     from deploynas.train import SCHEDULES
+    from deploynas.train.distributed import is_first, processes
     from deploynas.workflows import steps
 
     if schedule not in SCHEDULES:
@@ -48,8 +49,12 @@ def train(
     dataset = open_data(data)
     chosen = space_for(space_name, dataset, resolution)
     settings = steps.supernet_recipe(dataset, epochs, seed, schedule)
-    with progress(quiet) as on_progress:
-        steps.train(chosen, dataset, output, settings, on_progress)
+    with processes():
+        talks = is_first()
+        with progress(quiet or not talks) as on_progress:
+            steps.train(chosen, dataset, output, settings, on_progress)
+    if not talks:
+        return None
     if as_json:
         return print_json({"run": str(output), "space": chosen.spec})
     say(f"supernet of {chosen.name} in {output}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deploynas.artifacts import read_json
 from deploynas.errors import InvalidInputError
+from deploynas.nn.norm import BatchNorm2d
 from deploynas.nn.published import load_published
 from deploynas.spaces.base import Archs, SearchSpace
 from deploynas.spaces.layers import Activation, Layer, Node
@@ -40,7 +41,7 @@ class ConvBnAct(nn.Module):
             in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups,
             bias=bias,
         )  # fmt: skip
-        self.bn = nn.BatchNorm2d(out_channels, eps=eps) if batch_norm else nn.Identity()
+        self.bn = BatchNorm2d(out_channels, eps=eps) if batch_norm else nn.Identity()
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:

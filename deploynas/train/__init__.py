@@ -5,6 +5,7 @@ from __future__ import annotations
 from deploynas.train.batches import Batches
 from deploynas.train.checkpoint import load_weights, save_weights
 from deploynas.train.evaluate import SupernetEvaluator, accuracy
+from deploynas.train.log import ScalarLog
 from deploynas.train.loop import Recipe, TrainingProgress, pick_device
 from deploynas.train.network import train_network
 from deploynas.train.schedules import SCHEDULES
@@ -14,6 +15,7 @@ __all__ = [
     "SCHEDULES",
     "Batches",
     "Recipe",
+    "ScalarLog",
     "SupernetEvaluator",
     "SupernetRecipe",
     "TrainingProgress",

@@ -59,16 +59,27 @@ class Batches:
         return [self.images(part, resolution) for part in np.array_split(picked, num_batches)]
 
 
-def augment(images: Tensor, rng: np.random.Generator, *, flip: bool) -> Tensor:
-    """Shift every image by up to a twelfth of its side, and mirror half of them."""
+def augment(
+    images: Tensor, rng: np.random.Generator, *, flip: bool, of: int, own: slice
+) -> Tensor:
+    """Shift every image by up to a twelfth of its side, and mirror half of them.
+
+    Args:
+        images: ``(n, c, h, w)``, the part ``own`` of a batch of ``of`` images.
+        rng: Draws for the whole batch.
+        flip: Whether to mirror.
+        of: Images of the whole batch.
+        own: Which of them these are.
+    """
     n, _, height, width = images.shape
     border = max(1, height // 12)
     padded = torch.nn.functional.pad(images, [border] * 4, mode="reflect")
-    rows = _shifts(rng, n, height, border)
-    columns = _shifts(rng, n, width, border)
+    rows = _shifts(rng, of, height, border)
+    columns = _shifts(rng, of, width, border)
     if flip:
-        mirrored = rng.random(n) < 0.5
+        mirrored = rng.random(of) < 0.5
         columns[mirrored] = columns[mirrored][:, ::-1]
+    rows, columns = rows[own], np.ascontiguousarray(columns[own])
     sample = torch.arange(n)[:, None, None]
     # advanced indexing around a slice puts the channels last: exactly the layout wanted
     picked = padded.permute(0, 2, 3, 1)[

@@ -15,13 +15,13 @@ class ScalarLog:
     A training that goes on from a checkpoint drops what an earlier process logged after it.
 
     Args:
-        folder: Created with the first scalar.
+        folder: Created with the first scalar; None where another process logs.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._writer: Any = None
-        self._is_missing = False
+        self._is_missing = folder is None
 
     def __enter__(self) -> ScalarLog:
         return self
@@ -43,7 +43,7 @@ class ScalarLog:
             except ImportError:
                 self._is_missing = True
                 return
-            self._writer = SummaryWriter(str(self._folder), purge_step=state.step)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(self._folder), purge_step=state.step)
         self._writer.add_scalar("loss", state.loss, state.step)
         self._writer.add_scalar("images per second", state.images_per_second, state.step)
         for name, accuracy in state.fresh.items():

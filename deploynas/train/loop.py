@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,16 @@ from torch import Tensor, nn
 
 from deploynas.artifacts import Record
 from deploynas.data import ImageDataset
-from deploynas.errors import DeploynasError
+from deploynas.errors import DeploynasError, InvalidInputError
 from deploynas.train.batches import Batches, augment
 from deploynas.train.checkpoint import load_checkpoint, save_checkpoint
+from deploynas.train.distributed import (
+    average_gradients,
+    is_first,
+    mean_over_processes,
+    place,
+    wait,
+)
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -51,12 +58,19 @@ class Recipe(Record):
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """State of a running training."""
+    """State of a running training.
+
+    Attributes:
+        accuracies: What was last measured on the validation split: name -> fraction.
+        fresh: The same where it was measured after this very step, else nothing.
+    """
 
     step: int
     num_steps: int
     loss: float
     images_per_second: float
+    accuracies: Mapping[str, float] = field(default_factory=dict)
+    fresh: Mapping[str, float] = field(default_factory=dict)
 
 
 class DivergedError(DeploynasError):
@@ -69,25 +83,31 @@ class StepImages:
     """The images of one step.
 
     Attributes:
-        labels: ``(n,)``.
-        rng: The step's own generator.
+        labels: ``(n,)``; in a distributed training those of this process's part.
+        rng: The step's own generator, equal in all processes.
         share: Share of the training that is done, 0 to 1.
         phase: Number of the part of the training that the step belongs to.
     """
 
     def __init__(
-        self, data: Batches, rows: np.ndarray, recipe: Recipe, rng: np.random.Generator,
-        share: float, phase: int,
+        self, data: Batches, rows: np.ndarray, recipe: Recipe, step: int, share: float,
+        phase: int,
     ) -> None:  # fmt: skip
-        self._data, self._rows, self._recipe = data, rows, recipe
-        self.rng, self.share, self.phase = rng, share, phase
-        self.labels = data.labels[torch.from_numpy(rows).to(data.labels.device)]
+        first, count = place()
+        self._own = slice(first, None, count)  # of the whole batch
+        self._data, self._rows, self._recipe, self._step = data, rows, recipe, step
+        self.rng, self.share, self.phase = _generator(recipe, step, 0), share, phase
+        own = torch.from_numpy(rows[self._own])
+        self.labels = data.labels[own.to(data.labels.device)]
 
     def at(self, resolution: int) -> Tensor:
         """``(n, c, resolution, resolution)``, normalised and, where the recipe says, shifted."""
-        images = self._data.images(self._rows, resolution)
+        images = self._data.images(self._rows[self._own], resolution)
         if self._recipe.epochs >= self._recipe.augment_from:
-            images = augment(images, self.rng, flip=self._recipe.flip)
+            rng = _generator(self._recipe, self._step, 1)
+            images = augment(
+                images, rng, flip=self._recipe.flip, of=len(self._rows), own=self._own
+            )
         return images
 
 
@@ -127,8 +147,13 @@ def run_training(
     steps_per_epoch = max(1, len(data) // recipe.batch_size)
     num_steps = max(1, round(recipe.epochs * steps_per_epoch))
     optimizer = _optimizer(module, recipe)
+    if recipe.batch_size % place()[1]:
+        raise InvalidInputError(
+            f"a batch of {recipe.batch_size} images cannot be shared by {place()[1]} processes"
+        )
     identity = f"{identity} {dataset.fingerprint} {recipe.model_dump_json()}"
     step = load_checkpoint(checkpoint, identity, module, optimizer) if checkpoint else 0
+    wait()
     started, first_step, saved = time.monotonic(), step, time.monotonic()
     ends = _ends(parts, num_steps)
     while step < num_steps:
@@ -141,20 +166,20 @@ def run_training(
             share = _schedule(step - first, int(ends[part]) - first, recipe.warmup)
             group["lr"] = recipe.learning_rate * rate * share
         rows = _rows(len(data), recipe, step, steps_per_epoch)
-        rng = np.random.default_rng([recipe.seed, step])
         module.zero_grad(set_to_none=True)
-        images = StepImages(data, rows, recipe, rng, step / num_steps, part)
-        loss = float(accumulate(images).detach())
+        images = StepImages(data, rows, recipe, step, step / num_steps, part)
+        loss = mean_over_processes(float(accumulate(images).detach()))
         if not math.isfinite(loss):
             raise DivergedError(
                 f"training diverged at step {step} of {num_steps}", "try a lower learning rate"
             )
+        average_gradients(module)
         optimizer.step()
         step += 1
         now = time.monotonic()
         speed = (step - first_step) * recipe.batch_size / (now - started)
         on_progress(TrainingProgress(step, num_steps, loss, speed))
-        if checkpoint and now - saved > CHECKPOINT_SECONDS:
+        if checkpoint and is_first() and now - saved > CHECKPOINT_SECONDS:
             save_checkpoint(checkpoint, identity, step, module, optimizer)
             saved = time.monotonic()
 
@@ -164,6 +189,10 @@ def _ends(parts: Sequence[tuple[float, float]], num_steps: int) -> np.ndarray:
     shares = np.cumsum([share for share, _ in parts])
     ends: np.ndarray = np.rint(shares / shares[-1] * num_steps).astype(int)
     return ends
+
+
+def _generator(recipe: Recipe, step: int, stream: int) -> np.random.Generator:
+    return np.random.default_rng([recipe.seed, step, stream])
 
 
 def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -192,5 +221,7 @@ def _rows(n: int, recipe: Recipe, step: int, steps_per_epoch: int) -> np.ndarray
 
 
 def pick_device() -> torch.device:
-    """CUDA where present, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """CUDA where present (this process's own), else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())

@@ -7,6 +7,7 @@ the seed and the step's number, so that all processes of a distributed run draw 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +19,12 @@ from deploynas.data import ImageDataset
 from deploynas.nn import StaticNetwork, Supernet
 from deploynas.spaces import Archs, MobileSpace
 from deploynas.train.checkpoint import load_weights, save_weights
+from deploynas.train.distributed import is_first
+from deploynas.train.evaluate import QUICK_CALIBRATION, SupernetEvaluator
 from deploynas.train.loop import Recipe, StepImages, TrainingProgress, run_training
 from deploynas.train.schedules import SCHEDULES, Phase
+
+NUM_LOOKS, LOOK_IMAGES = 10, 1_000  # at the ends' accuracies, while a training runs
 
 
 class SupernetRecipe(Recipe):
@@ -86,9 +91,23 @@ def train_supernet(
                 targets = trust * logits.detach().softmax(1) + (1 - trust) * labels
         return losses[0]
 
+    evaluator = SupernetEvaluator(supernet, dataset)
+    ends = {"largest": space.largest()[0], "smallest": space.smallest()[0]}
+    accuracies: dict[str, float] = {}
+
+    def watch(state: TrainingProgress) -> None:
+        fresh = {}
+        if state.step % max(1, state.num_steps // NUM_LOOKS) == 0:
+            fresh = {
+                name: evaluator.accuracy(arch, LOOK_IMAGES, QUICK_CALIBRATION)
+                for name, arch in ends.items()
+            }
+            accuracies.update(fresh)
+        on_progress(replace(state, accuracies=dict(accuracies), fresh=fresh))
+
     run_training(
         supernet, dataset, recipe, accumulate,
-        identity=str(space.spec), checkpoint=checkpoint, on_progress=on_progress,
+        identity=str(space.spec), checkpoint=checkpoint, on_progress=watch,
         parts=[(phase.share, phase.rate) for phase in recipe.phases], on_part=start,
     )  # fmt: skip
     teacher.forget()
@@ -118,7 +137,7 @@ class _Teacher:
                 network.load_state_dict(self._weights)
             elif self._path and self._path.exists():
                 load_weights(self._path, network)
-            elif self._path:
+            elif self._path and is_first():
                 save_weights(self._path, network)
             self._weights = network.state_dict()
             network.to(memory_format=torch.channels_last)
@@ -130,7 +149,7 @@ class _Teacher:
         """Forget it, and remove the file."""
         self._weights = None
         self._networks.clear()
-        if self._path:
+        if self._path and is_first():
             self._path.unlink(missing_ok=True)
 
 

@@ -26,6 +26,7 @@ from deploynas.search.run import MeasureMs, Outcome
 from deploynas.spaces import Archs, MobileSpace, space
 from deploynas.train import (
     Recipe,
+    ScalarLog,
     SupernetEvaluator,
     SupernetRecipe,
     TrainingProgress,
@@ -34,6 +35,7 @@ from deploynas.train import (
     save_weights,
     train_supernet,
 )
+from deploynas.train.distributed import is_first
 
 OnProgress = Callable[[str, float], None]
 NUM_EVALUATIONS = 96
@@ -103,10 +105,13 @@ def train(
     torch.manual_seed(settings.seed)
     network = Supernet(chosen).to(pick_device())
     checkpoint = run / "checkpoint.safetensors"
-    train_supernet(
-        network, dataset, settings,
-        checkpoint=checkpoint, on_progress=told("training", on_progress),
-    )  # fmt: skip
+    with ScalarLog(run / "tensorboard" if is_first() else None) as log:
+        train_supernet(
+            network, dataset, settings,
+            checkpoint=checkpoint, on_progress=told("training", on_progress, log),
+        )  # fmt: skip
+    if not is_first():
+        return TrainedSupernet(network, dataset, run)
     weights = save_weights(run / "supernet.safetensors", network)
     SupernetRecord.model_validate(
         {
@@ -120,11 +125,17 @@ def train(
     return TrainedSupernet(network, dataset, run)
 
 
-def told(what: str, on_progress: OnProgress) -> Callable[[TrainingProgress], None]:
-    """A training's progress as a line and a share."""
+def told(
+    what: str, on_progress: OnProgress, log: ScalarLog | None = None
+) -> Callable[[TrainingProgress], None]:
+    """A training's progress as a line and a share, and in its log."""
 
     def progress(state: TrainingProgress) -> None:
-        text = f"{what}: loss {state.loss:.2f}, {state.images_per_second:.0f} images/s"
+        if log:
+            log.add(state)
+        accuracies = "".join(f", {k} {v:.1%}" for k, v in state.accuracies.items())
+        speed = f"{state.images_per_second:.0f} images/s"
+        text = f"{what}: loss {state.loss:.2f}{accuracies}, {speed}"
         on_progress(text, state.step / state.num_steps)
 
     return progress

@@ -13,8 +13,10 @@ from deploynas.nn import Supernet, build
 from deploynas.train import (
     Batches,
     Recipe,
+    ScalarLog,
     SupernetEvaluator,
     SupernetRecipe,
+    TrainingProgress,
     accuracy,
     loop,
     train_network,
@@ -156,3 +158,19 @@ def test_progressive_shrinking_opens_phase_by_phase(digits, space, monkeypatch):
     evaluator = SupernetEvaluator(supernet, digits)
     ends = np.concatenate([space.smallest(), space.largest()])
     assert (evaluator.final(ends) > 0.5).all()
+
+
+def test_a_log_that_tensorboard_reads(digits, space, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with ScalarLog(tmp_path / "log") as log:
+        train_supernet(new_supernet(space), digits, RECIPE, on_progress=log.add)
+    with ScalarLog(tmp_path / "log") as log:  # another process goes on from its checkpoint
+        log.add(TrainingProgress(8, 11, 9.0, 1.0))
+    read = events.EventAccumulator(str(tmp_path / "log"))
+    read.Reload()
+    losses = read.Scalars("loss")
+    assert [event.step for event in losses] == list(range(1, 9))
+    assert losses[-1].value == 9.0
+    names = {"loss", "images per second"}
+    ends = {f"validation accuracy/{end}" for end in ("largest", "smallest")}
+    assert set(read.Tags()["scalars"]) == names | ends

@@ -1,0 +1,48 @@
+"""Batch norm whose statistics are those of the whole batch, also when processes share it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over ``(n, c, h, w)``; in a distributed training over all processes' images.
+
+    Every process must then run it equally often. Torch's own synchronised batch norm needs a GPU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not is_distributed():
+            out: Tensor = super().forward(x)
+            return out
+        from torch.distributed.nn.functional import all_reduce
+
+        count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
+        sums = torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), count])
+        total = all_reduce(sums)
+        mean, square = (total[:-1] / total[-1]).chunk(2)
+        variance = (square - mean.square()).clamp_min(0)
+        if self.running_mean is not None:
+            self._track(mean.detach(), variance.detach(), float(total[-1]))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        normed: Tensor = x * scale[:, None, None] + shift[:, None, None]
+        return normed
+
+    def _track(self, mean: Tensor, variance: Tensor, count: float) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        momentum = self.momentum
+        if momentum is None:  # a cumulative average
+            momentum = 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * count / max(1.0, count - 1), momentum)
+
+
+def is_distributed() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
