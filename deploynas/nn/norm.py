@@ -17,11 +17,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not self.training or not is_distributed():
             out: Tensor = super().forward(x)
             return out
-        from torch.distributed.nn.functional import all_reduce
-
         count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
         sums = torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), count])
-        total = all_reduce(sums)
+        total: Tensor = _SumOverProcesses.apply(sums)  # type: ignore[no-untyped-call]
         mean, square = (total[:-1] / total[-1]).chunk(2)
         variance = (square - mean.square()).clamp_min(0)
         if self.running_mean is not None:
@@ -41,6 +39,22 @@ class BatchNorm2d(nn.BatchNorm2d):
             momentum = 1.0 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean, momentum)
         self.running_var.lerp_(variance * count / max(1.0, count - 1), momentum)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Sum of a tensor over the processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
 
 
 def is_distributed() -> bool:
