@@ -27,6 +27,7 @@ UNSTABLE = 0.03  # relative half-width above which a report says "unstable"
 PRIVATE_CACHE_BYTES = 4_000_000  # weights below this do not feel the shared memory
 REFERENCE_EVERY_MS = 60.0  # of model time inside a round
 READING_RUNS = 3
+MAX_ROUNDS = 60  # of a session that is lengthened
 COPIES = 3  # of the reference set in a session: each is a draw of memory layout
 NUM_REFERENCES = 2 * COPIES
 
@@ -38,7 +39,10 @@ class StopRule:
     Attributes:
         precision: Relative half-width of the 95 % interval that is good enough.
         min_sessions, max_sessions: Worker processes drawn.
-        rounds: Rounds in each session.
+        rounds: Rounds in each session, at least.
+        session_seconds: A session of fewer seconds goes on, up to :data:`MAX_ROUNDS`. Single
+            touches of fast networks scatter by some per cent, and opening a session costs
+            more than a round of them.
         max_seconds: Hard limit on the whole measurement, checked between rounds.
         soft_seconds: Later than this no session beyond ``min_sessions`` is begun: networks that
             are fast get more sessions, for noise is a larger part of what they take.
@@ -49,6 +53,7 @@ class StopRule:
     min_sessions: int = 3
     max_sessions: int = 8
     rounds: int = 12
+    session_seconds: float = 0.0
     max_seconds: float = math.inf
     soft_seconds: float = math.inf
     touch_ms: float = 1.0
@@ -282,16 +287,26 @@ def measure(
             paths = [*references * COPIES, *(models[name] for name in names)]
             with open_worker(device, session, paths) as worker:
                 plan = _Plan(worker, names, rule.touch_ms)
-                for round_number in range(rule.rounds):
+                opened, round_number, done = time.monotonic(), 0, 0.0
+                while done < 1.0:
                     if session and time.monotonic() - start > rule.max_seconds:
                         break
                     touches = plan.round(rng)
                     for name, (ms, level) in touches.items():
                         samples[name].add(round_number == 0, ms, level)
                     on_round(round_number, touches)
-                    share = (session + (round_number + 1) / rule.rounds) / max(1, total)
+                    round_number += 1
+                    done = _session_done(rule, round_number, time.monotonic() - opened)
+                    share = (session + done) / max(1, total)
                     on_progress(Progress(min(1.0, share), len(names)))
     return samples
+
+
+def _session_done(rule: StopRule, num_rounds: int, seconds: float) -> float:
+    """Share of a session that is done: 1 when it has both its rounds and its seconds."""
+    by_rounds = num_rounds / rule.rounds
+    by_time = seconds / rule.session_seconds if rule.session_seconds else 1.0
+    return min(1.0, by_rounds, max(by_time, num_rounds / max(MAX_ROUNDS, rule.rounds)))
 
 
 def _is_open(samples: Samples, rule: StopRule, late: bool) -> bool:

@@ -34,8 +34,12 @@ from deploynas.spaces.layers import Node, chain
 
 OnProgress = Callable[[str, float], None]
 NUM_CALIBRATION = 48
-LAYER_RULE = StopRule(precision=0.01, min_sessions=4, max_sessions=16, rounds=10)
-NETWORK_RULE = StopRule(precision=0.01, min_sessions=6, max_sessions=24, rounds=8)
+LAYER_RULE = StopRule(
+    precision=0.01, min_sessions=4, max_sessions=16, rounds=10, session_seconds=6.0
+)
+NETWORK_RULE = StopRule(
+    precision=0.01, min_sessions=6, max_sessions=24, rounds=8, session_seconds=12.0
+)
 LAYER_SHARE = 0.35  # of the soft time limit
 
 

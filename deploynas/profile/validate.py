@@ -27,7 +27,14 @@ from deploynas.profile.latency_model import LatencyModel, judge
 from deploynas.spaces import Archs, MobileSpace
 
 Floats = npt.NDArray[np.float64]
-RULE = StopRule(precision=0.005, min_sessions=6, max_sessions=24, rounds=8, soft_seconds=150.0)
+RULE = StopRule(
+    precision=0.005,
+    min_sessions=6,
+    max_sessions=24,
+    rounds=8,
+    session_seconds=15.0,
+    soft_seconds=150.0,
+)
 NUM_ANCHORS = 6
 SEED = 20_001  # calibration draws with others
 
