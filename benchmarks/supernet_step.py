@@ -2,12 +2,17 @@
 
 python benchmarks/supernet_step.py [--json] [--quick] [--space S] [--batch-size N]
 A step is forward and backward of one batch. The four ways are timed in turn, round by round.
+Memory: what a process grows by at its peak over three steps, channels last, one process a way; the
+supernet's step is the sandwich's (largest, smallest and a random subnet).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -28,7 +33,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="3 rounds instead of 12")
     parser.add_argument("--space", default="mobile-small")
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--peak-of", choices=("static", "supernet"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.peak_of:
+        print(peak_bytes(options))
+        return
     space = dn.space(options.space)
     largest = space.largest()[0]
     side = space.decode(largest[None])[0]["resolution"]
@@ -57,13 +66,54 @@ def main() -> None:
         "supernet_over_static": medians["supernet, channels_last"]
         / medians["static, channels_last"],
     }
+    peaks = {
+        way: [
+            int(subprocess.check_output([sys.executable, *sys.argv, "--peak-of", way]))
+            for _ in range(1 if options.quick else 5)
+        ]
+        for way in ("static", "supernet")
+    }
+    document["peak_bytes"] = {way: float(np.median(found)) for way, found in peaks.items()}
+    document["memory_over_static"] = float(np.median(peaks["supernet"])) / float(
+        np.median(peaks["static"])
+    )
     if options.json:
         print(json.dumps(document))
         return
     for name, value in medians.items():
         print(f"{name:26}{value:8.1f} ms a step of {options.batch_size} images")
     print(f"channels-last is {document['channels_last_speedup']:.2f}x as fast as the default")
-    print(f"a supernet's step takes {document['supernet_over_static']:.2f}x a static network's")
+    print(f"a supernet's step takes {document['supernet_over_static']:.3f}x a static network's")
+    print(
+        f"and {document['memory_over_static']:.2f}x its memory "
+        f"({np.median(peaks['static']) / 1e6:.0f} MB)"
+    )
+
+
+def peak_bytes(options: argparse.Namespace) -> int:
+    """What this process grows by over three training steps."""
+    space = dn.space(options.space)
+    rng = np.random.default_rng(0)
+    archs = np.concatenate([space.largest(), space.smallest(), space.sample(1, rng)])
+    archs[:, 0] = archs[0, 0]
+    side = space.decode(archs[:1])[0]["resolution"]
+    layout = torch.channels_last
+    x_bchw = torch.randn(options.batch_size, space.in_channels, side, side)
+    x_bchw = x_bchw.contiguous(memory_format=layout)
+    labels = torch.randint(space.num_classes, (options.batch_size,))
+    is_static = options.peak_of == "static"
+    # what the first convolution ever loads belongs to neither
+    nn.Conv2d(3, 8, 3).to(memory_format=layout)(torch.randn(1, 3, 9, 9)).sum().backward()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    module = build(space, archs[0]) if is_static else Supernet(space)
+    module.to(memory_format=layout).train()
+    for _ in range(3):
+        module.zero_grad(set_to_none=True)
+        for arch in archs[:1] if is_static else archs:
+            logits = module(x_bchw) if is_static else module(x_bchw, arch)
+            nn.functional.cross_entropy(logits, labels).backward()
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return grown * (1 if sys.platform == "darwin" else 1024)
 
 
 def step(

@@ -19,7 +19,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             return out
         count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
         sums = torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), count])
-        total: Tensor = _SumOverProcesses.apply(sums)  # type: ignore[no-untyped-call]
+        total: Tensor = _SumOverProcesses.apply(sums)
         mean, square = (total[:-1] / total[-1]).chunk(2)
         variance = (square - mean.square()).clamp_min(0)
         if self.running_mean is not None:

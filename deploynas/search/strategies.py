@@ -17,6 +17,7 @@ Floats = npt.NDArray[np.float64]
 Evaluate = Callable[[Archs], Floats]  # (n, num_choices) -> (n,) accuracies, fractions
 MAX_DRAWS = 200  # batches drawn before a budget counts as unreachable by sampling
 MAX_FIRST, MAX_PARENTS, GENERATIONS = 500, 100, 200
+PREDICTOR_ROUNDS, PREDICTED = 4, 4_000
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,8 @@ def evolution(
     is bred; with many there are at most :data:`GENERATIONS` batches. A child outside the budget
     is drawn again, a bounded number of times.
     """
-    space = model.space
-    uniform = space.uniform()
-    uniform = uniform[budget.admits(uniform, model)]
     num_first = max(1, min(num_evaluations // 3, MAX_FIRST))
-    # among the uniform subnets, the dearest are likeliest to be accurate
-    dearest = uniform[np.argsort(-space.macs(uniform), kind="stable")][: num_first // 2]
-    rest = admitted_samples(num_first - len(dearest), budget, model, rng)
-    archs = [np.unique(np.concatenate([dearest, rest]), axis=0)]
+    archs = [_first_population(num_first, budget, model, rng)]
     seen = {row.tobytes() for row in archs[0]}
     accuracies = [evaluate(archs[0])]
     parents, fitness = archs[0], accuracies[0]
@@ -150,4 +145,52 @@ def _children(
     return np.stack(found) if found else parents[:0]
 
 
-STRATEGIES = {"ofa": evolution, "random": random_search}
+def predictor_search(
+    budget: Budget,
+    model: LatencyModel,
+    evaluate: Evaluate,
+    rng: np.random.Generator,
+    num_evaluations: int,
+) -> History:
+    """Evaluate a few, predict the rest, evaluate the most promising; again, with what was learnt.
+
+    As the once-for-all search fits a predictor to pairs of architecture and accuracy and evolves
+    under it (Cai et al. 2020, section 3.4), but in rounds (Wen et al. 2020, "Neural predictor for
+    neural architecture search", section 3, has one). Half of the evaluations are random subnets
+    and uniform ones, as in :func:`evolution`.
+    """
+    from deploynas.search.predictor import fit_predictor
+
+    archs = _first_population(max(1, num_evaluations // 2), budget, model, rng)
+    accuracies = evaluate(archs)
+    num_round = max(1, (num_evaluations - len(archs)) // PREDICTOR_ROUNDS)
+    while 10 <= len(archs) < num_evaluations:
+        predictor = fit_predictor(model.space, archs, accuracies)
+        known = {row.tobytes() for row in archs}
+        found = evolution(budget, model, predictor.predict, rng, PREDICTED)
+        order = found.archs[np.argsort(-found.accuracies, kind="stable")]
+        num = min(num_round, num_evaluations - len(archs))
+        fresh = [arch for arch in order if arch.tobytes() not in known][:num]
+        if not fresh:  # the corner is exhausted
+            break
+        archs = np.concatenate([archs, np.stack(fresh)])
+        accuracies = np.concatenate([accuracies, evaluate(np.stack(fresh))])
+    return History(archs, accuracies)
+
+
+def _first_population(
+    n: int, budget: Budget, model: LatencyModel, rng: np.random.Generator
+) -> Archs:
+    """Up to ``n`` different architectures within budget, half of them uniform ones, the dearest.
+
+    Among the uniform subnets those are likeliest to be accurate.
+    """
+    space = model.space
+    uniform = space.uniform()
+    uniform = uniform[budget.admits(uniform, model)]
+    dearest = uniform[np.argsort(-space.macs(uniform), kind="stable")][: n // 2]
+    rest = admitted_samples(n - len(dearest), budget, model, rng)
+    return np.unique(np.concatenate([dearest, rest]), axis=0)
+
+
+STRATEGIES = {"ofa": evolution, "predictor": predictor_search, "random": random_search}

@@ -20,6 +20,7 @@ from deploynas.data.published import (
     load_unlabelled,
 )
 from deploynas.device import Device
+from deploynas.errors import InvalidInputError
 from deploynas.nn import StaticNetwork, Supernet, recalibrate
 from deploynas.search import Budget, Candidate, DataRecord, SearchResult
 from deploynas.search import search as run_search
@@ -135,9 +136,14 @@ def search(
 
     Raises:
         UnknownNameError: No predictor knows the space.
-        MissingFileError, InvalidInputError: Of the weights, images, or profile.
+        MissingFileError, InvalidInputError: Of the weights, images, profile, or strategy.
         InfeasibleBudgetError: No network keeps the budget.
     """
+    if strategy == "predictor":
+        raise InvalidInputError(
+            "the strategy 'predictor' fits what a search measures, and here nothing is measured",
+            "leave out --strategy",
+        )
     space = imagenet_predictor(space_name).space
     predictor = imagenet_predictor(space)
     sides = ", ".join(map(str, space.resolutions))

