@@ -34,7 +34,7 @@ def export(
     )
     if networks.RetrainRecord.file_in(run).exists() and not inherited:
         trained = networks.open_retrained(run, data)
-    elif networks.PublishedRecord.file_in(run).exists():
+    elif result.is_published:
         trained = networks.open_published(run, result)
     else:
         dataset = networks.open_data(result.data, data)

@@ -157,7 +157,7 @@ def _print(result: SearchResult, run: Path) -> None:
     if result.random_best:
         say(f"random search, as many evaluations: {result.random_best.accuracy:.2%}")
     say(f"architecture: {best.architecture}")
-    if PublishedRecord.file_in(run).exists() and (
+    if result.is_published and (
         PublishedRecord.read(PublishedRecord.file_in(run)).batch_norm == "uncalibrated"
     ):
         warn(

@@ -1,9 +1,10 @@
 """The latency model: table of layers plus calibration on whole networks.
 
 A network's time is not the sum of its layers timed alone: it pays cache misses and reorders
-between blocks, and a lone session pays its own overhead. The sum is corrected by a scale, a
-term for each layer, an intercept, and small ridge-regularised corrections for groups of layers
-(by kernel size, width, middle channels and place), all fitted to relative errors.
+between blocks, streams weights that a layer alone keeps in a cache, and a lone session pays its
+own overhead. The sum is corrected by a scale, a term for each layer, one for each byte of
+weights, an intercept, and small ridge-regularised corrections for groups of layers (by kernel
+size, width, middle channels and place), all fitted to relative errors.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from deploynas.profile.device_profile import (
     space_key,
 )
 from deploynas.spaces import Archs, Layer, MobileSpace
+from deploynas.spaces import layers as layer_costs
 
 Floats = npt.NDArray[np.float64]
 _PENALTIES = np.geomspace(1e-4, 1e2, 13)
-NUM_FREE = 3  # scale, layers, intercept: never penalised
+NUM_FREE = 4  # intercept, scale, layers, bytes: never penalised
 
 
 class LatencyModel:
@@ -98,7 +100,8 @@ class Features:
         layers = space.layer_table
         times = np.array([profile.layer_ms(layer, precision) for layer in layers])
         self.mean_ms = float(times.mean())
-        columns = [times, np.full(len(layers), self.mean_ms)]
+        sizes = np.array([layer_costs.weight_bytes(layer) for layer in layers], np.float64)
+        columns = [times, np.full(len(layers), self.mean_ms), sizes * self.mean_ms / sizes.mean()]
         for grouping in (_by_kernel, _by_width, _by_middle, _by_place):
             names = [grouping(layer) for layer in layers]
             for name in sorted(set(names)):

@@ -81,6 +81,8 @@ class SearchResult(Artifact):
         measured_latency_ms: Of the chosen network, where the device was attached.
         profile: Path of the device profile; ``device`` is whose it is.
         core_ms, memory_ms: The reference level of the predicted latencies.
+        supernet: Run of a trained supernet, or the file of a published one.
+        is_published: Which of the two.
         inputs: Path -> SHA-256 of every file the search read.
     """
 
@@ -106,6 +108,7 @@ class SearchResult(Artifact):
     memory_ms: float
     data: DataRecord
     supernet: str
+    is_published: bool
     inputs: dict[str, str]
 
     @classmethod

@@ -140,7 +140,7 @@ def open_chosen(run: Path, result: SearchResult, dataset: ImageDataset) -> Train
     A published network comes as the search saved it; one of a trained supernet is extracted, its
     batch norms recalibrated on ``dataset``.
     """
-    if PublishedRecord.file_in(run).exists():
+    if result.is_published:
         return open_published(run, result)
     supernet = open_supernet(Path(result.supernet), dataset, other_data=True)
     return inherited(result, result.best, supernet)

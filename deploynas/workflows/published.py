@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -170,6 +169,7 @@ def search(
     result = as_result(
         outcome, model, profile_path, budget, strategy=strategy, seed=seed,
         inputs=[profile_path, weights], data=_imagenet_record(data, size), supernet=weights,
+        is_published=True,
     )  # fmt: skip
     if evaluator.kind == "predicted":
         result = _with_errors(result, predictor)
@@ -212,8 +212,9 @@ def _images(
 
 
 def _imagenet_record(data: Path | None, size: int) -> DataRecord:
-    models: Any = __import__("torchvision.models", fromlist=["models"])
-    categories = models.MobileNet_V3_Large_Weights.IMAGENET1K_V1.meta["categories"]
+    from torchvision.models import MobileNet_V3_Large_Weights
+
+    categories = MobileNet_V3_Large_Weights.IMAGENET1K_V1.meta["categories"]
     return DataRecord(
         name="imagenet",
         source=str(data or "imagenet"),

@@ -268,7 +268,7 @@ def search(
     inputs = [profile_path, supernet.run / "supernet.json", supernet.run / "supernet.safetensors"]
     result = as_result(
         outcome, model, profile_path, budget, strategy=strategy, seed=seed, inputs=inputs,
-        data=data_record(supernet.dataset), supernet=supernet.run,
+        data=data_record(supernet.dataset), supernet=supernet.run, is_published=False,
     )  # fmt: skip
     result.write(SearchResult.file_in(run))
     return result
@@ -294,6 +294,7 @@ def as_result(
     inputs: Sequence[Path],
     data: DataRecord,
     supernet: Path,
+    is_published: bool,
 ) -> SearchResult:
     """The one result format: what was found, under whose latency, from which files."""
     level = model.profile.reference
@@ -310,6 +311,7 @@ def as_result(
             "memory_ms": level.memory_ms,
             "data": data,
             "supernet": str(supernet),
+            "is_published": is_published,
             "inputs": {str(path): sha256(path) for path in inputs},
         }
     )
