@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -128,18 +129,22 @@ def validate(
     picture: Annotated[
         Path | None, typer.Option(help="PNG file; beside the profile by default.")
     ] = None,
+    budget_minutes: Annotated[
+        float, typer.Option(help="Begin no more sessions than needed after so long.")
+    ] = 2.5,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure fresh random networks now and compare them with their predictions."""
     from deploynas.artifacts import PROFILES, ensure_writable, newest
     from deploynas.device import open_same
-    from deploynas.errors import IncompleteProfileError, UnknownNameError
+    from deploynas.errors import IncompleteProfileError, UnknownNameError, require_positive
     from deploynas.profile import DeviceProfile, LatencyModel
-    from deploynas.profile.validate import fresh_archs, profiled_spaces
+    from deploynas.profile.validate import RULE, fresh_archs, profiled_spaces
     from deploynas.profile.validate import validate as run_validation
     from deploynas.report.validation import draw_validation
 
+    require_positive(budget_minutes, "--budget-minutes")
     hint = "make one: deploynas profile --device cpu"
     path = path or newest("*.json", PROFILES, "device profile", hint)
     result = DeviceProfile.read(path)
@@ -160,7 +165,10 @@ def validate(
     assert drawn is not None
     ensure_writable(drawn.parent)
     with progress(quiet) as on_progress:
-        judgement = run_validation(model, result, device, archs, on_progress=on_progress)
+        rule = replace(RULE, soft_seconds=budget_minutes * 60)
+        judgement = run_validation(
+            model, result, device, archs, rule=rule, on_progress=on_progress
+        )
     table = judgement.table
     title = f"{chosen.name} at {', '.join(map(str, chosen.resolutions))} px"
     try:

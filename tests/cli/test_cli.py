@@ -128,14 +128,15 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_layers"] > 0
 
-    done = run("profile", "validate", "--num-networks", "6", "--json", cwd=tmp_path)
+    validate = ("profile", "validate", "--budget-minutes", "0.1")
+    done = run(*validate, "--num-networks", "6", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     validated = json.loads(done.stdout)
     assert validated["num_networks"] == 6
     assert 0 <= validated["mape"] <= validated["worst"]
     with Image.open(tmp_path / validated["picture"]) as picture:
         assert picture.width > 300
-    few = ("profile", "validate", "--num-networks", "4", "--quiet", "--picture", "no.png")
+    few = (*validate, "--num-networks", "4", "--quiet", "--picture", "no.png")
     done = run(*few, cwd=tmp_path, without="matplotlib")
     assert done.returncode == 0, done.stderr
     assert "mean absolute error" in done.stdout
