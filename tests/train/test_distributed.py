@@ -69,7 +69,7 @@ def finish(process):
     assert process.returncode == 0, errors
 
 
-@pytest.mark.parametrize("schedule", ["sandwich", "progressive"])
+@pytest.mark.parametrize("schedule", ["progressive"])
 def test_two_processes_are_one(schedule, tmp_path):
     finish(start(tmp_path, schedule, 0, 1, 0))
     with socket.socket() as free:
