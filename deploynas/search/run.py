@@ -137,9 +137,7 @@ def search(
     best, measured = finalists[0], None
     if measure_ms is not None and budget.latency_ms is not None:
         on_progress("measuring finalists", 0.0)
-        best, measured = _first_within(
-            finalists[: evaluator.num_finalists], budget.latency_ms, measure_ms
-        )
+        best, measured = _first_within(finalists[:num], budget.latency_ms, measure_ms)
 
     def candidate(arch: Archs) -> Candidate:
         return describe(model, arch, accuracy(arch), evaluator.kind)
