@@ -27,19 +27,12 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Export the network of a search; parity with PyTorch is proved on real images."""
-    from deploynas.workflows import networks, steps
+    from deploynas.workflows import networks
 
     run, result = networks.open_run(
         run, lambda picked: say(f"exporting {picked}", as_json=as_json)
     )
-    if networks.RetrainRecord.file_in(run).exists() and not inherited:
-        trained = networks.open_retrained(run, data)
-    elif result.is_published:
-        trained = networks.open_published(run, result)
-    else:
-        dataset = networks.open_data(result.data, data)
-        supernet = steps.open_supernet(Path(result.supernet), dataset)
-        trained = networks.inherited(result, result.best, supernet)
+    trained = networks.open_for_export(run, result, data, as_searched=inherited)
     note = networks.profile_note(result)
     if note:
         warn(note)

@@ -22,7 +22,7 @@ from deploynas.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from deploynas.spaces import MobileSpace
+    from deploynas.spaces import StagedSpace
 
 
 def register(app: typer.Typer) -> None:
@@ -71,6 +71,7 @@ def profile(
             chosen, target, path, budget_minutes=budget_minutes, on_progress=on_progress
         )
     from deploynas.profile.device_profile import space_key
+    from deploynas.spaces import CandidateSpace
 
     validation = result.validations[space_key(chosen, "fp32")]
     if as_json:
@@ -95,7 +96,9 @@ def profile(
     say(f"networks of {chosen.name} take {ends[0]:.3g} to {ends[1]:.3g} ms here")
     middle = f"{float(np.sqrt(ends[0] * ends[1])):.2g}"
     named = "" if path == PROFILES / "cpu.json" else f" --profile {path}"
-    say(f"next: deploynas search --latency-ms {middle}{named}")
+    how = "" if chosen.name == "mobile-small" else f" --space {chosen.name}"
+    how += " --strategy proxyless" if isinstance(chosen, CandidateSpace) else ""
+    say(f"next: deploynas search{how} --latency-ms {middle}{named}")
     return None
 
 
@@ -105,13 +108,14 @@ def choose_space(
     num_classes: int | None,
     in_channels: int | None,
     resolutions: list[int] | None,
-) -> MobileSpace:
+) -> StagedSpace:
     """The space to profile: by numbers, as published, or as the data or its default needs it."""
     from deploynas.data import space_for
-    from deploynas.spaces import space
+    from deploynas.spaces import space, space_names
 
     given = num_classes is not None or in_channels is not None
-    if data is None and (given or name.startswith("ofa-")):
+    is_published = name in space_names() and space(name).num_classes == 1000
+    if data is None and (given or is_published):
         channels = 3 if in_channels is None else in_channels
         return space(name, num_classes, channels, resolutions)
     return space_for(name, open_data(data), resolutions)

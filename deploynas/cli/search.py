@@ -10,7 +10,6 @@ import typer
 from deploynas.cli.console import (
     Json,
     Quiet,
-    SpaceName,
     open_data,
     print_json,
     progress,
@@ -18,8 +17,12 @@ from deploynas.cli.console import (
     warn,
 )
 
+UPDATES = ("two-path", "reinforce")
+LATENCY_LOSSES = ("adaptive", "sum", "product")
+
 if TYPE_CHECKING:
     from deploynas.search import Candidate, SearchResult
+    from deploynas.search.result import DecisionRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -32,8 +35,13 @@ def search(
     max_flops: Annotated[float | None, typer.Option(help="MACs of one image.")] = None,
     max_params: Annotated[float | None, typer.Option(help="Parameters.")] = None,
     max_memory: Annotated[float | None, typer.Option(help="Peak memory in bytes.")] = None,
-    strategy: Annotated[str, typer.Option(help="Search strategy.")] = "ofa",
-    space_name: SpaceName = "mobile-small",
+    strategy: Annotated[str, typer.Option(help="ofa, predictor, proxyless or random.")] = "ofa",
+    space_name: Annotated[
+        str | None,
+        typer.Option(
+            "--space", help="mobile-small; proxyless-small with proxyless.", show_default=False
+        ),
+    ] = None,
     profile: Annotated[Path | None, typer.Option(help="Device profile.")] = None,
     supernet: Annotated[Path | None, typer.Option(help="Run of a trained supernet.")] = None,
     ofa_weights: Annotated[
@@ -50,7 +58,7 @@ def search(
     epochs: Annotated[
         float | None,
         typer.Option(
-            help="Where a supernet must be trained; 4, more over a small data set.",
+            help="Of a training; 4, with proxyless 30, more over a small data set.",
             show_default=False,
         ),
     ] = None,
@@ -60,6 +68,15 @@ def search(
             help="Networks to evaluate; 96, 20000 with a predictor.", min=4, show_default=False
         ),
     ] = None,
+    architecture_update: Annotated[
+        str, typer.Option(help="Of proxyless: two-path or reinforce.")
+    ] = "two-path",
+    latency_loss: Annotated[
+        str, typer.Option(help="Of proxyless: adaptive, sum or product.")
+    ] = "adaptive",
+    latency_weight: Annotated[
+        float, typer.Option(help="Of the latency losses sum and product.", min=0.0)
+    ] = 0.3,
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Always on: training goes on.")] = True,
@@ -67,6 +84,7 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Search a space under a profile's latency and other limits."""
+    from deploynas.data import space_for
     from deploynas.errors import InvalidInputError, UnknownNameError
     from deploynas.spaces import space, space_names
     from deploynas.workflows import steps
@@ -76,10 +94,19 @@ def search(
         raise typer.BadParameter("give a budget, for example --latency-ms 10")
     from deploynas.search import STRATEGIES
 
-    if strategy not in STRATEGIES:
-        raise UnknownNameError("strategy", strategy, STRATEGIES)
+    is_gradient = strategy == "proxyless"
+    if not is_gradient and strategy not in STRATEGIES:
+        raise UnknownNameError("strategy", strategy, [*STRATEGIES, "proxyless"])
+    space_name = space_name or ("proxyless-small" if is_gradient else "mobile-small")
     if space_name not in space_names():
         space(space_name)
+    if is_gradient and (ofa_weights or supernet):
+        raise InvalidInputError("a gradient search trains its own weights: leave out the others'")
+    for what, name, known in (
+        ("update", architecture_update, UPDATES), ("latency loss", latency_loss, LATENCY_LOSSES),
+    ):  # fmt: skip
+        if name not in known:
+            raise UnknownNameError(what, name, known)
     if ofa_weights is None and calibration_images is not None:
         raise InvalidInputError("--calibration-images goes with --ofa-weights")
     if ofa_weights is not None and supernet is not None:
@@ -110,9 +137,22 @@ def search(
                 num_evaluations=evaluations or published.NUM_EVALUATIONS,
                 on_progress=on_progress, on_note=note,
             )  # fmt: skip
-        else:
-            from deploynas.data import space_for
+        elif is_gradient:
+            from deploynas.workflows import proxyless
 
+            dataset = open_data(data)
+            run = output or RUNS / f"{space_name}-{dataset.name}"
+            recipe = proxyless.recipe_for(
+                dataset, epochs, seed,
+                {"update": architecture_update, "latency_loss": latency_loss,
+                 "latency_weight": latency_weight},
+            )  # fmt: skip
+            result = proxyless.search(
+                space_for(space_name, dataset), dataset, path, budget, run, recipe,
+                device=device, num_evaluations=evaluations or proxyless.NUM_EVALUATIONS,
+                on_progress=on_progress, on_note=note,
+            )  # fmt: skip
+        else:
             dataset = open_data(data)
             run = output or RUNS / f"{space_name}-{dataset.name}"
             result = steps.train_and_search(
@@ -139,11 +179,12 @@ def _document(result: SearchResult, run: Path) -> dict[str, object]:
         "measured_latency_ms": result.measured_latency_ms,
         "random_best": result.random_best and result.random_best.model_dump(),
         "front": [point.model_dump() for point in result.front],
+        "decision": result.decision and result.decision.model_dump(),
     }
 
 
 def _print(result: SearchResult, run: Path) -> None:
-    from deploynas.workflows.networks import PublishedRecord
+    from deploynas.workflows.networks import ChosenRecord
 
     best = result.best
     for name in result.not_binding:
@@ -155,16 +196,35 @@ def _print(result: SearchResult, run: Path) -> None:
     )
     say(_accuracy(best))
     if result.random_best:
-        say(f"random search, as many evaluations: {result.random_best.accuracy:.2%}")
+        say(
+            f"random search, {result.num_evaluations} networks with the same weights: "
+            f"{result.random_best.accuracy:.2%}"
+        )
+    if result.decision:
+        say(_decision(result.decision))
     say(f"architecture: {best.architecture}")
-    if result.is_published and (
-        PublishedRecord.read(PublishedRecord.file_in(run)).batch_norm == "uncalibrated"
+    if result.weights == "published" and (
+        ChosenRecord.read(ChosenRecord.file_in(run)).batch_norm == "uncalibrated"
     ):
         warn(
             "the sliced batch norms are uncalibrated, so that the network is not yet as accurate "
             "as predicted: pass --calibration-images DIR, about 2,000 images without labels"
         )
-    say(f"saved in {run}; next: deploynas export {run}")
+    after = "retrain" if result.weights == "paths" else "export"
+    anew = " --from-scratch" if result.weights == "paths" else ""
+    say(f"saved in {run}; next: deploynas {after} {run}{anew}")
+
+
+def _decision(decision: DecisionRecord) -> str:
+    """What the budget cost, in one line."""
+    how = "the likeliest within budget" if decision.is_exact else "found by a bounded search"
+    cost = decision.free_log_probability - decision.log_probability
+    if not decision.num_changed:
+        return f"the learned probabilities' own favourite keeps the budget ({how})"
+    return (
+        f"{how}: {decision.num_changed} blocks are not the favourite, which is e^{cost:.1f} "
+        "times as likely"
+    )
 
 
 def _accuracy(best: Candidate) -> str:

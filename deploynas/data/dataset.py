@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deploynas.errors import InvalidInputError
-from deploynas.spaces import MobileSpace, space
+from deploynas.spaces import StagedSpace, space
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -198,9 +198,14 @@ def resolutions_for(size: int) -> tuple[int, ...]:
 
 def space_for(
     name: str, dataset: ImageDataset, resolutions: Sequence[int] | None = None
-) -> MobileSpace:
-    """A search space with the data's classes, channels and (where None) resolutions."""
-    sides = resolutions or resolutions_for(dataset.size)
+) -> StagedSpace:
+    """A search space with the data's classes, channels and (where None) resolutions.
+
+    A space that has one resolution gets the data's own.
+    """
+    is_elastic = len(space(name).resolutions) > 1
+    own = resolutions_for(dataset.size) if is_elastic else (round_side(dataset.size),)
+    sides = resolutions or own
     return space(name, dataset.num_classes, dataset.channels, sides)
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from deploynas.artifacts import Artifact, Record
 from deploynas.device import Identity
+from deploynas.spaces import ArchRecord
 
 Weights = Literal["inherited", "fine-tuned", "from-scratch", "published"]
 BatchNorm = Literal["calibrated", "uncalibrated"]
@@ -47,7 +48,7 @@ class Manifest(Artifact):
     VERSION: ClassVar[int] = 1
 
     space: dict[str, str | int | list[int]]
-    architecture: dict[str, int | list[int]]
+    architecture: ArchRecord
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     data_fingerprint: str

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from deploynas.artifacts import Artifact, Record
 from deploynas.device import Estimate, Identity, Level, Samples
 from deploynas.errors import DeviceMismatchError, IncompleteProfileError, OutputError
-from deploynas.spaces import Layer, MobileSpace
+from deploynas.spaces import ArchRecord, Layer, StagedSpace
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
@@ -81,12 +81,12 @@ class LayerRecord(Record):
 class NetworkRecord(Record):
     """A measured whole network: its architecture in dict form, and samples."""
 
-    architecture: dict[str, int | list[int]]
+    architecture: ArchRecord
     samples: SampleRecord
 
     @field_validator("architecture")
     @classmethod
-    def _has_a_resolution(cls, value: dict[str, int | list[int]]) -> dict[str, int | list[int]]:
+    def _has_a_resolution(cls, value: ArchRecord) -> ArchRecord:
         if not isinstance(value.get("resolution"), int):
             raise ValueError("a calibration network without resolution")
         return value
@@ -177,11 +177,11 @@ class DeviceProfile(Artifact):
         """Median latency of a layer, milliseconds; KeyError where it is not measured."""
         return self._estimates[layer_key(layer, precision)].median
 
-    def missing(self, space: MobileSpace, precision: str = "fp32") -> list[Layer]:
+    def missing(self, space: StagedSpace, precision: str = "fp32") -> list[Layer]:
         """Layers of ``space`` that the profile lacks."""
         return [x for x in space.layer_table if layer_key(x, precision) not in self.layers]
 
-    def restrict(self, space: MobileSpace, precision: str = "fp32") -> MobileSpace:
+    def restrict(self, space: StagedSpace, precision: str = "fp32") -> StagedSpace:
         """``space`` with the resolutions whose every layer is measured.
 
         Raises:
@@ -221,12 +221,12 @@ def layer_key(layer: Layer, precision: str) -> str:
     return f"{precision}/{layer.key}"
 
 
-def space_key(space: MobileSpace, precision: str) -> str:
+def space_key(space: StagedSpace, precision: str) -> str:
     """Key of a space's calibration; its resolutions are pooled."""
     return f"{precision}/{space.name}/{space.num_classes}/{space.in_channels}"
 
 
-def profile_command(space: MobileSpace, identity: Identity) -> str:
+def profile_command(space: StagedSpace, identity: Identity) -> str:
     """The command that adds a space's layers to the profile of a device."""
     threads = f" --threads {identity.threads}" if identity.threads > 1 else ""
     sides = "".join(f" --resolution {r}" for r in space.resolutions)

@@ -21,7 +21,7 @@ from deploynas.profile.device_profile import (
     profile_command,
     space_key,
 )
-from deploynas.spaces import Archs, Layer, MobileSpace
+from deploynas.spaces import Archs, Layer, StagedSpace
 from deploynas.spaces import layers as layer_costs
 
 Floats = npt.NDArray[np.float64]
@@ -47,7 +47,7 @@ class LatencyModel:
     """
 
     def __init__(
-        self, space: MobileSpace, profile: DeviceProfile, precision: str = "fp32"
+        self, space: StagedSpace, profile: DeviceProfile, precision: str = "fp32"
     ) -> None:
         self.space = profile_complete(space, profile, precision)
         self.profile = profile
@@ -74,6 +74,16 @@ class LatencyModel:
         self._table = self._features.table @ self._weights[1:]
         self._intercept = self._features.mean_ms * self._weights[0]
 
+    @property
+    def layer_ms(self) -> Floats:
+        """``(len(layer_table),)`` what each layer adds to a network's prediction."""
+        return self._table
+
+    @property
+    def intercept_ms(self) -> float:
+        """What every network's prediction has beside its layers."""
+        return float(self._intercept)
+
     def predict_ms(self, archs: Archs) -> Floats:
         """``(n,)`` milliseconds at the profile's reference level."""
         total: Floats = self.space.sum_over_layers(archs, self._table) + self._intercept
@@ -95,7 +105,7 @@ class Features:
         table: ``(len(layer_table), num_features - 1)``; column 0 of the features is constant.
     """
 
-    def __init__(self, space: MobileSpace, profile: DeviceProfile, precision: str) -> None:
+    def __init__(self, space: StagedSpace, profile: DeviceProfile, precision: str) -> None:
         self._space = space
         layers = space.layer_table
         times = np.array([profile.layer_ms(layer, precision) for layer in layers])
@@ -137,13 +147,13 @@ def fit(features: Floats, measured: Floats) -> Floats:
     shrunk to zero.
     """
     x, y = features / measured[:, None], np.ones(len(measured))
+    # the prior: the network is the sum of its layers (scale 1, nothing else)
+    prior = np.zeros(x.shape[1])
+    prior[1] = 1.0
     best: tuple[float, Floats] | None = None
     for penalty in _PENALTIES:
         ridge = np.full(x.shape[1], penalty)
         ridge[:NUM_FREE] = 1e-9
-        # the prior: the network is the sum of its layers (scale 1, nothing else)
-        prior = np.zeros(x.shape[1])
-        prior[1] = 1.0
         inverse = np.linalg.inv(x.T @ x + np.diag(ridge))
         weights = prior + inverse @ x.T @ (y - x @ prior)
         leverage = np.einsum("ij,jk,ik->i", x, inverse, x)
@@ -161,7 +171,9 @@ def cross_validate(features: Floats, measured: Floats, num_folds: int = 10) -> F
     predicted = np.empty(len(measured))
     for fold in range(num_folds):
         held = folds == fold
-        if held.any():
+        if held.all():  # a space of one network: nothing to fit to but the sum of its layers
+            predicted = features[:, 1].copy()
+        elif held.any():
             predicted[held] = features[held] @ fit(features[~held], measured[~held])
     return predicted
 
@@ -196,8 +208,8 @@ def kendall_tau(first: Floats, second: Floats) -> float:
 
 
 def profile_complete(
-    space: MobileSpace, profile: DeviceProfile, precision: str = "fp32"
-) -> MobileSpace:
+    space: StagedSpace, profile: DeviceProfile, precision: str = "fp32"
+) -> StagedSpace:
     """Return ``space`` if the profile holds all its layers, at every resolution.
 
     Raises:

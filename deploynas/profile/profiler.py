@@ -28,7 +28,7 @@ from deploynas.profile.device_profile import (
     space_key,
 )
 from deploynas.profile.latency_model import Features, cross_validate, judge
-from deploynas.spaces import Archs, Layer, MobileSpace
+from deploynas.spaces import Archs, Layer, StagedSpace
 from deploynas.spaces import layers as layer_costs
 from deploynas.spaces.layers import Node, chain
 
@@ -44,7 +44,7 @@ LAYER_SHARE = 0.35  # of the soft time limit
 
 
 def profile_space(
-    space: MobileSpace,
+    space: StagedSpace,
     device: Device,
     path: Path,
     *,
@@ -200,7 +200,7 @@ def _costs(layer: Layer, counted_by: str) -> tuple[int, int]:
     return layer_costs.macs(layer), layer_costs.params(layer)
 
 
-def _calibration_archs(space: MobileSpace, profile: DeviceProfile) -> Archs:
+def _calibration_archs(space: StagedSpace, profile: DeviceProfile) -> Archs:
     """Networks that calibrate: half uniform, half spread over the space's range of sizes.
 
     A space that was calibrated at other resolutions keeps those networks beside the new ones.
@@ -224,7 +224,7 @@ def _calibration_archs(space: MobileSpace, profile: DeviceProfile) -> Archs:
 
 
 def _with_networks(
-    profile: DeviceProfile, space: MobileSpace, archs: Archs, samples: list[Samples]
+    profile: DeviceProfile, space: StagedSpace, archs: Archs, samples: list[Samples]
 ) -> DeviceProfile:
     key = space_key(space, "fp32")
     records = list(profile.networks.get(key, ()))

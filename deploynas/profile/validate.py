@@ -24,7 +24,7 @@ from deploynas.profile.device_profile import (
     space_key,
 )
 from deploynas.profile.latency_model import LatencyModel, judge
-from deploynas.spaces import Archs, MobileSpace
+from deploynas.spaces import Archs, StagedSpace
 
 Floats = npt.NDArray[np.float64]
 RULE = StopRule(
@@ -97,7 +97,7 @@ class Judgement:
         return sum(e.unstable for e in self.measured)
 
 
-def profiled_spaces(profile: DeviceProfile, precision: str = "fp32") -> list[MobileSpace]:
+def profiled_spaces(profile: DeviceProfile, precision: str = "fp32") -> list[StagedSpace]:
     """The spaces that a profile was calibrated for, at the resolutions that it holds."""
     found = []
     for key, records in profile.networks.items():
@@ -108,7 +108,7 @@ def profiled_spaces(profile: DeviceProfile, precision: str = "fp32") -> list[Mob
     return found
 
 
-def fresh_archs(space: MobileSpace, profile: DeviceProfile, num: int, seed: int = SEED) -> Archs:
+def fresh_archs(space: StagedSpace, profile: DeviceProfile, num: int, seed: int = SEED) -> Archs:
     """``num`` random architectures, none of which calibrated ``profile``."""
     records = profile.networks.get(space_key(space, "fp32"), ())
     held = [r.architecture for r in records if r.resolution in space.resolutions]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from deploynas.spaces import Archs, MobileSpace
+from deploynas.spaces import Archs, StagedSpace
 
 Floats = npt.NDArray[np.float64]
 NUM_FREE = 3  # constant, log MACs, log params: never penalised
@@ -18,7 +18,7 @@ CEILINGS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12)  # above the best accuracy seen
 PENALTIES = np.geomspace(1e-2, 3e2, 15)
 
 
-def features(space: MobileSpace, archs: Archs) -> Floats:
+def features(space: StagedSpace, archs: Archs) -> Floats:
     """``(n, num_features)``: size, each stage's width and kernels, each block's options."""
     depths, kernels, ratios = space.unpacked(archs)
     columns = [

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from deploynas.artifacts import Record
 from deploynas.errors import InfeasibleBudgetError
 from deploynas.profile import LatencyModel
-from deploynas.spaces import Archs, MobileSpace
+from deploynas.spaces import Archs, StagedSpace
 
 Bools = npt.NDArray[np.bool_]
 
@@ -27,7 +27,7 @@ class Budget(Record):
     peak_memory_bytes: float | None = None
 
     def _costs(self, archs: Archs, model: LatencyModel) -> dict[str, np.ndarray]:
-        space: MobileSpace = model.space
+        space: StagedSpace = model.space
         functions = {
             "latency_ms": model.upper_ms,
             "macs": space.macs,
@@ -45,6 +45,13 @@ class Budget(Record):
             admitted &= cost <= limits[name]
         return admitted
 
+    def lowest(self, model: LatencyModel) -> dict[str, float]:
+        """The lowest cost of a network of one kind of block, for each limit."""
+        return {
+            name: float(cost.min())
+            for name, cost in self._costs(model.space.uniform(), model).items()
+        }
+
     def require_reachable(self, model: LatencyModel, rng: np.random.Generator) -> list[str]:
         """Check the limits against the space's cheapest and dearest networks.
 
@@ -56,8 +63,7 @@ class Budget(Record):
                 reachable values.
         """
         space = model.space
-        extremes = space.uniform()
-        extremes = np.concatenate([extremes, space.sample(2_000, rng)])
+        extremes = np.concatenate([space.uniform(), space.sample(2_000, rng)])
         limits = self.model_dump()
         costs = self._costs(extremes, model)
         for name, cost in costs.items():

@@ -14,7 +14,7 @@ import numpy as np
 from deploynas.artifacts import Artifact
 from deploynas.errors import UnknownNameError
 from deploynas.search.accuracy_model import Floats, features, predict
-from deploynas.spaces import Archs, MobileSpace, space
+from deploynas.spaces import Archs, StagedSpace, space
 
 FOLDER = Path(__file__).parent
 SUFFIX = ".imagenet.json"
@@ -57,7 +57,7 @@ class ImageNetPredictor:
         rmse: Held-out error, a fraction.
     """
 
-    def __init__(self, record: ImageNetRecord, given: MobileSpace) -> None:
+    def __init__(self, record: ImageNetRecord, given: StagedSpace) -> None:
         self.record = record
         self.rmse = record.rmse
         self.space = given.with_resolutions(record.resolutions)
@@ -96,7 +96,7 @@ class ImageNetPredictor:
         return rows, known
 
 
-def imagenet_predictor(name: str | MobileSpace) -> ImageNetPredictor:
+def imagenet_predictor(name: str | StagedSpace) -> ImageNetPredictor:
     """The ImageNet accuracy predictor of a space.
 
     Args:

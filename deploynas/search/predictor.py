@@ -16,7 +16,7 @@ import numpy as np
 from deploynas.profile.latency_model import kendall_tau
 from deploynas.search import accuracy_model
 from deploynas.search.accuracy_model import Floats
-from deploynas.spaces import Archs, MobileSpace
+from deploynas.spaces import Archs, StagedSpace
 
 Model = Callable[[Floats], Floats]
 NUM_FOLDS = 5
@@ -39,7 +39,7 @@ class AccuracyPredictor:
         held_out: Every kind's error there.
     """
 
-    space: MobileSpace
+    space: StagedSpace
     kind: str
     held_out: dict[str, HeldOut]
     _model: Model
@@ -49,7 +49,7 @@ class AccuracyPredictor:
         return self._model(accuracy_model.features(self.space, archs))
 
 
-def fit_predictor(space: MobileSpace, archs: Archs, accuracies: Floats) -> AccuracyPredictor:
+def fit_predictor(space: StagedSpace, archs: Archs, accuracies: Floats) -> AccuracyPredictor:
     """Compare the kinds by cross-validation, and fit the best to all pairs.
 
     Args:

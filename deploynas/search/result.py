@@ -8,8 +8,10 @@ from typing import ClassVar, Literal
 from deploynas.artifacts import Artifact, Record
 from deploynas.device import Identity
 from deploynas.search.budget import Budget
+from deploynas.spaces import ArchRecord
 
 AccuracyKind = Literal["measured", "predicted"]
+SearchWeights = Literal["shared", "published", "paths"]
 
 
 class Candidate(Record):
@@ -25,7 +27,7 @@ class Candidate(Record):
         accuracy_extrapolated: The predictor was fitted to nothing like this network.
     """
 
-    architecture: dict[str, int | list[int]]
+    architecture: ArchRecord
     predicted_latency_ms: float | None
     prediction_error: float
     extrapolated: bool
@@ -45,9 +47,34 @@ class FrontPoint(Record):
     predicted.
     """
 
-    architecture: dict[str, int | list[int]]
+    architecture: ArchRecord
     predicted_latency_ms: float
     accuracy: float
+
+
+class DecisionRecord(Record):
+    """How a gradient search came from probabilities to a network.
+
+    Attributes:
+        log_probability: Of the chosen network.
+        kept_log_probability: Of the likeliest network within budget, however cheap.
+        free_log_probability: Of the likeliest network without a budget; what is between is what
+            the budget cost.
+        free_architecture: That network.
+        num_changed: Blocks that the budget decided otherwise.
+        is_exact: Within budget no network is likelier among those that cost as much or more.
+        expected: E[cost] of every limited cost in the end.
+        entropy: Mean over the blocks in the end, as a share of its maximum.
+    """
+
+    log_probability: float
+    kept_log_probability: float
+    free_log_probability: float
+    free_architecture: ArchRecord
+    num_changed: int
+    is_exact: bool
+    expected: dict[str, float]
+    entropy: float
 
 
 class DataRecord(Record):
@@ -81,8 +108,9 @@ class SearchResult(Artifact):
         measured_latency_ms: Of the chosen network, where the device was attached.
         profile: Path of the device profile; ``device`` is whose it is.
         core_ms, memory_ms: The reference level of the predicted latencies.
-        supernet: Run of a trained supernet, or the file of a published one.
-        is_published: Which of the two.
+        supernet: Run of a trained supernet, the file of a published one, or the search's own run.
+        weights: Which of the three: ``shared``, ``published``, or a set a path.
+        decision: Of a gradient search.
         inputs: Path -> SHA-256 of every file the search read.
     """
 
@@ -108,7 +136,8 @@ class SearchResult(Artifact):
     memory_ms: float
     data: DataRecord
     supernet: str
-    is_published: bool
+    weights: SearchWeights
+    decision: DecisionRecord | None = None
     inputs: dict[str, str]
 
     @classmethod

@@ -73,6 +73,7 @@ def search(
     seed: int,
     num_evaluations: int,
     measure_ms: MeasureMs | None,
+    decided: Archs | None = None,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> Outcome:
     """Find the most accurate network within budget.
@@ -81,12 +82,14 @@ def search(
         model: Space and latency.
         evaluator: Accuracy of architectures.
         budget: Hard limits.
-        strategy: A key of ``STRATEGIES``.
+        strategy: A key of ``STRATEGIES``; the strategy's name where the networks are
+            ``decided``.
         seed: Of every draw.
         num_evaluations: Architectures that the strategy, and the random search, may evaluate.
-        on_progress: Called with what is going on and its share done.
         measure_ms: Measures a network on the attached device (its upper confidence bound);
             None where the device is elsewhere, so that the prediction's bound decides.
+        decided: What a gradient search found, the first choice first: nothing else wins.
+        on_progress: Called with what is going on and its share done.
 
     Raises:
         InfeasibleBudgetError: No network keeps the budget, by prediction or by measurement.
@@ -112,9 +115,12 @@ def search(
             full[key] = float(evaluator.final(arch[None])[0])
         return full[key]
 
-    history = STRATEGIES[strategy](budget, model, evaluate, rng, num_evaluations)
     num = evaluator.num_finalists
-    finalists = _finalists(history, num, accuracy)
+    if decided is None:
+        history = STRATEGIES[strategy](budget, model, evaluate, rng, num_evaluations)
+        finalists = _finalists(history, num, accuracy)
+    else:
+        history, finalists = History(decided, evaluate(decided)), decided
     others = None
     if strategy != "random":
         beside = _random(budget, model, evaluate, seed, num_evaluations)
@@ -125,12 +131,11 @@ def search(
     if len(uniform):
         dearest = uniform[np.argsort(-space.macs(uniform), kind="stable")][:24]
         uniform_finalists = _finalists(History(dearest, evaluate(dearest)), num, accuracy)
-        if strategy != "random":  # what was evaluated on the way may win as well
+        if strategy != "random" and decided is None:  # what was evaluated on the way may win
             merged = np.unique(np.concatenate([finalists, uniform_finalists]), axis=0)
             finalists = merged[np.argsort([-accuracy(arch) for arch in merged], kind="stable")]
-    if "latency_ms" in not_binding and len(not_binding) == len(
-        budget.model_dump(exclude_none=True)
-    ):
+    all_slack = len(not_binding) == len(budget.model_dump(exclude_none=True))
+    if all_slack and decided is None:
         known_best = finalists if others is None else np.concatenate([finalists, others])
         merged = np.unique(np.concatenate([known_best, space.largest()]), axis=0)
         finalists = merged[np.argsort([-accuracy(arch) for arch in merged], kind="stable")]

@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deploynas.errors import UnknownNameError
-from deploynas.spaces.base import Archs, Choice, SearchSpace, Slot
+from deploynas.spaces.base import ArchRecord, Archs, Choice, SearchSpace, Slot
+from deploynas.spaces.candidates import CANDIDATE_TABLES, CandidateSpace
 from deploynas.spaces.layers import Layer, Node
 from deploynas.spaces.mobile import TABLES, MobileSpace
 from deploynas.spaces.published import parse_net
+from deploynas.spaces.staged import StagedSpace
 
 __all__ = [
+    "ArchRecord",
     "Archs",
+    "CandidateSpace",
     "Choice",
     "Layer",
     "MobileSpace",
     "Node",
     "SearchSpace",
     "Slot",
+    "StagedSpace",
     "parse_net",
     "space",
     "space_names",
@@ -26,7 +31,7 @@ __all__ = [
 
 def space_names() -> list[str]:
     """Names that :func:`space` knows."""
-    return list(TABLES)
+    return [*TABLES, *CANDIDATE_TABLES]
 
 
 def space(
@@ -34,7 +39,7 @@ def space(
     num_classes: int | None = None,
     in_channels: int = 3,
     resolutions: Sequence[int] | None = None,
-) -> MobileSpace:
+) -> StagedSpace:
     """Build a search space by name.
 
     Args:
@@ -46,11 +51,12 @@ def space(
     Raises:
         UnknownNameError: No such space; the message suggests the nearest name.
     """
-    if name not in TABLES:
-        raise UnknownNameError("search space", name, TABLES)
-    return MobileSpace(
+    if name not in space_names():
+        raise UnknownNameError("search space", name, space_names())
+    kind = MobileSpace if name in TABLES else CandidateSpace
+    return kind(
         name,
-        TABLES[name],
+        TABLES.get(name) or CANDIDATE_TABLES[name],
         num_classes=num_classes,
         in_channels=in_channels,
         resolutions=resolutions,

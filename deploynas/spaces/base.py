@@ -10,6 +10,7 @@ import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,13 @@ from deploynas.spaces.layers import Layer, Node
 
 Archs = npt.NDArray[np.integer]
 ArchDict = Mapping[str, object]
+ArchRecord = dict[str, int | list[int] | list[str]]  # the dict form in a file
 _CHUNK = 16_384  # rows that keep a slot's working set inside the cache
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A named, ordered set of options."""
+    """A named, ordered set of options, the cheapest first."""
 
     name: str
     options: tuple[int | str, ...]
@@ -88,6 +90,17 @@ class SearchSpace(abc.ABC):
     def decode(self, archs: Archs) -> list[dict[str, object]]:
         """Option indices -> dict form, for files and people."""
 
+    @abc.abstractmethod
+    def with_resolutions(self, resolutions: Sequence[int]) -> Self:
+        """The same space at other resolutions."""
+
+    @abc.abstractmethod
+    def uniform(self) -> Archs:
+        """The networks that a person would draw: one kind of block everywhere.
+
+        ``(n, num_choices)``; the smallest and the largest network are among them.
+        """
+
     @property
     def spec(self) -> dict[str, object]:
         """What rebuilds this space: ``deploynas.space(**spec)``."""
@@ -107,6 +120,25 @@ class SearchSpace(abc.ABC):
         """``n`` architectures, every choice drawn uniformly."""
         archs = rng.integers(0, self.num_options, size=(n, len(self.choices)), dtype=np.int64)
         return self.canonical(archs.astype(np.uint8))
+
+    def sample_spread(self, n: int, rng: np.random.Generator) -> Archs:
+        """``n`` architectures spread from small to large.
+
+        Uniform draws crowd around the middle of the range of costs; here each network has its
+        own leaning to low or high options.
+        """
+        leaning = np.exp(np.linspace(-1.5, 1.5, n))[:, None]
+        shares = rng.beta(leaning, 1 / leaning, (n, len(self.choices)))
+        options = np.minimum(shares * self.num_options, self.num_options - 1)
+        return self.canonical(options.astype(np.uint8))
+
+    def smallest(self) -> Archs:
+        """``(1, num_choices)`` the architecture of the first options."""
+        return np.zeros((1, len(self.choices)), np.uint8)
+
+    def largest(self) -> Archs:
+        """``(1, num_choices)`` the architecture of the last options."""
+        return (self.num_options[None] - 1).astype(np.uint8)
 
     def mutate(self, archs: Archs, probability: float, rng: np.random.Generator) -> Archs:
         """Redraw each choice with ``probability``."""
@@ -138,24 +170,28 @@ class SearchSpace(abc.ABC):
 
     def macs(self, archs: Archs) -> npt.NDArray[np.int64]:
         """``(n,)`` multiply-adds of convolutions and linear layers for one image, exact."""
-        return self.sum_over_layers(archs, self._layer_costs["macs"])
+        return self.sum_over_layers(archs, self.layer_values("macs"))
 
     def params(self, archs: Archs) -> npt.NDArray[np.int64]:
         """``(n,)`` trainable parameters, exact."""
-        return self.sum_over_layers(archs, self._layer_costs["params"])
+        return self.sum_over_layers(archs, self.layer_values("params"))
 
     def weight_bytes(self, archs: Archs) -> npt.NDArray[np.int64]:
         """``(n,)`` bytes of the deployed float32 weights (batch norms folded)."""
-        return self.sum_over_layers(archs, self._layer_costs["weight_bytes"])
+        return self.sum_over_layers(archs, self.layer_values("weight_bytes"))
 
     def peak_memory_bytes(self, archs: Archs) -> npt.NDArray[np.int64]:
         """``(n,)`` weight bytes plus peak bytes of live feature maps.
 
         The schedule assumed stands at :func:`deploynas.spaces.layers.peak_activation_bytes`.
         """
-        activations = self.max_over_layers(archs, self._layer_costs["peak_activation_bytes"])
+        activations = self.max_over_layers(archs, self.layer_values("peak_activation_bytes"))
         total: npt.NDArray[np.int64] = self.weight_bytes(archs) + activations
         return total
+
+    def layer_values(self, name: str) -> npt.NDArray[np.int64]:
+        """``(len(layer_table),)`` ``macs``, ``params`` or another cost of every layer."""
+        return self._layer_costs[name]
 
     @cached_property
     def _layer_costs(self) -> dict[str, npt.NDArray[np.int64]]:

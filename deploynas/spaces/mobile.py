@@ -9,44 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
 
 from deploynas.errors import InvalidInputError
-from deploynas.spaces.base import ArchDict, Archs, Choice, SearchSpace, Slot
-from deploynas.spaces.layers import Activation, Layer, make_divisible
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A run of blocks of one width; the first of them has the stride."""
-
-    width: int
-    stride: int
-    activation: Activation
-    se: bool
-    depths: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StageTable:
-    """All that defines a mobile space. ``head_features`` 0 means no second head layer."""
-
-    stem_width: int
-    first_width: int
-    first_activation: Activation
-    stages: tuple[Stage, ...]
-    head_width: int
-    head_features: int
-    activation: Activation  # of stem and head
-    kernel_sizes: tuple[int, ...]
-    expand_ratios: tuple[int, ...]
-    resolutions: tuple[int, ...]
-    num_classes: int
-    batch_norm_eps: float = 1e-5
-
+from deploynas.spaces.base import ArchDict, Archs, Choice
+from deploynas.spaces.layers import Layer, make_divisible
+from deploynas.spaces.staged import Block, Stage, StagedSpace, StageTable
 
 _D = (2, 3, 4)
 _OFA_RESOLUTIONS = (128, 144, 160, 176, 192, 208, 224)
@@ -80,7 +51,7 @@ def _ofa_mbv3(width: float) -> StageTable:
     )
 
 
-def _ofa_proxyless(width: float) -> StageTable:
+def ofa_proxyless(width: float) -> StageTable:
     """OFAProxylessNASNets of the once-for-all repository, at a width multiplier."""
 
     def scaled(channels: int) -> int:
@@ -133,119 +104,55 @@ TABLES: Mapping[str, StageTable] = {
     "mobile-small": MOBILE_SMALL,
     "ofa-mbv3-w1.0": _ofa_mbv3(1.0),
     "ofa-mbv3-w1.2": _ofa_mbv3(1.2),
-    "ofa-proxyless-w1.3": _ofa_proxyless(1.3),
+    "ofa-proxyless-w1.3": ofa_proxyless(1.3),
 }
 
 
-class MobileSpace(SearchSpace):
+class MobileSpace(StagedSpace):
     """A once-for-all space built from a stage table.
 
     Columns of an architecture: resolution, one depth per stage, then kernel size and then
     expand ratio of every block, blocks past their stage's depth holding option 0.
     """
 
-    def __init__(
-        self,
-        name: str,
-        table: StageTable,
-        *,
-        num_classes: int | None = None,
-        in_channels: int = 3,
-        resolutions: Sequence[int] | None = None,
-    ) -> None:
-        self.name = name
-        self.table = table
-        self.num_classes = table.num_classes if num_classes is None else num_classes
-        self.in_channels = in_channels
-        self.resolutions = tuple(
-            sorted(set(table.resolutions if resolutions is None else resolutions))
-        )
-        if self.num_classes < 1 or in_channels < 1 or min(self.resolutions, default=0) < 8:
-            raise InvalidInputError(
-                f"{name} needs at least one class, one channel and resolutions of 8 px or more, "
-                f"got {self.num_classes}, {in_channels} and {list(self.resolutions)}"
-            )
-        self._stage_of_block = [i for i, s in enumerate(table.stages) for _ in range(s.depths[-1])]
-        self._place_in_stage = [p for s in table.stages for p in range(s.depths[-1])]
-        num_stages, num_blocks = len(table.stages), len(self._stage_of_block)
-        self._depth_columns = list(range(1, 1 + num_stages))
-        self._kernel_columns = [1 + num_stages + b for b in range(num_blocks)]
-        self._expand_columns = [1 + num_stages + num_blocks + b for b in range(num_blocks)]
-        block_names = [
-            f"stage{s + 1}.block{p + 1}"
-            for s, p in zip(self._stage_of_block, self._place_in_stage, strict=True)
-        ]
-        self.choices = (
-            Choice("resolution", self.resolutions),
-            *(Choice(f"stage{i + 1}.depth", s.depths) for i, s in enumerate(table.stages)),
-            *(Choice(f"{b}.kernel_size", table.kernel_sizes) for b in block_names),
-            *(Choice(f"{b}.expand_ratio", table.expand_ratios) for b in block_names),
-        )
-        self.slots, self.layer_table = self._walk()
+    @cached_property
+    def _depth_columns(self) -> list[int]:
+        return list(range(1, 1 + len(self.table.stages)))
 
-    def _walk(self) -> tuple[tuple[Slot, ...], tuple[Layer, ...]]:
-        """The shape walk over every option: slots in order, and the distinct layers."""
+    @cached_property
+    def _kernel_columns(self) -> list[int]:
+        return [self._depth_columns[-1] + 1 + i for i in range(len(self.blocks))]
+
+    @cached_property
+    def _expand_columns(self) -> list[int]:
+        return [self._kernel_columns[-1] + 1 + i for i in range(len(self.blocks))]
+
+    def _block_choices(self) -> Sequence[Choice]:
         t = self.table
-        index: dict[Layer, int] = {}
+        return (
+            *(Choice(f"stage{i + 1}.depth", s.depths) for i, s in enumerate(t.stages)),
+            *(Choice(f"{block.name}.kernel_size", t.kernel_sizes) for block in self.blocks),
+            *(Choice(f"{block.name}.expand_ratio", t.expand_ratios) for block in self.blocks),
+        )
 
-        def ids(layers: Sequence[Layer | None]) -> list[int]:
-            return [-1 if x is None else index.setdefault(x, len(index)) for x in layers]
-
-        sides = list(self.resolutions)
-        stem = [
-            Layer(
-                "conv", self.in_channels, t.stem_width, r, r, kernel_size=3, stride=2,
-                activation=t.activation, batch_norm_eps=t.batch_norm_eps,
-            )
-            for r in sides
-        ]  # fmt: skip
-        slots = [Slot((0,), np.array(ids(stem)))]
-        sides = [layer.out_height for layer in stem]
-        first = [
-            mbconv(
-                t.stem_width, t.first_width, side, 3, 1, expand_ratio=1, se=False,
-                activation=t.first_activation, eps=t.batch_norm_eps,
-            )
-            for side in sides
-        ]  # fmt: skip
-        slots.append(Slot((0,), np.array(ids(first))))
-        channels = t.first_width
-        for block, (s, place) in enumerate(
-            zip(self._stage_of_block, self._place_in_stage, strict=True)
-        ):
-            stage = t.stages[s]
-            stride = stage.stride if place == 0 else 1
-            options = [
-                mbconv(
-                    channels, stage.width, side, kernel_size, stride, expand_ratio=expand_ratio,
-                    se=stage.se, activation=stage.activation, eps=t.batch_norm_eps,
-                )
-                if place < depth
-                else None
-                for side in sides
-                for depth in stage.depths
-                for kernel_size in t.kernel_sizes
-                for expand_ratio in t.expand_ratios
-            ]  # fmt: skip
-            shape = (len(sides), len(stage.depths), len(t.kernel_sizes), len(t.expand_ratios))
-            columns = (
-                0,
-                self._depth_columns[s],
-                self._kernel_columns[block],
-                self._expand_columns[block],
-            )
-            slots.append(Slot(columns, np.array(ids(options)).reshape(shape)))
-            channels, sides = stage.width, [-(-side // stride) for side in sides]
-        head = [
-            Layer(
-                "head", channels, self.num_classes, side, side, mid_channels=t.head_width,
-                feature_channels=t.head_features, activation=t.activation,
-                batch_norm_eps=t.batch_norm_eps,
-            )
-            for side in sides
-        ]  # fmt: skip
-        slots.append(Slot((0,), np.array(ids(head))))
-        return tuple(slots), tuple(index)
+    def _block_options(
+        self, number: int, block: Block
+    ) -> tuple[tuple[int, ...], Sequence[Layer | None]]:
+        columns = (
+            0,
+            self._depth_columns[block.stage],
+            self._kernel_columns[number],
+            self._expand_columns[number],
+        )
+        return columns, [
+            self.block_layer(block, side, kernel_size, expand_ratio)
+            if block.place < depth
+            else None
+            for side in block.sides
+            for depth in self.table.stages[block.stage].depths
+            for kernel_size in self.table.kernel_sizes
+            for expand_ratio in self.table.expand_ratios
+        ]
 
     @property
     def size(self) -> int:
@@ -257,13 +164,11 @@ class MobileSpace(SearchSpace):
     def canonical(self, archs: Archs) -> Archs:
         """Set kernel size and expand ratio of the blocks past a stage's depth to option 0."""
         archs = self._checked(archs).copy()
-        for block, (s, place) in enumerate(
-            zip(self._stage_of_block, self._place_in_stage, strict=True)
-        ):
-            depths = np.array(self.table.stages[s].depths)
-            active = depths[archs[:, self._depth_columns[s]]] > place
-            archs[:, self._kernel_columns[block]] *= active
-            archs[:, self._expand_columns[block]] *= active
+        for number, block in enumerate(self.blocks):
+            depths = np.array(self.table.stages[block.stage].depths)
+            active = depths[archs[:, self._depth_columns[block.stage]]] > block.place
+            archs[:, self._kernel_columns[number]] *= active
+            archs[:, self._expand_columns[number]] *= active
         return archs
 
     def encode(self, dicts: Sequence[ArchDict]) -> Archs:
@@ -303,8 +208,8 @@ class MobileSpace(SearchSpace):
 
     def _active(self, depths: Sequence[int]) -> list[bool]:
         return [
-            isinstance(depths[s], int) and place < depths[s]
-            for s, place in zip(self._stage_of_block, self._place_in_stage, strict=True)
+            isinstance(depths[block.stage], int) and block.place < depths[block.stage]
+            for block in self.blocks
         ]
 
     def decode(self, archs: Archs) -> list[dict[str, object]]:
@@ -325,12 +230,7 @@ class MobileSpace(SearchSpace):
         ]
 
     def unpacked(self, archs: Archs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Values of the choices; 0 for blocks past their stage's depth.
-
-        Returns:
-            Depths ``(n, num_stages)``, kernel sizes ``(n, num_blocks)`` and expand ratios
-            ``(n, num_blocks)``.
-        """
+        """See :meth:`StagedSpace.unpacked`."""
         archs = self._checked(archs)
         options = [np.array(choice.options) for choice in self.choices]
 
@@ -338,18 +238,9 @@ class MobileSpace(SearchSpace):
             return np.stack([options[c][archs[:, c]] for c in columns], axis=1)
 
         depths = values(self._depth_columns)
-        active = depths[:, self._stage_of_block] > np.array(self._place_in_stage)
+        stages = [block.stage for block in self.blocks]
+        active = depths[:, stages] > np.array([block.place for block in self.blocks])
         return depths, values(self._kernel_columns) * active, values(self._expand_columns) * active
-
-    def with_resolutions(self, resolutions: Sequence[int]) -> MobileSpace:
-        """The same space at other resolutions."""
-        return MobileSpace(
-            self.name,
-            self.table,
-            num_classes=self.num_classes,
-            in_channels=self.in_channels,
-            resolutions=resolutions,
-        )
 
     def sample_open(
         self,
@@ -370,17 +261,6 @@ class MobileSpace(SearchSpace):
         drawn = rng.integers(0, num_open, size=(n, len(self.choices)), dtype=np.int64)
         return self.canonical((self.num_options - num_open + drawn).astype(np.uint8))
 
-    def sample_spread(self, n: int, rng: np.random.Generator) -> Archs:
-        """``n`` architectures spread from small to large.
-
-        Uniform draws crowd around the middle of the range of costs; here each network has its
-        own leaning to low or high options.
-        """
-        leaning = np.exp(np.linspace(-1.5, 1.5, n))[:, None]
-        shares = rng.beta(leaning, 1 / leaning, (n, len(self.choices)))
-        options = np.minimum(shares * self.num_options, self.num_options - 1)
-        return self.canonical(options.astype(np.uint8))
-
     def uniform(self) -> Archs:
         """Every architecture with one depth, one kernel size and one expand ratio everywhere.
 
@@ -396,46 +276,3 @@ class MobileSpace(SearchSpace):
                         blocks = len(self._kernel_columns)
                         rows.append([r, *depths, *[k] * blocks, *[e] * blocks])
         return self.canonical(np.array(rows, np.uint8))
-
-    def smallest(self) -> Archs:
-        """``(1, num_choices)`` the architecture of the first options."""
-        return np.zeros((1, len(self.choices)), np.uint8)
-
-    def largest(self) -> Archs:
-        """``(1, num_choices)`` the architecture of the last options."""
-        return (self.num_options[None] - 1).astype(np.uint8)
-
-
-def mbconv(
-    in_channels: int,
-    out_channels: int,
-    side: int,
-    kernel_size: int,
-    stride: int,
-    *,
-    expand_ratio: int,
-    se: bool,
-    activation: Activation,
-    eps: float,
-    mid_channels: int | None = None,
-) -> Layer:
-    """An inverted-residual block as the once-for-all code sizes it.
-
-    ``mid_channels`` overrides ``make_divisible(in_channels * expand_ratio)``.
-    """
-    mid = mid_channels or make_divisible(round(in_channels * expand_ratio))
-    return Layer(
-        "mbconv",
-        in_channels,
-        out_channels,
-        side,
-        side,
-        kernel_size=kernel_size,
-        stride=stride,
-        mid_channels=mid,
-        expand=expand_ratio != 1,
-        se_channels=make_divisible(mid // 4) if se else 0,
-        activation=activation,
-        residual=stride == 1 and in_channels == out_channels,
-        batch_norm_eps=eps,
-    )

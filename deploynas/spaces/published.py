@@ -7,7 +7,7 @@ from typing import Any
 
 from deploynas.errors import InvalidInputError
 from deploynas.spaces.layers import Activation, Layer, Node, chain
-from deploynas.spaces.mobile import mbconv
+from deploynas.spaces.staged import mbconv
 
 _ACTIVATIONS: Mapping[str, Activation] = {
     "relu": "relu", "relu6": "relu6", "h_swish": "h_swish",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +13,18 @@ from torch import Tensor, nn
 from deploynas.artifacts import open_atomic
 from deploynas.errors import InvalidInputError, MissingFileError
 from deploynas.nn.state import misfits, require_finite
+
+
+class State(Protocol):
+    """What a training keeps beside weights and optimizer."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take what :meth:`state` gave."""
+        ...
 
 
 def save_weights(path: Path, module: nn.Module) -> Path:
@@ -44,18 +57,22 @@ def load_weights(path: Path, module: nn.Module) -> None:
 
 
 def save_checkpoint(
-    path: Path, identity: str, step: int, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    """Write weights, optimizer state and step: all that resuming needs."""
+    path: Path, identity: str, step: int, module: nn.Module, optimizer: torch.optim.Optimizer,
+    beside: State | None = None,
+) -> None:  # fmt: skip
+    """Write weights, optimizer state, step and what is ``beside``: all that resuming needs."""
     tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
+    if beside is not None:
+        tensors |= {f"beside.{k}": v for k, v in beside.state().items()}
     _write(path, tensors, {"identity": identity, "step": str(step)})
 
 
 def load_checkpoint(
-    path: Path, identity: str, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> int:
+    path: Path, identity: str, module: nn.Module, optimizer: torch.optim.Optimizer,
+    beside: State | None = None,
+) -> int:  # fmt: skip
     """Restore what :func:`save_checkpoint` wrote; returns the step, 0 where there is no file.
 
     Raises:
@@ -74,21 +91,24 @@ def load_checkpoint(
             f"{path} belongs to another data set, space or recipe", f"delete {path} to start anew"
         )
     try:
-        module.load_state_dict(
-            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        )
+        module.load_state_dict(_part(tensors, "model."))
     except RuntimeError:
         raise InvalidInputError(
             f"{path} does not fit the network", f"delete {path} to start anew"
         ) from None
     state = optimizer.state_dict()
     restored: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            restored.setdefault(int(index), {})[key] = tensor
+    for name, tensor in _part(tensors, "optimizer.").items():
+        index, key = name.split(".", 1)
+        restored.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": restored, "param_groups": state["param_groups"]})
+    if beside is not None:
+        beside.restore(_part(tensors, "beside."))
     return int(metadata["step"])
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:

@@ -48,9 +48,7 @@ def average_gradients(module: nn.Module) -> None:
     if not is_distributed():
         return
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
+    flat = average(torch.cat([gradient.flatten() for gradient in gradients]))
     start = 0
     for gradient in gradients:
         end = start + gradient.numel()
@@ -58,15 +56,21 @@ def average_gradients(module: nn.Module) -> None:
         start = end
 
 
+def average(tensor: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over the processes."""
+    if not is_distributed():
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
 def mean_over_processes(value: float) -> float:
     """The mean of a number over the processes."""
     if not is_distributed():
         return value
     total = torch.tensor([value], dtype=torch.float64)
-    if torch.cuda.is_available():
-        total = total.cuda()
-    dist.all_reduce(total)
-    return float(total) / dist.get_world_size()
+    return float(average(total.cuda() if torch.cuda.is_available() else total))
 
 
 def wait() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deploynas.data import ImageDataset
-from deploynas.nn import StaticNetwork, Supernet, recalibrate
+from deploynas.nn import MixedNetwork, StaticNetwork, Supernet, recalibrate
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train.batches import Batches
 
@@ -33,7 +33,7 @@ class SupernetEvaluator:
     """Validation accuracy of subnets that inherit the supernet's weights.
 
     Args:
-        supernet: Trained weights.
+        supernet: Trained weights, shared (once-for-all) or a set a path.
         dataset: Its train split recalibrates batch norms, its val split judges.
         space: The space whose rows are judged, where it is not the supernet's own (a profile may
             hold fewer resolutions).
@@ -44,7 +44,10 @@ class SupernetEvaluator:
     num_finalists = 5
 
     def __init__(
-        self, supernet: Supernet, dataset: ImageDataset, space: SearchSpace | None = None
+        self,
+        supernet: Supernet | MixedNetwork,
+        dataset: ImageDataset,
+        space: SearchSpace | None = None,
     ) -> None:
         self._supernet = supernet
         self._space = space or supernet.space
@@ -55,14 +58,18 @@ class SupernetEvaluator:
 
     def extract(self, arch: Archs, calibration_images: int = CALIBRATION_IMAGES) -> StaticNetwork:
         """The static network of ``arch``, batch norms recalibrated at its resolution."""
-        own = self._supernet.space.encode(self._space.decode(arch.reshape(1, -1)))[0]
-        network = self._supernet.extract(own).to(memory_format=torch.channels_last)
+        network = self._supernet.extract(self._own(arch)).to(memory_format=torch.channels_last)
         resolution = network.nodes[0].layer.height
         key = (resolution, calibration_images)
         if key not in self._calibration:
             self._calibration[key] = self._train.calibration(resolution, calibration_images)
         recalibrate(network, self._calibration[key])
         return network
+
+    def _own(self, arch: Archs) -> Archs:
+        """The supernet's row of an architecture."""
+        own: Archs = self._supernet.space.encode(self._space.decode(arch.reshape(1, -1)))[0]
+        return own
 
     def accuracy(
         self,

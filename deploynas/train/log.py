@@ -46,5 +46,7 @@ class ScalarLog:
             self._writer = SummaryWriter(str(self._folder), purge_step=state.step)
         self._writer.add_scalar("loss", state.loss, state.step)
         self._writer.add_scalar("images per second", state.images_per_second, state.step)
+        for name, value in state.scalars.items():
+            self._writer.add_scalar(name, value, state.step)
         for name, accuracy in state.fresh.items():
             self._writer.add_scalar(f"validation accuracy/{name}", accuracy, state.step)

@@ -21,7 +21,7 @@ from deploynas.artifacts import Record
 from deploynas.data import ImageDataset
 from deploynas.errors import DeploynasError, InvalidInputError
 from deploynas.train.batches import Batches, augment
-from deploynas.train.checkpoint import load_checkpoint, save_checkpoint
+from deploynas.train.checkpoint import State, load_checkpoint, save_checkpoint
 from deploynas.train.distributed import (
     average_gradients,
     is_first,
@@ -63,6 +63,8 @@ class TrainingProgress:
     Attributes:
         accuracies: What was last measured on the validation split: name -> fraction.
         fresh: The same where it was measured after this very step, else nothing.
+        scalars: What else is logged: name -> value.
+        detail: What else a person should read.
     """
 
     step: int
@@ -71,6 +73,8 @@ class TrainingProgress:
     images_per_second: float
     accuracies: Mapping[str, float] = field(default_factory=dict)
     fresh: Mapping[str, float] = field(default_factory=dict)
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    detail: str = ""
 
 
 class DivergedError(DeploynasError):
@@ -122,6 +126,8 @@ def run_training(
     on_progress: Callable[[TrainingProgress], None],
     parts: Sequence[tuple[float, float]] = ((1.0, 1.0),),
     on_part: Callable[[int], None] = lambda number: None,
+    weights: Sequence[nn.Parameter] | None = None,
+    beside: State | None = None,
 ) -> None:
     """Train ``module`` in place.
 
@@ -137,6 +143,8 @@ def run_training(
         parts: Shares of the steps and of the peak learning rate: each part has a warm-up, a cosine
             and a momentum of its own.
         on_part: Called with a part's number before its first step; may change ``module``.
+        weights: What the optimizer moves; all of the module's parameters where None.
+        beside: Is kept in the checkpoint as well.
 
     Raises:
         DivergedError: The loss is not finite.
@@ -146,13 +154,13 @@ def run_training(
     data = Batches(dataset, dataset.train, next(module.parameters()).device)
     steps_per_epoch = max(1, len(data) // recipe.batch_size)
     num_steps = max(1, round(recipe.epochs * steps_per_epoch))
-    optimizer = _optimizer(module, recipe)
+    optimizer = _optimizer(list(module.parameters()) if weights is None else weights, recipe)
     if recipe.batch_size % place()[1]:
         raise InvalidInputError(
             f"a batch of {recipe.batch_size} images cannot be shared by {place()[1]} processes"
         )
     identity = f"{identity} {dataset.fingerprint} {recipe.model_dump_json()}"
-    step = load_checkpoint(checkpoint, identity, module, optimizer) if checkpoint else 0
+    step = load_checkpoint(checkpoint, identity, module, optimizer, beside) if checkpoint else 0
     wait()
     started, first_step, saved = time.monotonic(), step, time.monotonic()
     ends = _ends(parts, num_steps)
@@ -180,7 +188,7 @@ def run_training(
         speed = (step - first_step) * recipe.batch_size / (now - started)
         on_progress(TrainingProgress(step, num_steps, loss, speed))
         if checkpoint and is_first() and now - saved > CHECKPOINT_SECONDS:
-            save_checkpoint(checkpoint, identity, step, module, optimizer)
+            save_checkpoint(checkpoint, identity, step, module, optimizer, beside)
             saved = time.monotonic()
 
 
@@ -195,9 +203,9 @@ def _generator(recipe: Recipe, step: int, stream: int) -> np.random.Generator:
     return np.random.default_rng([recipe.seed, step, stream])
 
 
-def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    decayed = [p for p in module.parameters() if p.dim() > 1]
-    plain = [p for p in module.parameters() if p.dim() <= 1]
+def _optimizer(weights: Sequence[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    decayed = [p for p in weights if p.dim() > 1]
+    plain = [p for p in weights if p.dim() <= 1]
     groups = [
         {"params": decayed, "weight_decay": recipe.weight_decay},
         {"params": plain, "weight_decay": 0.0},

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from deploynas.data import ImageDataset
+from deploynas.errors import InvalidInputError
 from deploynas.nn import StaticNetwork, Supernet
-from deploynas.spaces import Archs, MobileSpace
+from deploynas.spaces import Archs, MobileSpace, StagedSpace
 from deploynas.train.checkpoint import load_weights, save_weights
 from deploynas.train.distributed import is_first
 from deploynas.train.evaluate import QUICK_CALIBRATION, SupernetEvaluator
 from deploynas.train.loop import Recipe, StepImages, TrainingProgress, run_training
-from deploynas.train.schedules import SCHEDULES, Phase
+from deploynas.train.schedules import ALL, SCHEDULES, Phase
 
 NUM_LOOKS, LOOK_IMAGES = 10, 1_000  # at the ends' accuracies, while a training runs
 
@@ -59,7 +60,7 @@ def train_supernet(
     Beside ``checkpoint`` stands the teacher of a progressive schedule while it runs.
     """
     space = supernet.space
-    assert isinstance(space, MobileSpace)
+    assert isinstance(space, StagedSpace)
     teacher = _Teacher(supernet, checkpoint and checkpoint.with_suffix(".teacher.safetensors"))
 
     def start(number: int) -> None:
@@ -129,7 +130,7 @@ class _Teacher:
         """Soft predictions, with the statistics of the batch itself."""
         if resolution not in self._networks:
             space = self._supernet.space
-            assert isinstance(space, MobileSpace)
+            assert isinstance(space, StagedSpace)
             arch = space.largest()[0]
             arch[0] = resolution
             network = self._supernet.extract(arch)
@@ -153,14 +154,22 @@ class _Teacher:
             self._path.unlink(missing_ok=True)
 
 
-def _subnets(space: MobileSpace, phase: Phase, rng: np.random.Generator) -> Archs:
+def _subnets(space: StagedSpace, phase: Phase, rng: np.random.Generator) -> Archs:
     """The largest subnet first where the phase trains the ends, or nothing else."""
     parts = [space.largest()] if phase.ends or not phase.num_random else []
     parts += [space.smallest()] if phase.ends else []
     if phase.num_random:
-        parts.append(
-            space.sample_open(
+        is_all = min(phase.depths, phase.kernel_sizes, phase.expand_ratios) == ALL
+        if is_all:
+            drawn = space.sample(phase.num_random, rng)
+        elif isinstance(space, MobileSpace):
+            drawn = space.sample_open(
                 phase.num_random, rng, phase.depths, phase.kernel_sizes, phase.expand_ratios
             )
-        )
+        else:
+            raise InvalidInputError(
+                f"{space.name} has no elastic choices that open one after another",
+                "use the schedule sandwich",
+            )
+        parts.append(drawn)
     return np.concatenate(parts)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deploynas.spaces import MobileSpace
+    from deploynas.spaces import StagedSpace
     from deploynas.spaces.layers import Node
 
 
@@ -103,7 +103,7 @@ def inspect_layers(
 
 def _read(
     target: Path, spec: dict[str, Any], resolution: int | None
-) -> tuple[list[Node], MobileSpace | None, dict[str, Any] | None]:
+) -> tuple[list[Node], StagedSpace | None, dict[str, Any] | None]:
     """Nodes of what ``target`` describes; its space and architecture where it names them."""
     from deploynas.artifacts import read_json
     from deploynas.errors import InvalidInputError
@@ -141,7 +141,7 @@ def _latency(
     path: Path,
     nodes: list[Node],
     rows: list[dict[str, Any]],
-    chosen: MobileSpace | None,
+    chosen: StagedSpace | None,
     architecture: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Latency of each layer timed alone, added to ``rows``; of the whole where it is known."""

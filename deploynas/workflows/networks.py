@@ -17,7 +17,7 @@ from deploynas.export.manifest import BatchNorm, Manifest, Weights
 from deploynas.nn import StaticNetwork, build
 from deploynas.profile import DeviceProfile, LatencyModel
 from deploynas.search import Candidate, DataRecord, SearchResult
-from deploynas.spaces import MobileSpace, space
+from deploynas.spaces import StagedSpace, space
 from deploynas.train import (
     Batches,
     Recipe,
@@ -104,7 +104,7 @@ class TrainedNetwork:
 
     network: StaticNetwork
     candidate: Candidate
-    space: MobileSpace
+    space: StagedSpace
     data: DataRecord
     images: Pixels
     weights: Weights
@@ -137,11 +137,11 @@ def from_scratch(result: SearchResult, dataset: ImageDataset, seed: int) -> Trai
 def open_chosen(run: Path, result: SearchResult, dataset: ImageDataset) -> TrainedNetwork:
     """The chosen network with the weights that the search judged it by.
 
-    A published network comes as the search saved it; one of a trained supernet is extracted, its
-    batch norms recalibrated on ``dataset``.
+    A network of a trained supernet is extracted, its batch norms recalibrated on ``dataset``; any
+    other comes as the search saved it.
     """
-    if result.is_published:
-        return open_published(run, result)
+    if result.weights != "shared":
+        return open_saved(run, result, dataset)
     supernet = open_supernet(Path(result.supernet), dataset, other_data=True)
     return inherited(result, result.best, supernet)
 
@@ -165,7 +165,7 @@ def for_classes(
     )  # fmt: skip
 
 
-def _space(spec: dict[str, str | int | list[int]], num_classes: int | None = None) -> MobileSpace:
+def _space(spec: dict[str, str | int | list[int]], num_classes: int | None = None) -> StagedSpace:
     changed = spec if num_classes is None else spec | {"num_classes": num_classes}
     return space(**changed)  # type: ignore[arg-type]
 
@@ -178,7 +178,7 @@ def _record(result: SearchResult, dataset: ImageDataset) -> DataRecord:
     return record.model_copy(update={"mean": result.data.mean, "std": result.data.std})
 
 
-def _priced(result: SearchResult, chosen: MobileSpace) -> Candidate:
+def _priced(result: SearchResult, chosen: StagedSpace) -> Candidate:
     """The chosen network's costs with the classifier of ``chosen``.
 
     Its latency is predicted anew where the profile is here and holds that classifier; else it is
@@ -300,12 +300,8 @@ def open_retrained(run: Path, moved_to: Path | None) -> TrainedNetwork:
         InvalidInputError: It belongs to an earlier search, or the weights are damaged.
     """
     record = RetrainRecord.read(RetrainRecord.file_in(run))
-    path = run / "retrained.safetensors"
     hint = f"train it again: deploynas retrain {run}; or export with --inherited"
-    if record.search_sha256 != sha256(SearchResult.file_in(run)):
-        raise InvalidInputError(f"{path} belongs to an earlier search of {run}", hint)
-    if not path.exists() or sha256(path) != record.weights_sha256:
-        raise InvalidInputError(f"{path} is not what {RetrainRecord.file_in(run)} says", hint)
+    path = _own_weights(run, RetrainRecord.file_in(run), record, hint)
     dataset = open_data(record.data, moved_to)
     chosen = _space(record.space)
     return TrainedNetwork(
@@ -314,16 +310,19 @@ def open_retrained(run: Path, moved_to: Path | None) -> TrainedNetwork:
     )  # fmt: skip
 
 
-class PublishedRecord(Artifact):
-    """``published.json`` beside the chosen network's weights. Format 1 (0.1.0): first version.
+class ChosenRecord(Artifact):
+    """``chosen.json`` beside the chosen network's weights. Format 1 (0.1.0): first version.
+
+    Written where the search is the only one who has them: under published weights, which it
+    recalibrates, or under the weights of a gradient search.
 
     Attributes:
         batch_norm: Whether the statistics were set for this network.
-        images: Folder of the images that set them.
+        images: Folder of the images that set them, where that is not the data set.
         search_sha256: Of the ``search.json`` whose network this is.
     """
 
-    SCHEMA = "deploynas-published"
+    SCHEMA = "deploynas-chosen"
     VERSION = 1
 
     batch_norm: BatchNorm
@@ -335,40 +334,99 @@ class PublishedRecord(Artifact):
     @classmethod
     def file_in(cls, run: Path) -> Path:
         """Where a run directory keeps it."""
-        return run / "published.json"
-
-    @classmethod
-    def weights_in(cls, run: Path) -> Path:
-        """The weights beside it."""
-        return run / "published.safetensors"
+        return run / "chosen.json"
 
 
-def open_published(run: Path, result: SearchResult) -> TrainedNetwork:
-    """The chosen network of a search under published weights.
+def save_chosen(
+    run: Path,
+    network: StaticNetwork,
+    *,
+    num_images: int,
+    images: Path | None = None,
+) -> None:
+    """Keep a search's chosen network beside its ``search.json``.
+
+    Args:
+        run: Directory.
+        network: With its weights.
+        num_images: That set its batch-norm statistics; 0 where they are not its own.
+        images: Their folder, where that is not the data set.
+    """
+    path = save_weights(ChosenRecord.file_in(run).with_suffix(".safetensors"), network)
+    ChosenRecord(
+        batch_norm="calibrated" if num_images else "uncalibrated",
+        images=None if images is None else str(images),
+        num_images=num_images,
+        weights_sha256=sha256(path),
+        search_sha256=sha256(SearchResult.file_in(run)),
+    ).write(ChosenRecord.file_in(run))
+
+
+def open_saved(run: Path, result: SearchResult, dataset: ImageDataset | None) -> TrainedNetwork:
+    """The chosen network as its search saved it.
+
+    Args:
+        run: Directory.
+        result: Of the search.
+        dataset: The search's, where it had one.
 
     Raises:
         InvalidInputError: It belongs to an earlier search, or the weights are damaged.
     """
-    record = PublishedRecord.read(PublishedRecord.file_in(run))
-    path = PublishedRecord.weights_in(run)
-    hint = "search again"
-    if record.search_sha256 != sha256(SearchResult.file_in(run)):
-        raise InvalidInputError(f"{path} belongs to an earlier search of {run}", hint)
-    if not path.exists() or sha256(path) != record.weights_sha256:
-        raise InvalidInputError(f"{path} is not what {PublishedRecord.file_in(run)} says", hint)
+    record = ChosenRecord.read(ChosenRecord.file_in(run))
+    path = _own_weights(run, ChosenRecord.file_in(run), record, "search again")
     chosen = _space(result.space)
-    images = np.zeros((0, result.data.size, result.data.size, 3), np.uint8)
-    if record.images and Path(record.images).is_dir():
+    side = result.data.size
+    images = np.zeros((0, side, side, 3), np.uint8)
+    if result.weights == "paths" and dataset is not None:
+        images = dataset.test.images[:PARITY_IMAGES]
+    elif record.images and Path(record.images).is_dir():
         from deploynas.data.published import load_unlabelled
 
-        images = load_unlabelled(Path(record.images), result.data.size, PARITY_IMAGES)
+        images = load_unlabelled(Path(record.images), side, PARITY_IMAGES)
+    kind: Weights = "published" if result.weights == "published" else "inherited"
     return TrainedNetwork(
-        _load(chosen, result.best, path), result.best, chosen, result.data, images, "published",
+        _load(chosen, result.best, path), result.best, chosen, result.data, images, kind,
         record.batch_norm,
     )  # fmt: skip
 
 
-def _load(chosen: MobileSpace, candidate: Candidate, path: Path) -> StaticNetwork:
+def open_for_export(
+    run: Path, result: SearchResult, moved_to: Path | None, *, as_searched: bool
+) -> TrainedNetwork:
+    """What ``export`` writes: the retrained network where there is one.
+
+    Args:
+        run: Directory.
+        result: Of the search.
+        moved_to: Where its data is now; None where it was.
+        as_searched: The weights of the search, retrained or not.
+    """
+    if RetrainRecord.file_in(run).exists() and not as_searched:
+        return open_retrained(run, moved_to)
+    if result.weights == "published":
+        return open_saved(run, result, None)
+    dataset = open_data(result.data, moved_to)
+    if result.weights == "paths":
+        return open_saved(run, result, dataset)
+    return inherited(result, result.best, open_supernet(Path(result.supernet), dataset))
+
+
+def _own_weights(run: Path, file: Path, record: RetrainRecord | ChosenRecord, hint: str) -> Path:
+    """The weights beside a record of a search's network.
+
+    Raises:
+        InvalidInputError: They belong to an earlier search of the run, or are damaged.
+    """
+    path = file.with_suffix(".safetensors")
+    if record.search_sha256 != sha256(SearchResult.file_in(run)):
+        raise InvalidInputError(f"{path} belongs to an earlier search of {run}", hint)
+    if not path.exists() or sha256(path) != record.weights_sha256:
+        raise InvalidInputError(f"{path} is not what {file} says", hint)
+    return path
+
+
+def _load(chosen: StagedSpace, candidate: Candidate, path: Path) -> StaticNetwork:
     network = StaticNetwork(chosen.layers(chosen.encode([candidate.architecture])[0]))
     load_weights(path, network)
     return network.to(pick_device()).eval()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploynas.artifacts import ensure_writable, sha256
+from deploynas.artifacts import ensure_writable
 from deploynas.data import Pixels, normalise
 from deploynas.data.published import (
     CROP,
@@ -27,8 +27,8 @@ from deploynas.search.imagenet import ImageNetPredictor, imagenet_predictor
 from deploynas.search.result import AccuracyKind
 from deploynas.search.strategies import Floats
 from deploynas.spaces import Archs
-from deploynas.train import pick_device, save_weights
-from deploynas.workflows.networks import PublishedRecord
+from deploynas.train import pick_device
+from deploynas.workflows.networks import save_chosen
 from deploynas.workflows.steps import OnProgress, as_result, latency_model, measured_by
 
 CALIBRATION_IMAGES = 2_000
@@ -169,20 +169,17 @@ def search(
     result = as_result(
         outcome, model, profile_path, budget, strategy=strategy, seed=seed,
         inputs=[profile_path, weights], data=_imagenet_record(data, size), supernet=weights,
-        is_published=True,
+        weights="published",
     )  # fmt: skip
     if evaluator.kind == "predicted":
         result = _with_errors(result, predictor)
     result.write(SearchResult.file_in(run))
     chosen = space.encode([result.best.architecture])[0]
-    path = save_weights(PublishedRecord.weights_in(run), evaluator.extract(chosen))
-    PublishedRecord(
-        batch_norm="uncalibrated" if calibration is None else "calibrated",
-        images=None if calibration is None else str(calibration_images or data),
+    save_chosen(
+        run, evaluator.extract(chosen),
         num_images=0 if calibration is None else len(calibration),
-        weights_sha256=sha256(path),
-        search_sha256=sha256(SearchResult.file_in(run)),
-    ).write(PublishedRecord.file_in(run))
+        images=None if calibration is None else calibration_images or data,
+    )  # fmt: skip
     return result
 
 

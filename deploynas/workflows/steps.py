@@ -22,8 +22,9 @@ from deploynas.nn import StaticNetwork, Supernet
 from deploynas.profile import DeviceProfile, LatencyModel, profile_space
 from deploynas.search import Budget, DataRecord, SearchResult
 from deploynas.search import search as run_search
+from deploynas.search.result import DecisionRecord, SearchWeights
 from deploynas.search.run import MeasureMs, Outcome
-from deploynas.spaces import Archs, MobileSpace, space
+from deploynas.spaces import Archs, StagedSpace, space
 from deploynas.train import (
     Recipe,
     ScalarLog,
@@ -94,7 +95,7 @@ def data_record(dataset: ImageDataset) -> DataRecord:
 
 
 def train(
-    chosen: MobileSpace,
+    chosen: StagedSpace,
     dataset: ImageDataset,
     run: Path,
     settings: SupernetRecipe,
@@ -135,7 +136,7 @@ def told(
             log.add(state)
         accuracies = "".join(f", {k} {v:.1%}" for k, v in state.accuracies.items())
         speed = f"{state.images_per_second:.0f} images/s"
-        text = f"{what}: loss {state.loss:.2f}{accuracies}, {speed}"
+        text = f"{what}: loss {state.loss:.2f}{accuracies}{state.detail}, {speed}"
         on_progress(text, state.step / state.num_steps)
 
     return progress
@@ -172,7 +173,7 @@ def open_supernet(
 
 
 def latency_model(
-    chosen: MobileSpace, path: Path, device: Device | None, on_progress: OnProgress
+    chosen: StagedSpace, path: Path, device: Device | None, on_progress: OnProgress
 ) -> LatencyModel:
     """What a search predicts latency with, at the resolutions that the profile holds.
 
@@ -193,7 +194,7 @@ def latency_model(
 
 
 def train_and_search(
-    chosen: MobileSpace,
+    chosen: StagedSpace,
     dataset: ImageDataset,
     profile_path: Path,
     budget: Budget,
@@ -219,7 +220,7 @@ def train_and_search(
         supernet = run
     if supernet is not None:
         trained = open_supernet(supernet, dataset)
-        assert isinstance(trained.network.space, MobileSpace)
+        assert isinstance(trained.network.space, StagedSpace)
         chosen = trained.network.space
     model = latency_model(chosen, profile_path, device, on_progress)
     if model.space.resolutions != chosen.resolutions:
@@ -268,7 +269,7 @@ def search(
     inputs = [profile_path, supernet.run / "supernet.json", supernet.run / "supernet.safetensors"]
     result = as_result(
         outcome, model, profile_path, budget, strategy=strategy, seed=seed, inputs=inputs,
-        data=data_record(supernet.dataset), supernet=supernet.run, is_published=False,
+        data=data_record(supernet.dataset), supernet=supernet.run, weights="shared",
     )  # fmt: skip
     result.write(SearchResult.file_in(run))
     return result
@@ -294,7 +295,8 @@ def as_result(
     inputs: Sequence[Path],
     data: DataRecord,
     supernet: Path,
-    is_published: bool,
+    weights: SearchWeights,
+    decision: DecisionRecord | None = None,
 ) -> SearchResult:
     """The one result format: what was found, under whose latency, from which files."""
     level = model.profile.reference
@@ -311,7 +313,8 @@ def as_result(
             "memory_ms": level.memory_ms,
             "data": data,
             "supernet": str(supernet),
-            "is_published": is_published,
+            "weights": weights,
+            "decision": decision,
             "inputs": {str(path): sha256(path) for path in inputs},
         }
     )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from deploynas import spaces
 from deploynas.errors import InvalidInputError, UnknownNameError
-from deploynas.spaces import MobileSpace, layers
-from deploynas.spaces.mobile import Stage, StageTable
+from deploynas.spaces import CandidateSpace, MobileSpace, layers
+from deploynas.spaces.staged import Stage, StageTable
 
 NAMES = spaces.space_names()
 TINY = StageTable(
@@ -39,6 +40,11 @@ def named(name):
 
 @pytest.fixture(params=NAMES)
 def space(request):
+    return named(request.param)
+
+
+@pytest.fixture(params=[n for n in NAMES if isinstance(spaces.space(n), MobileSpace)])
+def mobile(request):
     return named(request.param)
 
 
@@ -95,10 +101,10 @@ def test_equal_networks_are_equal_rows(space):
 
 
 def test_sample(space):
-    first = space.sample(300, np.random.default_rng(7))
+    first = space.sample(3_000, np.random.default_rng(7))
     assert_valid(space, first)
-    assert np.array_equal(first, space.sample(300, np.random.default_rng(7)))
-    assert not np.array_equal(first, space.sample(300, np.random.default_rng(8)))
+    assert np.array_equal(first, space.sample(3_000, np.random.default_rng(7)))
+    assert not np.array_equal(first, space.sample(3_000, np.random.default_rng(8)))
     for column, num in enumerate(space.num_options):
         assert len(np.unique(first[:, column])) == num
 
@@ -117,7 +123,8 @@ def test_crossover(space, archs):
     assert_valid(space, children)
     again = space.crossover(mothers, fathers, np.random.default_rng(7))
     assert np.array_equal(children, again)
-    for column in range(1 + len(space.table.stages)):  # the choices that always count
+    always = range(1 + len(space.table.stages)) if isinstance(space, MobileSpace) else [0, 1]
+    for column in always:  # the choices that always count
         values = children[:, column]
         assert ((values == mothers[:, column]) | (values == fathers[:, column])).all()
     same = space.crossover(mothers, mothers, np.random.default_rng(7))
@@ -215,6 +222,41 @@ def test_size_by_brute_force():
     assert len({tuple(space.layers(row)) for row in rows}) == space.size
 
 
+def test_size_of_a_candidate_space_by_brute_force():
+    space = CandidateSpace(
+        "tiny", replace(TINY, stages=(TINY.stages[0], replace(TINY.stages[1], depths=(1, 2, 3))))
+    )
+    rows = np.array(list(itertools.product(*(range(n) for n in space.num_options))))
+    distinct = np.unique(space.canonical(rows), axis=0)
+    # The first block of a stage is one of four; up to one, and up to two, may follow.
+    assert space.size == 2 * 4 * (1 + 4) * 4 * (1 + 4 + 16) == len(distinct)
+    assert len({tuple(space.layers(row)) for row in rows}) == space.size
+
+
+def test_proxyless_as_published():
+    """21 blocks; 7 candidates where a block may be left out, else 6 (Cai et al. 2019, 4.2)."""
+    space = spaces.space("proxyless-mobile")
+    assert len(space.blocks) == 21
+    assert space.num_options[1:].tolist() == [6, 7, 7, 7] * 5 + [6]
+    assert space.size == (6 * sum(6**d for d in range(4))) ** 5 * 6
+    with_zero = space.encode(
+        [
+            {
+                "resolution": 224,
+                "ops": ["mbconv_k3_e3", "zero", "mbconv_k7_e6", "zero"] * 5 + ["mbconv_k5_e6"],
+            }
+        ]
+    )
+    assert len(space.layers(with_zero[0])) == 2 + 11 + 1
+
+
+@pytest.mark.parametrize("ops", [None, ["mbconv_k3_e3"], ["zero"] * 9, ["mbconv_k9_e3"] * 9])
+def test_encode_wrong_operations(ops):
+    space = spaces.space("proxyless-small")
+    with pytest.raises(InvalidInputError, match="ops|op of proxyless-small is one of"):
+        space.encode([{"resolution": 28, "ops": ops}])
+
+
 def test_published_size():
     """About 2e19 networks at one resolution (Cai et al. 2020, section 3.1)."""
     space = spaces.space("ofa-mbv3-w1.0", resolutions=[224])
@@ -253,11 +295,11 @@ def test_impossible_options(options):
         ("expand_ratios", 0, 5, "stage1.block1.expand_ratio"),
     ],
 )
-def test_encode_names_a_wrong_option(space, key, place, value, named_choice):
-    arch = space.decode(space.smallest())[0]
+def test_encode_names_a_wrong_option(mobile, key, place, value, named_choice):
+    arch = mobile.decode(mobile.smallest())[0]
     arch[key][place] = value
     with pytest.raises(InvalidInputError, match=named_choice) as caught:
-        space.encode([arch])
+        mobile.encode([arch])
     assert repr(value) in str(caught.value)
 
 
@@ -269,7 +311,8 @@ def test_encode_wrong_resolution(space, resolution):
 
 
 @pytest.mark.parametrize("key", ["depths", "kernel_sizes", "expand_ratios"])
-def test_encode_wrong_length(space, key):
+def test_encode_wrong_length(mobile, key):
+    space = mobile
     arch = space.decode(space.smallest())[0]
     arch[key] = arch[key] * 2
     with pytest.raises(InvalidInputError, match=f"'{key}'.*has {len(arch[key]) // 2} values"):
@@ -279,7 +322,8 @@ def test_encode_wrong_length(space, key):
         space.encode([arch])
 
 
-def test_encode_ignores_values_without_effect(space):
+def test_encode_ignores_values_without_effect(mobile):
+    space = mobile
     row = space.smallest()
     arch = space.decode(row)[0]
     deepest = space.table.stages[0].depths[-1]

@@ -1,0 +1,218 @@
+"""Spaces that are built from a stage table: a stem, stages of inverted residuals, a head."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from deploynas.errors import InvalidInputError
+from deploynas.spaces.base import Archs, Choice, SearchSpace, Slot
+from deploynas.spaces.layers import Activation, Layer, make_divisible
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A run of blocks of one width; the first of them has the stride."""
+
+    width: int
+    stride: int
+    activation: Activation
+    se: bool
+    depths: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StageTable:
+    """All that defines a staged space. ``head_features`` 0 means no second head layer."""
+
+    stem_width: int
+    first_width: int
+    first_activation: Activation
+    stages: tuple[Stage, ...]
+    head_width: int
+    head_features: int
+    activation: Activation  # of stem and head
+    kernel_sizes: tuple[int, ...]
+    expand_ratios: tuple[int, ...]
+    resolutions: tuple[int, ...]
+    num_classes: int
+    batch_norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block's place: its stage's number, its place there, and what enters it.
+
+    Attributes:
+        sides: Of its input, one a resolution.
+    """
+
+    stage: int
+    place: int
+    in_channels: int
+    stride: int
+    sides: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """As choices name it."""
+        return f"stage{self.stage + 1}.block{self.place + 1}"
+
+
+class StagedSpace(SearchSpace):
+    """What the spaces of one stage table share; subclasses say what a block can be.
+
+    Column 0 of an architecture is the resolution.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        table: StageTable,
+        *,
+        num_classes: int | None = None,
+        in_channels: int = 3,
+        resolutions: Sequence[int] | None = None,
+    ) -> None:
+        self.name = name
+        self.table = table
+        self.num_classes = table.num_classes if num_classes is None else num_classes
+        self.in_channels = in_channels
+        self.resolutions = tuple(
+            sorted(set(table.resolutions if resolutions is None else resolutions))
+        )
+        if self.num_classes < 1 or in_channels < 1 or min(self.resolutions, default=0) < 8:
+            raise InvalidInputError(
+                f"{name} needs at least one class, one channel and resolutions of 8 px or more, "
+                f"got {self.num_classes}, {in_channels} and {list(self.resolutions)}"
+            )
+        self.blocks = self._blocks()
+        self.choices = (Choice("resolution", self.resolutions), *self._block_choices())
+        self.slots, self.layer_table = self._walk()
+
+    @abc.abstractmethod
+    def _block_choices(self) -> Sequence[Choice]:
+        """What can be chosen of the blocks."""
+
+    @abc.abstractmethod
+    def _block_options(
+        self, number: int, block: Block
+    ) -> tuple[tuple[int, ...], Sequence[Layer | None]]:
+        """The columns that decide a block, resolution first, and the layer of each combination."""
+
+    @abc.abstractmethod
+    def unpacked(self, archs: Archs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Values of the choices; 0 for blocks that are not there.
+
+        Returns:
+            Depths ``(n, num_stages)``, kernel sizes ``(n, num_blocks)`` and expand ratios
+            ``(n, num_blocks)``.
+        """
+
+    def _blocks(self) -> tuple[Block, ...]:
+        """Every block that an architecture can have, in order."""
+        t = self.table
+        blocks = []
+        channels, sides = t.first_width, tuple(-(-side // 2) for side in self.resolutions)
+        for s, stage in enumerate(t.stages):
+            for place in range(stage.depths[-1]):
+                stride = stage.stride if place == 0 else 1
+                blocks.append(Block(s, place, channels, stride, sides))
+                channels, sides = stage.width, tuple(-(-side // stride) for side in sides)
+        return tuple(blocks)
+
+    def _walk(self) -> tuple[tuple[Slot, ...], tuple[Layer, ...]]:
+        """The shape walk over every option: slots in order, and the distinct layers."""
+        t = self.table
+        index: dict[Layer, int] = {}
+
+        def slot(columns: tuple[int, ...], layers: Sequence[Layer | None]) -> Slot:
+            ids = [-1 if x is None else index.setdefault(x, len(index)) for x in layers]
+            shape = [len(self.choices[c].options) for c in columns]
+            return Slot(columns, np.array(ids).reshape(shape))
+
+        stem = [
+            Layer(
+                "conv", self.in_channels, t.stem_width, r, r, kernel_size=3, stride=2,
+                activation=t.activation, batch_norm_eps=t.batch_norm_eps,
+            )
+            for r in self.resolutions
+        ]  # fmt: skip
+        first = [
+            mbconv(
+                t.stem_width, t.first_width, layer.out_height, 3, 1, expand_ratio=1, se=False,
+                activation=t.first_activation, eps=t.batch_norm_eps,
+            )
+            for layer in stem
+        ]  # fmt: skip
+        slots = [slot((0,), stem), slot((0,), first)]
+        slots += [slot(*self._block_options(i, block)) for i, block in enumerate(self.blocks)]
+        last = self.blocks[-1]
+        head = [
+            Layer(
+                "head", t.stages[-1].width, self.num_classes, side, side,
+                mid_channels=t.head_width, feature_channels=t.head_features,
+                activation=t.activation, batch_norm_eps=t.batch_norm_eps,
+            )
+            for side in (-(-side // last.stride) for side in last.sides)
+        ]  # fmt: skip
+        slots.append(slot((0,), head))
+        return tuple(slots), tuple(index)
+
+    def block_layer(self, block: Block, side: int, kernel_size: int, expand_ratio: int) -> Layer:
+        """A block's layer at one input side."""
+        stage = self.table.stages[block.stage]
+        return mbconv(
+            block.in_channels, stage.width, side, kernel_size, block.stride,
+            expand_ratio=expand_ratio, se=stage.se, activation=stage.activation,
+            eps=self.table.batch_norm_eps,
+        )  # fmt: skip
+
+    def with_resolutions(self, resolutions: Sequence[int]) -> Self:
+        """The same space at other resolutions."""
+        return type(self)(
+            self.name,
+            self.table,
+            num_classes=self.num_classes,
+            in_channels=self.in_channels,
+            resolutions=resolutions,
+        )
+
+
+def mbconv(
+    in_channels: int,
+    out_channels: int,
+    side: int,
+    kernel_size: int,
+    stride: int,
+    *,
+    expand_ratio: int,
+    se: bool,
+    activation: Activation,
+    eps: float,
+    mid_channels: int | None = None,
+) -> Layer:
+    """An inverted-residual block as the once-for-all code sizes it.
+
+    ``mid_channels`` overrides ``make_divisible(in_channels * expand_ratio)``.
+    """
+    mid = mid_channels or make_divisible(round(in_channels * expand_ratio))
+    return Layer(
+        "mbconv",
+        in_channels,
+        out_channels,
+        side,
+        side,
+        kernel_size=kernel_size,
+        stride=stride,
+        mid_channels=mid,
+        expand=expand_ratio != 1,
+        se_channels=make_divisible(mid // 4) if se else 0,
+        activation=activation,
+        residual=stride == 1 and in_channels == out_channels,
+        batch_norm_eps=eps,
+    )
