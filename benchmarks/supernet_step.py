@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from peak import grown_bytes, median_of_children
 from torch import Tensor, nn
 
 import deploynas as dn
@@ -66,17 +64,10 @@ def main() -> None:
         "supernet_over_static": medians["supernet, channels_last"]
         / medians["static, channels_last"],
     }
-    peaks = {
-        way: [
-            int(subprocess.check_output([sys.executable, *sys.argv, "--peak-of", way]))
-            for _ in range(1 if options.quick else 5)
-        ]
-        for way in ("static", "supernet")
-    }
-    document["peak_bytes"] = {way: float(np.median(found)) for way, found in peaks.items()}
-    document["memory_over_static"] = float(np.median(peaks["supernet"])) / float(
-        np.median(peaks["static"])
-    )
+    num = 1 if options.quick else 5
+    peaks = {way: median_of_children("--peak-of", way, num) for way in ("static", "supernet")}
+    document["peak_bytes"] = peaks
+    document["memory_over_static"] = peaks["supernet"] / peaks["static"]
     if options.json:
         print(json.dumps(document))
         return
@@ -84,10 +75,7 @@ def main() -> None:
         print(f"{name:26}{value:8.1f} ms a step of {options.batch_size} images")
     print(f"channels-last is {document['channels_last_speedup']:.2f}x as fast as the default")
     print(f"a supernet's step takes {document['supernet_over_static']:.3f}x a static network's")
-    print(
-        f"and {document['memory_over_static']:.2f}x its memory "
-        f"({np.median(peaks['static']) / 1e6:.0f} MB)"
-    )
+    print(f"and {document['memory_over_static']:.2f}x its memory ({peaks['static'] / 1e6:.0f} MB)")
 
 
 def peak_bytes(options: argparse.Namespace) -> int:
@@ -104,16 +92,17 @@ def peak_bytes(options: argparse.Namespace) -> int:
     is_static = options.peak_of == "static"
     # what the first convolution ever loads belongs to neither
     nn.Conv2d(3, 8, 3).to(memory_format=layout)(torch.randn(1, 3, 9, 9)).sum().backward()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    module = build(space, archs[0]) if is_static else Supernet(space)
-    module.to(memory_format=layout).train()
-    for _ in range(3):
-        module.zero_grad(set_to_none=True)
-        for arch in archs[:1] if is_static else archs:
-            logits = module(x_bchw) if is_static else module(x_bchw, arch)
-            nn.functional.cross_entropy(logits, labels).backward()
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return grown * (1 if sys.platform == "darwin" else 1024)
+
+    def train() -> None:
+        module = build(space, archs[0]) if is_static else Supernet(space)
+        module.to(memory_format=layout).train()
+        for _ in range(3):
+            module.zero_grad(set_to_none=True)
+            for arch in archs[:1] if is_static else archs:
+                logits = module(x_bchw) if is_static else module(x_bchw, arch)
+                nn.functional.cross_entropy(logits, labels).backward()
+
+    return grown_bytes(train)
 
 
 def step(

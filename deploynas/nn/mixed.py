@@ -79,24 +79,23 @@ class MixedNetwork(nn.Module):
 
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()
+        self.space = space
+        deciding = [_deciding(space, slot) for slot in space.slots]
+        taken = [column for columns in deciding for column in columns]
+        if len(taken) != len(set(taken)) or max(map(len, deciding)) > 1:
+            raise InvalidInputError(
+                f"the choices of {space.name} are not candidate operations, one a block",
+                "search it with --strategy ofa, or search --space proxyless-small",
+            )
         if len(space.resolutions) != 1:
             raise InvalidInputError(
                 f"a gradient search has one resolution, and {space.name} comes with "
-                f"{len(space.resolutions)}",
-                "give one --resolution",
+                f"{len(space.resolutions)}: take one of {list(space.resolutions)}"
             )
-        self.space = space
-        self._parts: list[Candidates] = []
-        for slot in space.slots:
-            columns = [c for c in slot.columns if len(space.choices[c].options) > 1]
-            if len(columns) > 1 or columns in [[part.column] for part in self._parts]:
-                raise InvalidInputError(
-                    f"the choices of {space.name} are not candidate operations, one a block",
-                    "search it with --strategy ofa, or search --space proxyless-small",
-                )
-            self._parts.append(
-                MixedLayer(space, slot, columns[0]) if columns else Candidates(space, slot, None)
-            )
+        self._parts = [
+            MixedLayer(space, slot, columns[0]) if columns else Candidates(space, slot, None)
+            for slot, columns in zip(space.slots, deciding, strict=True)
+        ]
         self.slots = nn.ModuleList(self._parts)
         self.mixed = [part for part in self._parts if isinstance(part, MixedLayer)]
         initialise(self)
@@ -161,3 +160,12 @@ class MixedNetwork(nn.Module):
         for layer, option in zip(self.mixed, options, strict=True):
             arch[layer.column] = option
         return arch
+
+
+def _deciding(space: SearchSpace, slot: Slot) -> list[int]:
+    """The choices beside the resolution that decide what stands in a slot."""
+    return [
+        column
+        for column in slot.columns
+        if len(space.choices[column].options) > 1 and space.choices[column].name != "resolution"
+    ]

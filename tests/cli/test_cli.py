@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from PIL import Image
 import deploynas
 from deploynas.cli.profile import choose_space
 from deploynas.profile import DeviceProfile
-from deploynas.spaces import MobileSpace
+from deploynas.spaces import StagedSpace
 
 # the package under test, whichever copy is installed
 PACKAGE = str(Path(deploynas.__file__).parents[1])
@@ -27,8 +28,8 @@ VERBS = {
     "train": {"--space", "--data", "--output", "--epochs", "--resume", "--json", "--quiet"},
     "search": {"--latency-ms", "--max-flops", "--max-params", "--max-memory", "--strategy",
                "--space", "--profile", "--supernet", "--ofa-weights", "--calibration-images",
-               "--data", "--seed", "--output", "--resume",
-               "--json", "--quiet"},
+               "--data", "--seed", "--output", "--resume", "--architecture-update",
+               "--latency-loss", "--latency-weight", "--json", "--quiet"},
     "retrain": {"--from-scratch", "--data", "--epochs", "--json", "--quiet"},
     "export": {"--name", "--output", "--json", "--quiet"},
     "check": {"--device", "--threads", "--latency-ms", "--data", "--min-accuracy", "--json",
@@ -271,8 +272,71 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_gradient_search_from_profile_to_checked_file(
+    board_profile: Callable[[StagedSpace], DeviceProfile], tmp_path: Path
+) -> None:
+    data = str(make_images(tmp_path / "images", per_class=80))
+    space = deploynas.space("proxyless-small", num_classes=2, resolutions=[24])
+    board_profile(space).write(tmp_path / "profiles" / "board.json")
+    search = ("search", "--strategy", "proxyless", "--data", data, "--latency-ms", "0.2")
+    few = ("--epochs", "2", "--evaluations", "4", "--json")
+
+    for wrong, says in (
+        (("--space", "mobile-small"), "not candidate operations"),
+        (("--space", "ofa-mbv3-w1.0"), "not candidate operations"),
+        (("--latency-loss", "log"), "unknown latency loss 'log'"),
+        (("--latency-ms", "0.0001"), "lowest reachable"),
+        (("--supernet", "runs/other"), "trains its own weights"),
+    ):
+        done = run(*search, *few, *wrong, cwd=tmp_path)
+        assert done.returncode == 1
+        message = json.loads(done.stdout)["error"]["message"]
+        assert re.search(says, message), message
+    assert not (tmp_path / "runs").exists()
+
+    done = run(*search, *few, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["space"] == "proxyless-small"
+    assert found["predicted_latency_ms"] < 0.2
+    assert found["accuracy_kind"] == "measured"
+    assert len(found["architecture"]["ops"]) == 9
+    decision = found["decision"]
+    assert decision["is_exact"]
+    assert decision["log_probability"] <= decision["free_log_probability"]
+    run_folder = tmp_path / found["run"]
+    with Image.open(run_folder / "probabilities.png") as picture:
+        assert picture.width > 300
+    history = json.loads((run_folder / "proxyless.json").read_text())["history"]
+    assert history[0]["step"] < history[-1]["step"]
+    assert len(history[0]["probabilities"]) == 9
+    assert not (run_folder / "proxyless-checkpoint.safetensors").exists()
+
+    done = run("export", "--json", cwd=tmp_path)  # the weights of the search
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["weights"] == "inherited"
+    done = run("retrain", "--from-scratch", "--epochs", "1", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    retrained = json.loads(done.stdout)
+    done = run("export", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    exported = json.loads(done.stdout)
+    assert exported["weights"] == "from-scratch"
+    assert exported["accuracy"] == retrained["accuracy"]
+    assert exported["parity_max_abs_diff"] < 1e-3
+    check = ("check", exported["path"], "--device", "cpu", "--latency-ms", "1000", "--json")
+    done = run(*check, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    weights = run_folder / "chosen.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    done = run("export", "--inherited", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "is not what" in done.stderr
+
+
 def test_a_published_supernet_without_training(
-    published_weights: Path, board_profile: Callable[[MobileSpace], DeviceProfile], tmp_path: Path
+    published_weights: Path, board_profile: Callable[[StagedSpace], DeviceProfile], tmp_path: Path
 ) -> None:
     """From checkpoint to checked file, and on to classes of one's own."""
     space = deploynas.space("ofa-mbv3-w1.0", resolutions=[128, 224])

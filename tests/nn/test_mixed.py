@@ -72,7 +72,7 @@ def test_the_gradient_of_a_gate_is_that_of_finite_differences(network):
     gates = torch.tensor([[1.0, 0.0]] * len(network.mixed)).double().requires_grad_()
     (exact,) = torch.autograd.grad(loss(gates), gates)
     assert exact.abs().min() > 0
-    step = 1e-5
+    step = 1e-7
     for index in np.ndindex(*gates.shape):
         moved = gates.detach().clone()
         moved[index] += step

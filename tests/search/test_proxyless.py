@@ -16,7 +16,7 @@ from deploynas.data.sources import _load_digits
 from deploynas.errors import InfeasibleBudgetError, InvalidInputError
 from deploynas.nn import MixedNetwork
 from deploynas.profile import LatencyModel
-from deploynas.search import Budget
+from deploynas.search import Budget, search
 from deploynas.search import architecture as arch_module
 from deploynas.search.architecture import (
     AdditiveCost,
@@ -379,6 +379,26 @@ def test_one_candidate_a_block(space, digits, board_profile):
     )  # fmt: skip
     assert found.decision.num_changed == 0
     assert found.decision.arch.tolist() == [0] * len(single.choices)
+
+
+def test_a_decision_that_measures_over_budget_gives_way_to_the_next(space, model):
+    class Same:
+        kind, chunk, num_finalists = "measured", 8, 5
+
+        def quick(self, archs):
+            return np.full(len(archs), 0.5)
+
+        final = quick
+
+    decided = space.sample(3, np.random.default_rng(0))
+    measured = iter([11.0, 10.4, 9.9])
+    outcome = search(
+        model, Same(), Budget(latency_ms=10.0), strategy="proxyless", seed=0,
+        num_evaluations=4, measure_ms=lambda arch: next(measured), decided=decided,
+    )  # fmt: skip
+    assert outcome.best.architecture == space.decode(decided[2:])[0]
+    assert outcome.measured_latency_ms == 9.9
+    assert outcome.random_best is not None
 
 
 def test_a_class_with_one_image_cannot_be_split(digits):

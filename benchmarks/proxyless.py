@@ -1,0 +1,500 @@
+"""ProxylessNAS: are its gradients right, is a step cheap, does the budget hold, is it any good?
+
+python benchmarks/proxyless.py gradients                    [--json]
+python benchmarks/proxyless.py step        [--space S] [--resolution R] [--batch-size N]
+python benchmarks/proxyless.py budgets     --data DIR [--device cpu|web] [--images N] [--epochs N]
+python benchmarks/proxyless.py comparison  --data DIR [--device cpu|web] [--images N] [--epochs N]
+                                           [--standalone-epochs N] [--share S] [--minutes M]
+gradients   of gates, expected latency and REINFORCE on a toy space, against finite differences
+            and sums over every network.
+step        time and memory of a weight step over those of the static network of the same path.
+budgets     five searches across the space's range of latencies; each result is measured anew.
+comparison  at one latency, all trained from scratch by one recipe, three seeds: what the search
+            found, random networks, the best of random search with the same compute (networks
+            trained alone, judged by validation images), and MobileNetV2 and V3 scaled to the
+            same latency. Accuracies are of test images.
+--images trains on so many images. Everything trained is kept in benchmarks/runs/proxyless, so that
+a run that was stopped goes on; --minutes stops it in time and prints what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from peak import grown_bytes, median_of_children
+from rank_correlation import fewer
+from torch import nn
+
+import deploynas as dn
+from deploynas.check.verdict import measure_bytes
+from deploynas.data import ImageDataset, load_dataset, space_for
+from deploynas.device import Samples, StopRule, measure, open_device
+from deploynas.export.exporter import network_bytes
+from deploynas.graph import RandomWeights, write_model
+from deploynas.nn import MixedNetwork, StaticNetwork, build
+from deploynas.nn.static import initialise
+from deploynas.profile import LatencyModel, profile_space
+from deploynas.search import Budget, SearchResult
+from deploynas.search.architecture import AdditiveCost, gate_gradients, score, softmax_gradient
+from deploynas.spaces import CandidateSpace, Node
+from deploynas.spaces.staged import Stage, StageTable
+from deploynas.train import Batches, Recipe, accuracy, pick_device, train_network
+from deploynas.workflows import proxyless
+
+RUNS = Path(__file__).parent / "runs" / "proxyless"
+PROFILES = Path(__file__).parent / "profiles"
+SEEDS = (0, 1, 2)
+BUDGET_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the range, in logarithms
+BAND = 0.03  # of equal latency
+
+
+def main() -> None:
+    """Print one part's table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("part", choices=("gradients", "step", "budgets", "comparison"))
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="two budgets, one seed, few steps")
+    parser.add_argument("--space", default="proxyless-small")
+    parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--images", type=int, default=None)
+    parser.add_argument("--epochs", type=float, default=30.0)
+    parser.add_argument("--standalone-epochs", type=float, default=12.0)
+    parser.add_argument("--share", type=float, default=0.45, help="of the range of latencies")
+    parser.add_argument("--minutes", type=float, default=np.inf)
+    parser.add_argument("--peak-of", choices=("static", "mixed"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak_of:
+        print(peak_bytes(options))
+        return
+    if options.part in ("budgets", "comparison") and options.data is None:
+        parser.error("this part needs --data")
+    document = globals()[options.part](options)
+    if options.json:
+        print(json.dumps(document))
+        return
+    for key, value in document.items():
+        print(f"{key:34} {value:.4g}" if isinstance(value, float) else f"{key:34} {value}")
+
+
+# gradients
+
+
+def gradients(options: argparse.Namespace) -> dict[str, object]:
+    """Relative errors, and the largest deviation of REINFORCE in its own standard errors."""
+    table = replace(
+        dn.space("proxyless-small").table,
+        stages=(Stage(16, 2, "relu", False, (1, 2)), Stage(24, 2, "h_swish", True, (1, 2))),
+        head_width=32,
+        head_features=0,
+    )
+    space = CandidateSpace("toy", table, num_classes=3, in_channels=1, resolutions=[16])
+    torch.manual_seed(0)
+    network = MixedNetwork(space).double()
+    for part in network.modules():  # a residual branch starts at zero, where no gate matters
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+    rng = np.random.default_rng(0)
+    x, labels = torch.randn(16, 1, 16, 16).double(), torch.randint(3, (16,))
+    errors = []
+    for _ in range(20):
+        pairs = [rng.permutation(len(a))[:2] for a in network.alphas]
+        active, other = (network.row([int(p[i]) for p in pairs]) for i in (0, 1))
+
+        def forward(gates: torch.Tensor, a: np.ndarray = active, o: np.ndarray = other):
+            return network.forward_gated(x, a, o, gates)
+
+        _, found = gate_gradients(forward, labels, len(pairs))
+        by_differences = np.zeros_like(found)
+        for index in np.ndindex(*found.shape):
+            ends = []
+            for step in (1e-7, -1e-7):
+                gates = torch.zeros(len(pairs), 2).double()
+                gates[:, 0] = 1.0
+                gates[index] += step
+                with torch.no_grad():
+                    ends.append(float(nn.functional.cross_entropy(forward(gates), labels)))
+            by_differences[index] = (ends[0] - ends[1]) / 2e-7
+        shares = [rng.dirichlet(np.ones(2)) for _ in pairs]
+        a = np.stack([softmax_gradient(q, g) for q, g in zip(shares, found, strict=True)])
+        b = np.stack([_algebra(q, g) for q, g in zip(shares, by_differences, strict=True)])
+        errors.append(np.abs(a - b).max() / np.abs(b).max())
+    costs = [rng.random(len(a)) for a in network.alphas]
+    alphas = [torch.from_numpy(rng.normal(size=len(c))).requires_grad_() for c in costs]
+    cost = AdditiveCost("latency_ms", 1.0, 0.3, tuple(costs))
+    (expected := cost.expected([a.softmax(0) for a in alphas])).backward()
+    p = [a.detach().softmax(0).numpy() for a in alphas]
+    every = list(itertools.product(*(range(len(c)) for c in costs)))
+    weights = np.array([np.prod([q[o] for q, o in zip(p, row, strict=True)]) for row in every])
+    totals = np.array([cost.of(row) for row in every])
+    exact = [_of_expectation(p, every, weights, totals, block) for block in range(len(p))]
+    got = [a.grad.numpy() for a in alphas]
+    latency_error = max(
+        np.abs(g - e).max() / np.abs(e).max() for g, e in zip(got, exact, strict=True)
+    )
+    rewards = rng.normal(size=len(every))
+    exact = [_of_expectation(p, every, weights, rewards, block) for block in range(len(p))]
+    drawn = rng.choice(len(every), size=40_000, p=weights / weights.sum())
+    deviations = []
+    for block, q in enumerate(p):
+        samples = np.stack([rewards[i] * score(q, every[i][block]) for i in drawn])
+        standard = samples.std(axis=0) / np.sqrt(len(samples))
+        deviations.append(np.abs(samples.mean(axis=0) - exact[block]) / standard)
+    return {
+        "gates_relative_error": float(max(errors)),
+        "expected_latency_error": abs(float(expected.detach()) / float(weights @ totals) - 1),
+        "latency_gradient_relative_error": float(latency_error),
+        "reinforce_standard_errors_rms": float(np.sqrt(np.mean(np.concatenate(deviations) ** 2))),
+        "reinforce_standard_errors_worst": float(np.concatenate(deviations).max()),
+    }
+
+
+def _algebra(q: np.ndarray, gates: np.ndarray) -> np.ndarray:
+    """Equation 4 term by term, as it is written."""
+    return np.array(
+        [sum(gates[j] * q[j] * ((i == j) - q[i]) for j in range(len(q))) for i in range(len(q))]
+    )
+
+
+def _of_expectation(
+    p: Sequence[np.ndarray], every: list, weights: np.ndarray, values: np.ndarray, block: int
+) -> np.ndarray:
+    """D E[value] / d alpha of one block, by a sum over every network."""
+    options = np.array([row[block] for row in every])
+    return np.array(
+        [
+            float((weights * values * ((options == i) - p[block][i])).sum())
+            for i in range(len(p[block]))
+        ]
+    )
+
+
+# a step
+
+
+def step(options: argparse.Namespace) -> dict[str, object]:
+    """Ratios of medians; a path is drawn each round, and both train it."""
+    space = dn.space(options.space, resolutions=[options.resolution])
+    rng = np.random.default_rng(0)
+    x_bchw, labels = _batch(options, space)
+    mixed = MixedNetwork(space).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(mixed.weights, 0.01, momentum=0.9, nesterov=True)
+    ratios = []
+    for _ in range(4 if options.quick else 25):
+        arch = mixed.row([int(rng.integers(len(a))) for a in mixed.alphas])
+        static = build(space, arch).to(memory_format=torch.channels_last).train()
+        own = torch.optim.SGD(static.parameters(), 0.01, momentum=0.9, nesterov=True)
+        ways = (
+            lambda a=arch: _train(mixed, optimizer, lambda: mixed(x_bchw, a), labels),
+            lambda s=static, o=own: _train(s, o, lambda: s(x_bchw), labels),
+        )
+        times = []
+        for way in ways:
+            way()  # the first touch of a shape prepares it
+        for turn in range(4):
+            for number in (0, 1) if turn % 2 else (1, 0):
+                start = time.perf_counter()
+                ways[number]()
+                times.append((number, time.perf_counter() - start))
+        medians = [np.median([t for n, t in times if n == number]) for number in (0, 1)]
+        ratios.append(medians[0] / medians[1])
+    num = 1 if options.quick else 5
+    peaks = {way: median_of_children("--peak-of", way, num) for way in ("static", "mixed")}
+    spread = np.quantile(ratios, [0.25, 0.75])
+    return {
+        "space": f"{options.space} at {options.resolution} px, batch {options.batch_size}",
+        "time_over_static": float(np.median(ratios)),
+        "time_quartiles": f"{spread[0]:.3f}-{spread[1]:.3f}",
+        "memory_over_static": peaks["mixed"] / peaks["static"],
+        "static_peak_mb": peaks["static"] / 1e6,
+    }
+
+
+def peak_bytes(options: argparse.Namespace) -> int:
+    """What this process grows by over three weight steps; parameters are there before."""
+    space = dn.space(options.space, resolutions=[options.resolution])
+    x_bchw, labels = _batch(options, space)
+    torch.manual_seed(0)
+    mixed = MixedNetwork(space)
+    rng = np.random.default_rng(0)
+    arch = mixed.row([int(rng.integers(len(a))) for a in mixed.alphas])
+    is_static = options.peak_of == "static"
+    module: nn.Module = build(space, arch) if is_static else mixed
+    module.to(memory_format=torch.channels_last).train()
+    nn.Conv2d(3, 8, 3)(torch.randn(1, 3, 9, 9)).sum().backward()  # what the first one loads
+
+    def train() -> None:
+        for _ in range(3):
+            module.zero_grad(set_to_none=True)
+            logits = module(x_bchw) if is_static else module(x_bchw, arch)
+            nn.functional.cross_entropy(logits, labels).backward()
+
+    return grown_bytes(train)
+
+
+def _batch(options: argparse.Namespace, space: CandidateSpace) -> tuple:
+    shape = (options.batch_size, space.in_channels, options.resolution, options.resolution)
+    x_bchw = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    return x_bchw, torch.randint(space.num_classes, (options.batch_size,))
+
+
+def _train(
+    module: nn.Module, optimizer: torch.optim.Optimizer, forward: Callable, labels: torch.Tensor
+) -> None:
+    module.zero_grad(set_to_none=True)
+    nn.functional.cross_entropy(forward(), labels).backward()
+    optimizer.step()
+
+
+# budgets
+
+
+def _prepared(options: argparse.Namespace) -> tuple:
+    dataset = fewer(load_dataset(options.data), options.images)
+    space = space_for("proxyless-small", dataset)
+    device = open_device(options.device, 1)
+    path = PROFILES / f"{options.device}-t1.json"
+    profile, _ = profile_space(space, device, path)
+    return dataset, space, device, path, LatencyModel(space, profile)
+
+
+def budget_at(model: LatencyModel, share: float) -> float:
+    """A latency so far into the space's range, in logarithms."""
+    low, high = model.upper_ms(np.concatenate([model.space.smallest(), model.space.largest()]))
+    return float(np.exp(np.log(low) + share * (np.log(high) - np.log(low))))
+
+
+def searched(
+    options: argparse.Namespace, prepared: tuple, latency_ms: float, seed: int
+) -> tuple[SearchResult, Path]:
+    """One search, now or before."""
+    dataset, space, device, path, _ = prepared
+    recipe = proxyless.recipe_for(dataset, options.epochs, seed, {})
+    budget = Budget(latency_ms=latency_ms)
+    name = _key(options.device, dataset.fingerprint, recipe.model_dump_json(), f"{latency_ms:.6f}")
+    run = RUNS / f"search-{name}"
+    if not SearchResult.file_in(run).exists():
+        start = time.monotonic()
+        proxyless.search(
+            space, dataset, path, budget, run, recipe, device=device, num_evaluations=4,
+            on_progress=lambda text, share: None, on_note=lambda text: None,
+        )  # fmt: skip
+        (run / "seconds").write_text(str(time.monotonic() - start))
+    return SearchResult.read(SearchResult.file_in(run)), run
+
+
+def budgets(options: argparse.Namespace) -> dict[str, object]:
+    """Measured over budget, raw and at the profile's level of the machine."""
+    prepared = _prepared(options)
+    _, space, device, _, model = prepared
+    document: dict[str, object] = {"device": options.device, "stated_error": model.half_width}
+    for share in BUDGET_SHARES[:2] if options.quick else BUDGET_SHARES:
+        limit = budget_at(model, share)
+        # the budget is part of the search's key: the profile is kept, so that it is the same
+        result, _ = searched(options, prepared, limit, 0)
+        arch = space.encode([result.best.architecture])
+        samples = measure_bytes(device, network_bytes(build(space, arch[0]).eval()))
+        raw, level = samples.estimate(), samples.estimate(model.profile.reference)
+        expected = result.decision.expected["latency_ms"] / limit if result.decision else np.nan
+        document[f"{limit:.4f} ms"] = (
+            f"measured {raw.median / limit:.3f} of it (+-{raw.half_width:.1%}), at the profile's "
+            f"level {level.median / limit:.3f}; expected {expected:.3f}, predicted "
+            f"{(result.best.predicted_latency_ms or np.nan) / limit:.3f}"
+        )
+    return document
+
+
+# comparison
+
+
+def comparison(options: argparse.Namespace) -> dict[str, object]:
+    """Test accuracies at equal measured latency, with 95 % intervals over networks and seeds."""
+    started = time.monotonic()
+    prepared = _prepared(options)
+    dataset, space, device, _, model = prepared
+    recipe = Recipe(epochs=options.standalone_epochs, batch_size=64, learning_rate=0.1)
+    limit = budget_at(model, options.share)
+    seeds = SEEDS[:1] if options.quick else SEEDS
+    found, seconds = [], []
+    for seed in seeds:
+        result, run = searched(options, prepared, limit, seed)
+        found.append(space.layers(space.encode([result.best.architecture])[0]))
+        seconds.append(float((run / "seconds").read_text()))
+    baselines = {name: scaled(name, space, device, model, limit) for name in ("V2", "V3")}
+    rng = np.random.default_rng(50_001)
+    drawn = space.sample(20_000, rng)
+    upper = model.upper_ms(drawn)
+    fitting = drawn[(upper <= limit) & (upper >= (1 - 2 * BAND) * limit)]
+
+    def trained(nodes: list[Node], seed: int) -> tuple[float, float, float]:
+        if time.monotonic() - started > options.minutes * 60:
+            raise _OutOfTimeError
+        own = recipe.model_copy(update={"seed": seed})
+        return standalone(nodes, dataset, own)
+
+    ours: list[float] = []
+    scaled_to: dict[str, list[float]] = {name: [] for name in baselines}
+    at_random: list[list[tuple[float, float, float]]] = [[] for _ in seeds]
+    best_random: list[float] = []
+    try:
+        for i, seed in enumerate(seeds):
+            ours.append(trained(found[i], seed)[1])
+            for name, nodes in baselines.items():
+                scaled_to[name].append(trained(nodes, seed)[1])
+            spent = 0.0
+            for j in itertools.count():  # random search: as long as the gradient search took
+                one = trained(space.layers(fitting[i * 100 + j]), seed)
+                at_random[i].append(one)
+                spent += one[2]
+                if spent >= seconds[i]:
+                    break
+            best_random.append(max(at_random[i])[1])
+    except _OutOfTimeError:
+        pass
+    mean_random = [one[1] for seed in at_random for one in seed]
+    latencies = measured_ms([*found, *baselines.values(), space.layers(fitting[0])], device, model)
+    document: dict[str, object] = {
+        "device": options.device,
+        "budget_ms": limit,
+        "measured_over_budget": " ".join(f"{ms / limit:.3f}" for ms in latencies),
+        "train_images": len(dataset.train),
+        "search_epochs": options.epochs,
+        "standalone_epochs": options.standalone_epochs,
+        "search_seconds": float(np.mean(seconds)),
+        "random_networks": len(mean_random),
+        "found": _interval(ours),
+        "random_mean": _interval(mean_random),
+        "random_search": _interval(best_random),
+        **{f"MobileNet{name}_scaled": _interval(v) for name, v in scaled_to.items()},
+    }
+    if ours and mean_random:
+        document["over_random_mean"] = _difference(ours, mean_random)
+        document["over_random_search"] = _difference(ours, best_random)
+        better = max(scaled_to.values(), key=np.mean)
+        document["over_better_scaled"] = _difference(ours, better)
+    document["minutes_now"] = (time.monotonic() - started) / 60
+    return document
+
+
+class _OutOfTimeError(Exception):
+    """--minutes are over."""
+
+
+def standalone(
+    nodes: list[Node], dataset: ImageDataset, recipe: Recipe
+) -> tuple[float, float, float]:
+    """Validation and test accuracy, and seconds, of one training from scratch; or of before."""
+    keys = " ".join(node.layer.key for node in nodes)
+    path = RUNS / f"alone-{_key(keys, dataset.fingerprint, recipe.model_dump_json())}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(recipe.seed)
+        network = StaticNetwork(nodes)
+        initialise(network)
+        network.to(pick_device())
+        checkpoint = path.with_suffix(".checkpoint")
+        start = time.monotonic()
+        train_network(network, dataset, recipe, checkpoint=checkpoint)
+        seconds = time.monotonic() - start
+        side = nodes[0].layer.height
+        judged = [
+            accuracy(network, Batches(dataset, split, pick_device()), side)
+            for split in (dataset.val, dataset.test)
+        ]
+        path.write_text(json.dumps([*judged, seconds]))
+        checkpoint.unlink(missing_ok=True)
+    val, test, seconds = json.loads(path.read_text())
+    return val, test, seconds
+
+
+def scaled(
+    name: str, space: CandidateSpace, device: object, model: LatencyModel, limit: float
+) -> list[Node]:
+    """A MobileNet of the same stem, strides and head, its width and depth scaled to a latency.
+
+    Widths from a quarter to twice, one to three blocks a stage; of those that measure within
+    the band below the limit, the one nearest to full width over depth 2.
+    """
+    is_v3 = name == "V3"
+    options = []
+    for depth in (1, 2, 3):
+        for width in np.arange(0.25, 2.05, 0.125):
+            table = space.table
+            stages = tuple(
+                Stage(
+                    max(8, int(s.width * width + 4) // 8 * 8), s.stride,
+                    s.activation if is_v3 else "relu6", s.se and is_v3, (depth,),
+                )
+                for s in table.stages
+            )  # fmt: skip
+            plain = StageTable(
+                stem_width=table.stem_width, first_width=table.first_width,
+                first_activation="relu" if is_v3 else "relu6", stages=stages,
+                head_width=table.head_width, head_features=table.head_features if is_v3 else 0,
+                activation="h_swish" if is_v3 else "relu6",
+                kernel_sizes=(5 if is_v3 else 3,), expand_ratios=(6,),
+                resolutions=space.resolutions, num_classes=space.num_classes,
+            )  # fmt: skip
+            one = CandidateSpace(
+                name, plain, num_classes=space.num_classes, in_channels=space.in_channels,
+                resolutions=space.resolutions,
+            )  # fmt: skip
+            options.append((depth, float(width), one.layers(one.largest()[0])))
+    times = measured_ms([nodes for _, _, nodes in options], device, model, quick=True)
+    near = [
+        (abs(np.log(ms / limit / (1 - BAND / 2))), depth, width, nodes)
+        for ms, (depth, width, nodes) in zip(times, options, strict=True)
+    ]
+    inside = [one for one in near if one[0] <= BAND]
+    chosen = min(inside or near, key=lambda one: (abs(one[1] - 2), one[0]) if inside else one[:1])
+    print(f"MobileNet{name}: {chosen[1]} blocks a stage, width {chosen[2]:g}", flush=True)
+    return chosen[3]
+
+
+def measured_ms(
+    networks: Sequence[list[Node]], device: object, model: LatencyModel, *, quick: bool = False
+) -> list[float]:
+    """Latencies in one interleaved run, at the profile's level of the machine."""
+    rule = StopRule(
+        precision=0.01, min_sessions=3 if quick else 6, max_sessions=4 if quick else 12
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {
+            str(i): write_model(Path(folder) / f"{i}.onnx", nodes, RandomWeights(i))
+            for i, nodes in enumerate(networks)
+        }
+        samples: dict[str, Samples] = measure(device, paths, rule)
+    return [samples[str(i)].estimate(model.profile.reference).median for i in range(len(networks))]
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def _interval(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    half = 1.96 * np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return f"{np.mean(values):.2%} +-{half:.2%} (n={len(values)})"
+
+
+def _difference(ours: Sequence[float], others: Sequence[float]) -> str:
+    parts = [np.var(v, ddof=1) / len(v) if len(v) > 1 else np.nan for v in (ours, others)]
+    points = 100 * (np.mean(ours) - np.mean(others))
+    return f"{points:+.2f} points +-{196 * np.sqrt(sum(parts)):.2f}"
+
+
+if __name__ == "__main__":
+    main()
