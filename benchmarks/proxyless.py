@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from peak import grown_bytes, median_of_children
 from rank_correlation import fewer
+from scipy import stats
 from torch import nn
 
 import deploynas as dn
@@ -87,6 +88,22 @@ def main() -> None:
         return
     for key, value in document.items():
         print(f"{key:34} {value:.4g}" if isinstance(value, float) else f"{key:34} {value}")
+
+
+class Stopwatch:
+    """Seconds of a work that may be stopped and gone on with, kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._last, self._written = path, time.monotonic(), 0.0
+        self.seconds = float(path.read_text()) if path.exists() else 0.0
+
+    def tick(self) -> None:
+        """Called while the work goes on."""
+        now = time.monotonic()
+        self.seconds, self._last = self.seconds + now - self._last, now
+        if now - self._written > 10:
+            self._path.write_text(str(self.seconds))
+            self._written = now
 
 
 # gradients
@@ -286,12 +303,12 @@ def searched(
     name = _key(options.device, dataset.fingerprint, recipe.model_dump_json(), f"{latency_ms:.6f}")
     run = RUNS / f"search-{name}"
     if not SearchResult.file_in(run).exists():
-        start = time.monotonic()
+        run.mkdir(parents=True, exist_ok=True)
+        watch = Stopwatch(run / "seconds")
         proxyless.search(
             space, dataset, path, budget, run, recipe, device=device, num_evaluations=4,
-            on_progress=lambda text, share: None, on_note=lambda text: None,
+            on_progress=lambda text, share: watch.tick(), on_note=lambda text: None,
         )  # fmt: skip
-        (run / "seconds").write_text(str(time.monotonic() - start))
     return SearchResult.read(SearchResult.file_in(run)), run
 
 
@@ -337,12 +354,12 @@ def comparison(options: argparse.Namespace) -> dict[str, object]:
     drawn = space.sample(20_000, rng)
     upper = model.upper_ms(drawn)
     fitting = drawn[(upper <= limit) & (upper >= (1 - 2 * BAND) * limit)]
+    own = np.array_split(fitting, len(seeds))  # each seed's random search draws its own
 
     def trained(nodes: list[Node], seed: int) -> tuple[float, float, float]:
         if time.monotonic() - started > options.minutes * 60:
             raise _OutOfTimeError
-        own = recipe.model_copy(update={"seed": seed})
-        return standalone(nodes, dataset, own)
+        return standalone(nodes, dataset, recipe.model_copy(update={"seed": seed}))
 
     ours: list[float] = []
     scaled_to: dict[str, list[float]] = {name: [] for name in baselines}
@@ -354,8 +371,8 @@ def comparison(options: argparse.Namespace) -> dict[str, object]:
             for name, nodes in baselines.items():
                 scaled_to[name].append(trained(nodes, seed)[1])
             spent = 0.0
-            for j in itertools.count():  # random search: as long as the gradient search took
-                one = trained(space.layers(fitting[i * 100 + j]), seed)
+            for arch in own[i]:  # random search: as long as the gradient search took
+                one = trained(space.layers(arch), seed)
                 at_random[i].append(one)
                 spent += one[2]
                 if spent >= seconds[i]:
@@ -405,15 +422,17 @@ def standalone(
         initialise(network)
         network.to(pick_device())
         checkpoint = path.with_suffix(".checkpoint")
-        start = time.monotonic()
-        train_network(network, dataset, recipe, checkpoint=checkpoint)
-        seconds = time.monotonic() - start
+        watch = Stopwatch(path.with_suffix(".seconds"))
+        train_network(
+            network, dataset, recipe, checkpoint=checkpoint, on_progress=lambda p: watch.tick()
+        )
         side = nodes[0].layer.height
         judged = [
             accuracy(network, Batches(dataset, split, pick_device()), side)
             for split in (dataset.val, dataset.test)
         ]
-        path.write_text(json.dumps([*judged, seconds]))
+        path.write_text(json.dumps([*judged, watch.seconds]))
+        path.with_suffix(".seconds").unlink(missing_ok=True)
         checkpoint.unlink(missing_ok=True)
     val, test, seconds = json.loads(path.read_text())
     return val, test, seconds
@@ -424,8 +443,8 @@ def scaled(
 ) -> list[Node]:
     """A MobileNet of the same stem, strides and head, its width and depth scaled to a latency.
 
-    Widths from a quarter to twice, one to three blocks a stage; of those that measure within
-    the band below the limit, the one nearest to full width over depth 2.
+    Widths from a quarter to twice, one to three blocks a stage; of those that measure a little
+    below the limit, one with as near to two blocks a stage as there is.
     """
     is_v3 = name == "V3"
     options = []
@@ -453,14 +472,14 @@ def scaled(
             )  # fmt: skip
             options.append((depth, float(width), one.layers(one.largest()[0])))
     times = measured_ms([nodes for _, _, nodes in options], device, model, quick=True)
-    near = [
-        (abs(np.log(ms / limit / (1 - BAND / 2))), depth, width, nodes)
-        for ms, (depth, width, nodes) in zip(times, options, strict=True)
-    ]
-    inside = [one for one in near if one[0] <= BAND]
-    chosen = min(inside or near, key=lambda one: (abs(one[1] - 2), one[0]) if inside else one[:1])
-    print(f"MobileNet{name}: {chosen[1]} blocks a stage, width {chosen[2]:g}", flush=True)
-    return chosen[3]
+    # first those within the band below the limit, then the nearest to two blocks a stage
+    ranked = sorted(
+        (not 1 - 2 * BAND <= ms / limit <= 1, abs(depth - 2), abs(ms / limit - 1), i)
+        for i, (ms, (depth, _, _)) in enumerate(zip(times, options, strict=True))
+    )
+    depth, width, nodes = options[ranked[0][3]]
+    print(f"MobileNet{name}: {depth} blocks a stage, width {width:g}", flush=True)
+    return nodes
 
 
 def measured_ms(
@@ -486,14 +505,17 @@ def _key(*parts: str) -> str:
 def _interval(values: Sequence[float]) -> str:
     if not values:
         return "-"
-    half = 1.96 * np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    half = stats.t.ppf(0.975, max(1, len(values) - 1)) * error
     return f"{np.mean(values):.2%} +-{half:.2%} (n={len(values)})"
 
 
 def _difference(ours: Sequence[float], others: Sequence[float]) -> str:
-    parts = [np.var(v, ddof=1) / len(v) if len(v) > 1 else np.nan for v in (ours, others)]
     points = 100 * (np.mean(ours) - np.mean(others))
-    return f"{points:+.2f} points +-{196 * np.sqrt(sum(parts)):.2f}"
+    if min(len(ours), len(others)) < 2:
+        return f"{points:+.2f} points"
+    low, high = stats.ttest_ind(ours, others, equal_var=False).confidence_interval()
+    return f"{points:+.2f} points +-{50 * (high - low):.2f}"  # Welch's interval
 
 
 if __name__ == "__main__":

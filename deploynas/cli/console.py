@@ -43,11 +43,18 @@ def warn(text: str) -> None:
     err.print(line, highlight=False, soft_wrap=True)
 
 
-def open_data(data: Path | None, *, download: bool = False, seed: int = 0) -> ImageDataset:
-    """The data set of a verb; its warnings go to standard error."""
-    from deploynas.data import load_dataset
+def open_data(
+    data: Path | None, *, space_name: str = "mobile-small", download: bool = False, seed: int = 0
+) -> ImageDataset:
+    """The data set of a verb, no larger than its space was made for.
 
-    dataset = load_dataset(data, download=download, seed=seed)
+    Warnings go to standard error.
+    """
+    from deploynas.data import load_dataset
+    from deploynas.spaces import space
+
+    max_size = max(64, *space(space_name).resolutions)
+    dataset = load_dataset(data, download=download, seed=seed, max_size=max_size)
     for text in dataset.warnings:
         warn(text)
     return dataset

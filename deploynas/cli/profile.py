@@ -98,6 +98,8 @@ def profile(
     named = "" if path == PROFILES / "cpu.json" else f" --profile {path}"
     how = "" if chosen.name == "mobile-small" else f" --space {chosen.name}"
     how += " --strategy proxyless" if isinstance(chosen, CandidateSpace) else ""
+    if data or (isinstance(chosen, CandidateSpace) and chosen.num_classes == 1000):
+        how += f" --data {data or 'DIR'}"
     say(f"next: deploynas search{how} --latency-ms {middle}{named}")
     return None
 
@@ -118,7 +120,7 @@ def choose_space(
     if data is None and (given or is_published):
         channels = 3 if in_channels is None else in_channels
         return space(name, num_classes, channels, resolutions)
-    return space_for(name, open_data(data), resolutions)
+    return space_for(name, open_data(data, space_name=name), resolutions)
 
 
 def validate(

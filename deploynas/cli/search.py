@@ -17,9 +17,6 @@ from deploynas.cli.console import (
     warn,
 )
 
-UPDATES = ("two-path", "reinforce")
-LATENCY_LOSSES = ("adaptive", "sum", "product")
-
 if TYPE_CHECKING:
     from deploynas.search import Candidate, SearchResult
     from deploynas.search.result import DecisionRecord
@@ -58,7 +55,7 @@ def search(
     epochs: Annotated[
         float | None,
         typer.Option(
-            help="Of a training; 4, with proxyless 30, more over a small data set.",
+            help="Of a training; 4, with proxyless 10, more over a small data set.",
             show_default=False,
         ),
     ] = None,
@@ -69,14 +66,17 @@ def search(
         ),
     ] = None,
     architecture_update: Annotated[
-        str, typer.Option(help="Of proxyless: two-path or reinforce.")
-    ] = "two-path",
+        str | None,
+        typer.Option(help="Of proxyless: two-path (default) or reinforce.", show_default=False),
+    ] = None,
     latency_loss: Annotated[
-        str, typer.Option(help="Of proxyless: adaptive, sum or product.")
-    ] = "adaptive",
+        str | None,
+        typer.Option(help="Of proxyless: adaptive (default), sum, product.", show_default=False),
+    ] = None,
     latency_weight: Annotated[
-        float, typer.Option(help="Of the latency losses sum and product.", min=0.0)
-    ] = 0.3,
+        float | None,
+        typer.Option(help="Of the latency losses sum and product; 0.3.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Always on: training goes on.")] = True,
@@ -102,11 +102,16 @@ def search(
         space(space_name)
     if is_gradient and (ofa_weights or supernet):
         raise InvalidInputError("a gradient search trains its own weights: leave out the others'")
-    for what, name, known in (
-        ("update", architecture_update, UPDATES), ("latency loss", latency_loss, LATENCY_LOSSES),
-    ):  # fmt: skip
-        if name not in known:
-            raise UnknownNameError(what, name, known)
+    architecture = {
+        "update": architecture_update,
+        "latency_loss": latency_loss,
+        "latency_weight": latency_weight,
+    }
+    architecture = {k: v for k, v in architecture.items() if v is not None}
+    if architecture and not is_gradient:
+        raise InvalidInputError(
+            f"--{next(iter(architecture)).replace('_', '-')} goes with proxyless"
+        )
     if ofa_weights is None and calibration_images is not None:
         raise InvalidInputError("--calibration-images goes with --ofa-weights")
     if ofa_weights is not None and supernet is not None:
@@ -140,20 +145,16 @@ def search(
         elif is_gradient:
             from deploynas.workflows import proxyless
 
-            dataset = open_data(data)
+            dataset = open_data(data, space_name=space_name)
             run = output or RUNS / f"{space_name}-{dataset.name}"
-            recipe = proxyless.recipe_for(
-                dataset, epochs, seed,
-                {"update": architecture_update, "latency_loss": latency_loss,
-                 "latency_weight": latency_weight},
-            )  # fmt: skip
+            recipe = proxyless.recipe_for(dataset, epochs, seed, architecture)
             result = proxyless.search(
                 space_for(space_name, dataset), dataset, path, budget, run, recipe,
                 device=device, num_evaluations=evaluations or proxyless.NUM_EVALUATIONS,
                 on_progress=on_progress, on_note=note,
             )  # fmt: skip
         else:
-            dataset = open_data(data)
+            dataset = open_data(data, space_name=space_name)
             run = output or RUNS / f"{space_name}-{dataset.name}"
             result = steps.train_and_search(
                 space_for(space_name, dataset), dataset, path, budget, run,
@@ -217,14 +218,17 @@ def _print(result: SearchResult, run: Path) -> None:
 
 def _decision(decision: DecisionRecord) -> str:
     """What the budget cost, in one line."""
-    how = "the likeliest within budget" if decision.is_exact else "found by a bounded search"
-    cost = decision.free_log_probability - decision.log_probability
-    if not decision.num_changed:
-        return f"the learned probabilities' own favourite keeps the budget ({how})"
-    return (
-        f"{how}: {decision.num_changed} blocks are not the favourite, which is e^{cost:.1f} "
-        "times as likely"
-    )
+    if decision.num_changed:
+        cost = decision.free_log_probability - decision.kept_log_probability
+        text = (
+            f"the budget changes {decision.num_changed} blocks of the network that the search "
+            f"likes best, which is e^{cost:.1f} times as likely"
+        )
+    else:
+        text = "the network that the search likes best keeps the budget"
+    if decision.num_raised:
+        text += f"; {decision.num_raised} blocks are dearer than liked, to use the budget"
+    return text if decision.is_exact else f"{text}; found by a bounded search"
 
 
 def _accuracy(best: Candidate) -> str:

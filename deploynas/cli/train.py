@@ -46,7 +46,7 @@ def train(
     if schedule not in SCHEDULES:
         raise UnknownNameError("schedule", schedule, SCHEDULES)
 
-    dataset = open_data(data)
+    dataset = open_data(data, space_name=space_name)
     chosen = space_for(space_name, dataset, resolution)
     settings = steps.supernet_recipe(dataset, epochs, seed, schedule)
     with processes():

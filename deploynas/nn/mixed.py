@@ -155,7 +155,10 @@ class MixedNetwork(nn.Module):
         return [int(arch[layer.column]) for layer in self.mixed]
 
     def row(self, options: Sequence[int]) -> Archs:
-        """``(num_choices,)`` the architecture of one option a mixed layer; not canonical."""
+        """``(num_choices,)`` the architecture of one option a mixed layer; not canonical.
+
+        The resolution is the space's one.
+        """
         arch = np.zeros(len(self.space.choices), np.uint8)
         for layer, option in zip(self.mixed, options, strict=True):
             arch[layer.column] = option

@@ -91,7 +91,7 @@ class ArchitectureRecipe(Record):
             ``product``: the loss times (E[cost]/limit)^weight, which, unlike a ratio of
             logarithms, holds below 1 ms as well.
         latency_weight: Of ``sum`` and ``product``; 0 leaves the cost to the final choice.
-        rate: Adam's, with beta1 = 0: parameters that were not sampled do not move.
+        rate: Adam's, with beta1 = 0: no gradient, no momentum moves what was not sampled.
         temperature, final_temperature: Of the softmax that paths are drawn from, from the first
             architecture step to the last.
         num_samples: Networks a step of ``reinforce``.
@@ -114,6 +114,14 @@ BASELINE_MEMORY = 0.95
 class ArchitectureOptimizer:
     """Moves a mixed network's architecture parameters, one held-out batch a step.
 
+    Args:
+        network: Whose architecture parameters move.
+        costs: Limits on sums over blocks.
+        recipe: How.
+        objective: Of ``reinforce``: a path's loss on the batch and its options -> what is to be
+            small; any number will do, measured ones too. The loss with the path's own cost, in
+            the recipe's form, where None.
+
     Attributes:
         network: Whose ``alphas`` move.
         costs: The limits; the one that the expectation exceeds most, or keeps most narrowly, is
@@ -124,8 +132,13 @@ class ArchitectureOptimizer:
     """
 
     def __init__(
-        self, network: MixedNetwork, costs: Sequence[AdditiveCost], recipe: ArchitectureRecipe
+        self,
+        network: MixedNetwork,
+        costs: Sequence[AdditiveCost],
+        recipe: ArchitectureRecipe,
+        objective: Callable[[float, Sequence[int]], float] | None = None,
     ) -> None:
+        self._objective = objective or self._with_cost
         self.network, self.costs, self.recipe = network, costs, recipe
         self.temperature = recipe.temperature
         self.num_steps = 0
@@ -253,7 +266,7 @@ class ArchitectureOptimizer:
         self._baseline = BASELINE_MEMORY * old + (1 - BASELINE_MEMORY) * mean_reward
         return float(np.mean(losses))
 
-    def _objective(self, loss: float, options: Sequence[int]) -> float:
+    def _with_cost(self, loss: float, options: Sequence[int]) -> float:
         """A path's loss with its own cost, in the recipe's form."""
         if not self.costs:
             return loss
@@ -316,7 +329,7 @@ class ArchitectureOptimizer:
         if not bool(gradients.isfinite().all()):
             raise DivergedError(
                 f"the search diverged at architecture step {self.num_steps}",
-                "try a lower learning rate",
+                "try another --seed",
             )
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)

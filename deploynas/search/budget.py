@@ -45,13 +45,6 @@ class Budget(Record):
             admitted &= cost <= limits[name]
         return admitted
 
-    def lowest(self, model: LatencyModel) -> dict[str, float]:
-        """The lowest cost of a network of one kind of block, for each limit."""
-        return {
-            name: float(cost.min())
-            for name, cost in self._costs(model.space.uniform(), model).items()
-        }
-
     def require_reachable(self, model: LatencyModel, rng: np.random.Generator) -> list[str]:
         """Check the limits against the space's cheapest and dearest networks.
 
@@ -63,7 +56,18 @@ class Budget(Record):
                 reachable values.
         """
         space = model.space
-        extremes = np.concatenate([space.uniform(), space.sample(2_000, rng)])
+        extremes = np.concatenate(
+            [
+                space.uniform(),
+                space.sample(2_000, rng),
+                *(
+                    space.ends(values)
+                    for values in (
+                        model.layer_ms, space.layer_values("macs"), space.layer_values("params")
+                    )
+                ),
+            ]
+        )  # fmt: skip
         limits = self.model_dump()
         costs = self._costs(extremes, model)
         for name, cost in costs.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +12,12 @@ from deploynas.profile import LatencyModel
 from deploynas.search.architecture import AdditiveCost, Floats, additive_costs
 from deploynas.search.budget import Budget
 from deploynas.search.knapsack import knapsack
-from deploynas.search.strategies import evolution
+from deploynas.search.strategies import admitted_samples
 from deploynas.spaces import Archs
 
 USE = 0.97  # of a limit
+NUM_PARENTS = 50
 ROUNDING = 1e-9  # of a limit: sums of floats
-BOUNDED_EVALUATIONS = 20_000
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,14 @@ class Decision:
     Attributes:
         arch: ``(num_choices,)``; not canonical: the blocks are where they were learned.
         log_probability: Of it.
-        kept_log_probability: Of the likeliest network within budget, however cheap.
-        free_arch, free_log_probability: Of the likeliest network without a budget.
-        is_exact: Within budget no network is likelier among those that cost as much or more.
+        kept_arch, kept_log_probability: The likeliest network within budget, however cheap.
+        free_arch, free_log_probability: The likeliest network without a budget.
+        is_exact: No network within budget is likelier than ``kept_arch``.
     """
 
     arch: Archs
     log_probability: float
+    kept_arch: Archs
     kept_log_probability: float
     free_arch: Archs
     free_log_probability: float
@@ -42,7 +43,12 @@ class Decision:
     @property
     def num_changed(self) -> int:
         """Blocks that the budget decided otherwise."""
-        return int((self.arch != self.free_arch).sum())
+        return int((self.kept_arch != self.free_arch).sum())
+
+    @property
+    def num_raised(self) -> int:
+        """Blocks that are dearer, so that the budget is used."""
+        return int((self.arch != self.kept_arch).sum())
 
 
 def discretise(
@@ -51,6 +57,7 @@ def discretise(
     model: LatencyModel,
     budget: Budget,
     rng: np.random.Generator,
+    num_evaluations: int = 20_000,
 ) -> Decision:
     """The likeliest network that keeps every limit.
 
@@ -66,6 +73,7 @@ def discretise(
         model: Space and latency.
         budget: Hard limits.
         rng: Of the bounded search.
+        num_evaluations: Networks that it may look at.
 
     Raises:
         InfeasibleBudgetError: None was found.
@@ -79,36 +87,80 @@ def discretise(
             total += value[archs[:, column]]
         return total
 
-    def under(cost: AdditiveCost, worth: float) -> Archs | None:
+    def under(cost: AdditiveCost, worth: float) -> tuple[Archs | None, bool]:
         """The best under one limit, where all of it spent is worth so much log-likelihood."""
         left = cost.limit * (1 - ROUNDING) - cost.constant
         raised = [v + worth * c / cost.limit for v, c in zip(values, cost.candidates, strict=True)]
-        options = knapsack(raised, cost.candidates, left)
-        return None if options is None else network.row(options)
+        solution = knapsack(raised, cost.candidates, left)
+        if solution is None:
+            return None, False
+        return network.row(solution.options), solution.is_exact
 
     free = network.row([int(v.argmax()) for v in values])
     costs = additive_costs(network, model, budget)
-    candidates = np.stack([free, *(row for c in costs if (row := under(c, 0.0)) is not None)])
+    found = [(free, True), *(under(cost, 0.0) for cost in costs)]
     # each is the likeliest under some of the limits: one that keeps all is the likeliest
-    kept = candidates[budget.admits(candidates, model)]
-    is_exact = bool(len(kept))
-    if not is_exact:
-        history = evolution(budget, model, likelihood, rng, BOUNDED_EVALUATIONS)
-        kept = history.archs[history.best(1)]
-    likeliest = kept[int(likelihood(kept).argmax())]
+    kept = [
+        (row, exact)
+        for row, exact in found
+        if row is not None and budget.admits(row[None], model)[0]
+    ]
+    if kept:
+        likeliest, is_exact = max(kept, key=lambda pair: likelihood(pair[0][None])[0])
+    else:
+        seeds = np.stack([row for row, _ in found if row is not None])
+        likeliest = _bounded(network, likelihood, model, budget, rng, num_evaluations, seeds)
+        is_exact = False
     chosen = likeliest
-    if len(costs) == 1 and is_exact:
-        for worth in np.geomspace(0.1, 1e4, 36):
+    if kept and len(costs) == 1:
+        for worth in np.geomspace(0.1, 1e3, 13):
             if costs[0].of(network.options(chosen)) >= USE * costs[0].limit:
                 break
-            dearer = under(costs[0], worth)
-            if dearer is not None and bool(budget.admits(dearer[None], model)[0]):
+            dearer, _ = under(costs[0], float(worth))
+            if dearer is not None and budget.admits(dearer[None], model)[0]:
                 chosen = dearer
     return Decision(
         arch=chosen,
         log_probability=float(likelihood(chosen[None])[0]),
+        kept_arch=likeliest,
         kept_log_probability=float(likelihood(likeliest[None])[0]),
         free_arch=free,
         free_log_probability=float(likelihood(free[None])[0]),
         is_exact=is_exact,
     )
+
+
+def _bounded(
+    network: MixedNetwork,
+    likelihood: Callable[[Archs], Floats],
+    model: LatencyModel,
+    budget: Budget,
+    rng: np.random.Generator,
+    num_evaluations: int,
+    seeds: Archs,
+) -> Archs:
+    """A likely network within several limits, by evolution on uncanonical rows.
+
+    It starts from networks within budget and crosses them with those that are likely.
+
+    Raises:
+        InfeasibleBudgetError: No network within budget was found to start from.
+    """
+    parents = admitted_samples(NUM_PARENTS, budget, model, rng)
+    columns = [layer.column for layer in network.mixed]
+    num_options = model.space.num_options[columns]
+    size = 4 * NUM_PARENTS
+    for _ in range(max(1, num_evaluations // size)):
+        likely = np.concatenate([parents, seeds])
+        children = parents[rng.integers(len(parents), size=size)].copy()
+        others = likely[rng.integers(len(likely), size=size)]
+        crossed = rng.random(children.shape) < rng.random((size, 1))
+        children = np.where(crossed, others, children)
+        redraw = rng.random((size, len(columns))) < 1 / len(columns)
+        fresh = rng.integers(0, num_options, size=redraw.shape)
+        children[:, columns] = np.where(redraw, fresh, children[:, columns])
+        children = children[budget.admits(children, model)]
+        parents = np.unique(np.concatenate([parents, children]), axis=0)
+        parents = parents[np.argsort(-likelihood(parents), kind="stable")[:NUM_PARENTS]]
+    best: Archs = parents[0]
+    return best

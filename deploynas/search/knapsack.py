@@ -9,12 +9,28 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-SLACK = 1e-12  # of a bound, for rounding
+SLACK = 1e-12  # of what is summed, for rounding
+MAX_STATES = 20_000  # partial sums that are kept
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Options within capacity.
+
+    Attributes:
+        options: One a class.
+        is_exact: No others within capacity have more value. Where values are proportional to
+            costs there are too many partial sums to keep: then the best of each of
+            :data:`MAX_STATES` small ranges of cost is.
+    """
+
+    options: list[int]
+    is_exact: bool
 
 
 def knapsack(
     values: Sequence[Floats], costs: Sequence[Floats], capacity: float
-) -> list[int] | None:
+) -> Solution | None:
     """The options that have the most value in sum at a cost of ``capacity`` or less.
 
     Dynamic programming over undominated partial sums; those whose linear relaxation stays below a
@@ -27,10 +43,12 @@ def knapsack(
         capacity: Of the sum of costs.
 
     Returns:
-        An option a class; None where even the cheapest options cost more.
+        None where even the cheapest options cost more.
     """
     if sum(float(c.min()) for c in costs) > capacity:
         return None
+    slack = SLACK * max(1.0, sum(float(np.abs(v).max()) for v in values))
+    is_exact = True
     rests = [_Relaxation.of(values[k:], costs[k:]) for k in range(len(values))] + [
         _Relaxation.of([], [])
     ]
@@ -41,10 +59,13 @@ def knapsack(
         cost = (cost[:, None] + costs[k]).ravel()
         value = (value[:, None] + values[k]).ravel()
         bound = value + rests[k + 1].bound(capacity - cost)
-        kept = np.flatnonzero(bound >= least - SLACK * max(1.0, abs(least)))
+        kept = np.flatnonzero(bound >= least - slack)
         kept = kept[np.lexsort((-value[kept], cost[kept]))]
         best_before = np.concatenate([[-np.inf], np.maximum.accumulate(value[kept])[:-1]])
         kept = kept[value[kept] > best_before]
+        if len(kept) > MAX_STATES:
+            is_exact = False
+            kept = _thinned(kept, cost[kept])
         trace.append((kept // len(values[k]), kept % len(values[k])))
         cost, value = cost[kept], value[kept]
     row = int(np.argmax(value))
@@ -52,7 +73,19 @@ def knapsack(
     for parents, chosen in reversed(trace):
         options.append(int(chosen[row]))
         row = int(parents[row])
-    return options[::-1]
+    return Solution(options[::-1], is_exact)
+
+
+def _thinned(kept: npt.NDArray[np.intp], cost: Floats) -> npt.NDArray[np.intp]:
+    """Of undominated sums, sorted by cost, the last (and best) in each range of cost.
+
+    The cheapest stays as well, so that there is always a solution.
+    """
+    ranges = np.floor((cost - cost[0]) / (cost[-1] - cost[0]) * (MAX_STATES - 1))
+    is_last = np.append(ranges[1:] != ranges[:-1], True)
+    is_last[0] = True
+    thinned: npt.NDArray[np.intp] = kept[is_last]
+    return thinned
 
 
 @dataclass(frozen=True)

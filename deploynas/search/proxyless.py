@@ -47,7 +47,7 @@ class ProxylessRecipe(Recipe):
         architecture: How its parameters move.
     """
 
-    epochs: float = 30.0
+    epochs: float = 10.0
     learning_rate: float = 0.1
     weights_only: float = 0.25
     held_out: float = 0.2
@@ -96,18 +96,27 @@ def split_for_architecture(
     """The data set without ``share`` of its train images, and those, each class by its share.
 
     Raises:
+        InvalidInputError: See :func:`require_splittable`.
+    """
+    require_splittable(dataset)
+    images, labels = dataset.train.images, dataset.train.labels
+    held = stratified_mask(labels, round(share * len(labels)), np.random.default_rng([seed, 9]))
+    own = replace(dataset, train=Split(images[~held], labels[~held]))
+    return own, Split(images[held], labels[held])
+
+
+def require_splittable(dataset: ImageDataset) -> None:
+    """Check that images can be held out of the train split.
+
+    Raises:
         InvalidInputError: A class has a single train image.
     """
-    images, labels = dataset.train.images, dataset.train.labels
-    if np.bincount(labels, minlength=dataset.num_classes).min() < 2:
+    if np.bincount(dataset.train.labels, minlength=dataset.num_classes).min() < 2:
         raise InvalidInputError(
             f"{dataset.source} is too small to hold out images for the architecture: a class has "
             "fewer than two to train on",
             "add images, or search with --strategy ofa, which needs no such split",
         )
-    held = stratified_mask(labels, round(share * len(labels)), np.random.default_rng([seed, 9]))
-    own = replace(dataset, train=Split(images[~held], labels[~held]))
-    return own, Split(images[held], labels[held])
 
 
 def learn(
@@ -153,9 +162,9 @@ def learn(
         loss.backward()
         return loss
 
-    def decide() -> Decision:
+    def decide(**options: int) -> Decision:
         rng = np.random.default_rng([recipe.seed, 10])
-        return discretise(network, optimizer.probabilities(), model, budget, rng)
+        return discretise(network, optimizer.probabilities(), model, budget, rng, **options)
 
     def watch(state: TrainingProgress) -> None:
         search.weight_steps = state.step
@@ -163,7 +172,8 @@ def learn(
         scalars: dict[str, float] = {}
         if is_due or state.step == state.num_steps:
             search.history.append(search.point(state.step))
-            search.best = _short(network, decide())
+            if optimizer.num_steps:
+                search.best = _short(network, decide(num_evaluations=400))
             scalars = _scalars(search.history[-1])
         on_progress(replace(state, scalars=scalars, detail=search.detail(budget)))
 
@@ -205,11 +215,14 @@ class _Search:
         )  # fmt: skip
 
     def _rows(self, number: int) -> np.ndarray:
-        """Batch ``number`` of a walk through all held-out images, in a new order every time."""
-        size = min(self.recipe.batch_size, len(self.data))
-        passes, place_in_pass = divmod(number, -(-len(self.data) // size))
+        """Batch ``number`` of a walk through all held-out images, in a new order every time.
+
+        The batches of a walk are of equal size, or one image apart.
+        """
+        num_batches = -(-len(self.data) // self.recipe.batch_size)
+        passes, place_in_pass = divmod(number, num_batches)
         order = np.random.default_rng([self.recipe.seed, passes, 12]).permutation(len(self.data))
-        return order[place_in_pass * size : (place_in_pass + 1) * size]
+        return np.array_split(order, num_batches)[place_in_pass]
 
     def point(self, step: int) -> HistoryPoint:
         """Where the search stands."""
@@ -238,7 +251,8 @@ class _Search:
             f"{limits[name] / units[name][0]:.3g} {units[name][1]}"
             for name in point.expected
         )
-        return f"{text}, entropy {point.entropy:.2f}, best {self.best}"
+        best = f", best {self.best}" if self.best else ""
+        return f"{text}, entropy {point.entropy:.2f}{best}"
 
     def state(self) -> dict[str, Tensor]:
         """See :class:`State`."""

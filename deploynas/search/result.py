@@ -57,12 +57,14 @@ class DecisionRecord(Record):
 
     Attributes:
         log_probability: Of the chosen network.
-        kept_log_probability: Of the likeliest network within budget, however cheap.
-        free_log_probability: Of the likeliest network without a budget; what is between is what
-            the budget cost.
+        kept_log_probability: Of the likeliest network within budget, however cheap; above the
+            chosen one's where that was raised to use the budget.
+        free_log_probability: Of the likeliest network without a budget; what is between the two is
+            what the budget cost.
         free_architecture: That network.
         num_changed: Blocks that the budget decided otherwise.
-        is_exact: Within budget no network is likelier among those that cost as much or more.
+        num_raised: Blocks that are dearer than in the likeliest within budget, to use it.
+        is_exact: No network within budget is likelier than the likeliest that was found.
         expected: E[cost] of every limited cost in the end.
         entropy: Mean over the blocks in the end, as a share of its maximum.
     """
@@ -72,6 +74,7 @@ class DecisionRecord(Record):
     free_log_probability: float
     free_architecture: ArchRecord
     num_changed: int
+    num_raised: int
     is_exact: bool
     expected: dict[str, float]
     entropy: float

@@ -121,6 +121,17 @@ class SearchSpace(abc.ABC):
         archs = rng.integers(0, self.num_options, size=(n, len(self.choices)), dtype=np.int64)
         return self.canonical(archs.astype(np.uint8))
 
+    def ends(self, values: npt.NDArray[np.generic]) -> Archs:
+        """The networks whose layers' ``values`` sum to the least and to the most, where known.
+
+        Args:
+            values: ``(len(layer_table),)``.
+
+        Returns:
+            ``(2, num_choices)``; no row where a space cannot tell without trying all.
+        """
+        return self.uniform()[:0]
+
     def sample_spread(self, n: int, rng: np.random.Generator) -> Archs:
         """``n`` architectures spread from small to large.
 

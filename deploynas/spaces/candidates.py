@@ -135,6 +135,16 @@ class CandidateSpace(StagedSpace):
         ]
         return np.stack(depths, axis=1), kernels, ratios
 
+    def ends(self, values: np.ndarray) -> Archs:
+        """See :meth:`SearchSpace.ends`: exact at each resolution, for blocks are independent."""
+        padded = np.append(values, 0)  # index -1: left out
+        rows = []
+        for r in range(len(self.resolutions)):
+            costs = [padded[slot.layer_ids[r]] for slot in self.slots if len(slot.columns) > 1]
+            rows.append([r, *(int(c.argmin()) for c in costs)])
+            rows.append([r, *(int(c.argmax()) for c in costs)])
+        return self.canonical(np.array(rows, np.uint8))
+
     def uniform(self) -> Archs:
         """Every architecture with one operation everywhere and as many blocks in each stage."""
         depths = range(1, max(s.depths[-1] for s in self.table.stages) + 1)

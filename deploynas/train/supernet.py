@@ -23,7 +23,7 @@ from deploynas.train.checkpoint import load_weights, save_weights
 from deploynas.train.distributed import is_first
 from deploynas.train.evaluate import QUICK_CALIBRATION, SupernetEvaluator
 from deploynas.train.loop import Recipe, StepImages, TrainingProgress, run_training
-from deploynas.train.schedules import ALL, SCHEDULES, Phase
+from deploynas.train.schedules import SCHEDULES, Phase
 
 NUM_LOOKS, LOOK_IMAGES = 10, 1_000  # at the ends' accuracies, while a training runs
 
@@ -61,6 +61,11 @@ def train_supernet(
     """
     space = supernet.space
     assert isinstance(space, StagedSpace)
+    if not isinstance(space, MobileSpace) and recipe.schedule != "sandwich":
+        raise InvalidInputError(
+            f"{space.name} has no elastic choices that open one after another",
+            "use the schedule sandwich",
+        )
     teacher = _Teacher(supernet, checkpoint and checkpoint.with_suffix(".teacher.safetensors"))
 
     def start(number: int) -> None:
@@ -159,17 +164,11 @@ def _subnets(space: StagedSpace, phase: Phase, rng: np.random.Generator) -> Arch
     parts = [space.largest()] if phase.ends or not phase.num_random else []
     parts += [space.smallest()] if phase.ends else []
     if phase.num_random:
-        is_all = min(phase.depths, phase.kernel_sizes, phase.expand_ratios) == ALL
-        if is_all:
-            drawn = space.sample(phase.num_random, rng)
-        elif isinstance(space, MobileSpace):
+        if isinstance(space, MobileSpace):
             drawn = space.sample_open(
                 phase.num_random, rng, phase.depths, phase.kernel_sizes, phase.expand_ratios
             )
         else:
-            raise InvalidInputError(
-                f"{space.name} has no elastic choices that open one after another",
-                "use the schedule sandwich",
-            )
+            drawn = space.sample(phase.num_random, rng)
         parts.append(drawn)
     return np.concatenate(parts)

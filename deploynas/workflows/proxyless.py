@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,25 @@ import torch
 from deploynas.artifacts import Artifact, ensure_writable
 from deploynas.data import ImageDataset
 from deploynas.device import Device
+from deploynas.errors import (
+    InfeasibleBudgetError,
+    InvalidInputError,
+    UnknownNameError,
+    require_positive,
+)
 from deploynas.nn import MixedNetwork
 from deploynas.profile import LatencyModel
 from deploynas.report.probabilities import draw_probabilities
 from deploynas.search import Budget, SearchResult
 from deploynas.search import search as run_search
 from deploynas.search.discretise import Decision, discretise
-from deploynas.search.proxyless import HistoryPoint, Learned, ProxylessRecipe, learn
+from deploynas.search.proxyless import (
+    HistoryPoint,
+    Learned,
+    ProxylessRecipe,
+    learn,
+    require_splittable,
+)
 from deploynas.search.result import DecisionRecord
 from deploynas.spaces import Archs, StagedSpace
 from deploynas.train import ScalarLog, SupernetEvaluator, pick_device
@@ -75,23 +88,44 @@ class PathEvaluator(SupernetEvaluator):
         return self._decided.get(arch.tobytes(), arch)
 
 
+UPDATES = ("two-path", "reinforce")
+LATENCY_LOSSES = ("adaptive", "sum", "product")
+
+
 def recipe_for(
-    dataset: ImageDataset, epochs: float | None, seed: int, changes: dict[str, object]
+    dataset: ImageDataset, epochs: float | None, seed: int, changes: Mapping[str, object]
 ) -> ProxylessRecipe:
-    """The recipe; 30 passes, or more over a small data set, where ``epochs`` is None.
+    """The recipe; 10 passes, or more over a small data set, where ``epochs`` is None.
 
     Args:
         dataset: Its train split's length counts.
         epochs: Passes.
         seed: Of every draw.
         changes: Of the architecture's recipe.
+
+    Raises:
+        UnknownNameError: No such update or latency loss.
+        InvalidInputError: A number that cannot be, or a weight of the adaptive loss, which has
+            none.
     """
+    for what, known in (("update", UPDATES), ("latency_loss", LATENCY_LOSSES)):
+        if what in changes and changes[what] not in known:
+            raise UnknownNameError(what.replace("_", " "), str(changes[what]), known)
+    if "latency_weight" in changes:
+        weight = changes["latency_weight"]
+        if not isinstance(weight, float) or not math.isfinite(weight) or weight < 0:
+            raise InvalidInputError(f"--latency-weight is 0 or more, got {weight}")
+        if changes.get("latency_loss", "adaptive") == "adaptive":
+            raise InvalidInputError(
+                "--latency-weight goes with --latency-loss sum or product: the adaptive one finds "
+                "its own"
+            )
     recipe = ProxylessRecipe.model_validate({"seed": seed, "architecture": changes})
-    if epochs is None:
-        held = 1 - recipe.held_out
-        least = 4 * MIN_STEPS * recipe.batch_size / (held * len(dataset.train))
-        return recipe.model_copy(update={"epochs": round(max(recipe.epochs, min(least, 200)), 1)})
-    return recipe.model_copy(update={"epochs": epochs})
+    if epochs is not None:
+        return recipe.model_copy(update={"epochs": require_positive(epochs, "--epochs")})
+    held = 1 - recipe.held_out
+    least = 4 * MIN_STEPS * recipe.batch_size / (held * len(dataset.train))
+    return recipe.model_copy(update={"epochs": round(max(recipe.epochs, min(least, 200)), 1)})
 
 
 def search(
@@ -130,6 +164,7 @@ def search(
     """
     torch.manual_seed(recipe.seed)
     network = MixedNetwork(chosen).to(pick_device())
+    require_splittable(dataset)
     model = latency_model(chosen, profile_path, device, on_progress)
     budget.require_reachable(model, np.random.default_rng(recipe.seed))
     ensure_writable(run)
@@ -161,7 +196,8 @@ def search(
         decision=_record(chosen, taken, learned.history[-1]),
     )  # fmt: skip
     result.write(SearchResult.file_in(run))
-    save_chosen(run, evaluator.extract(best), num_images=CALIBRATION_IMAGES)
+    num_images = min(CALIBRATION_IMAGES, len(dataset.train))
+    save_chosen(run, evaluator.extract(best), num_images=num_images)
     record = ProxylessRecord(
         recipe=recipe,
         budget=budget,
@@ -184,13 +220,13 @@ def _decisions(
     found = [learned.decision]
     if budget.latency_ms is None:
         return found
-    lowest = float(budget.lowest(model)["latency_ms"])
     for share in STEPS_DOWN[1:]:
         smaller = budget.model_copy(update={"latency_ms": budget.latency_ms * share})
-        if budget.latency_ms * share < lowest:
-            break
         rng = np.random.default_rng([seed, 10])
-        decision = discretise(network, learned.probabilities, model, smaller, rng)
+        try:
+            decision = discretise(network, learned.probabilities, model, smaller, rng)
+        except InfeasibleBudgetError:
+            break
         if not any((decision.arch == other.arch).all() for other in found):
             found.append(decision)
     return found
@@ -205,6 +241,7 @@ def _record(space: StagedSpace, decision: Decision, end: HistoryPoint) -> Decisi
             "free_log_probability": decision.free_log_probability,
             "free_architecture": free,
             "num_changed": decision.num_changed,
+            "num_raised": decision.num_raised,
             "is_exact": decision.is_exact,
             "expected": end.expected,
             "entropy": end.entropy,

@@ -285,6 +285,10 @@ def test_a_gradient_search_from_profile_to_checked_file(
         (("--space", "mobile-small"), "not candidate operations"),
         (("--space", "ofa-mbv3-w1.0"), "not candidate operations"),
         (("--latency-loss", "log"), "unknown latency loss 'log'"),
+        (("--latency-weight", "0.2"), "goes with --latency-loss sum or product"),
+        (("--latency-loss", "sum", "--latency-weight", "nan"), "0 or more, got nan"),
+        (("--epochs", "nan"), "--epochs must be a positive number"),
+        (("--strategy", "ofa", "--latency-loss", "sum"), "--latency-loss goes with proxyless"),
         (("--latency-ms", "0.0001"), "lowest reachable"),
         (("--supernet", "runs/other"), "trains its own weights"),
     ):
@@ -303,7 +307,8 @@ def test_a_gradient_search_from_profile_to_checked_file(
     assert len(found["architecture"]["ops"]) == 9
     decision = found["decision"]
     assert decision["is_exact"]
-    assert decision["log_probability"] <= decision["free_log_probability"]
+    chosen, kept, free = (decision[f"{k}log_probability"] for k in ("", "kept_", "free_"))
+    assert chosen <= kept <= free
     run_folder = tmp_path / found["run"]
     with Image.open(run_folder / "probabilities.png") as picture:
         assert picture.width > 300

@@ -19,7 +19,6 @@ from deploynas.profile import LatencyModel
 from deploynas.search import Budget, search
 from deploynas.search import architecture as arch_module
 from deploynas.search.architecture import (
-    AdditiveCost,
     ArchitectureOptimizer,
     ArchitectureRecipe,
     additive_costs,
@@ -177,48 +176,121 @@ def test_pairs_follow_the_probabilities():
 
 
 @pytest.mark.parametrize("loss", ["sum", "product"])
-def test_a_two_path_step_follows_the_exact_gradient(network, model, loss, monkeypatch):
-    """The averaged update of many steps against equation 4 on the pair, cost included."""
+def test_a_two_path_step_is_equation_4_on_the_pair(network, model, loss, monkeypatch):
+    """With a known gradient of every candidate's gate, cost included, sign and all."""
+    spread_alphas(network)
     weight = 0.7
     recipe = ArchitectureRecipe(latency_loss=loss, latency_weight=weight)
     optimizer = ArchitectureOptimizer(
         network, additive_costs(network, model, middle(model)), recipe
     )
     (cost,) = optimizer.costs
-    seen = {}
+    rng = np.random.default_rng(7)
+    of_gate = [rng.normal(size=len(alpha)) for alpha in network.alphas]
+    seen, drawn = {}, {}
+    monkeypatch.setattr(
+        network, "forward_gated",
+        lambda x, active, other, gates: drawn.update(
+            active=network.options(active), other=network.options(other)
+        ),
+    )  # fmt: skip
 
     def gates(forward, labels, num):
-        return 2.0, np.tile([0.5, -0.25], (num, 1))
+        forward(None)
+        pairs = zip(of_gate, drawn["active"], drawn["other"], strict=True)
+        return 2.0, np.array([[g[a], g[o]] for g, a, o in pairs])
 
     monkeypatch.setattr(arch_module, "gate_gradients", gates)
     monkeypatch.setattr(
         optimizer, "_adam_step",
-        lambda: seen.update({i: a.grad.clone() for i, a in enumerate(network.alphas)}),
+        lambda: seen.update({i: a.grad.double().numpy() for i, a in enumerate(network.alphas)}),
     )  # fmt: skip
     ratio = optimizer.expected()["latency_ms"] / cost.limit
-    optimizer._two_path(torch.zeros(1), torch.zeros(1), np.random.default_rng(0))
-    scale, slope = (1.0, weight) if loss == "sum" else (
-        ratio**weight, weight * 2.0 * ratio ** (weight - 1)
+    before = optimizer.probabilities()
+    for seed in range(5):
+        optimizer._two_path(torch.zeros(1), torch.zeros(1), np.random.default_rng(seed))
+        scale, slope = (1.0, weight) if loss == "sum" else (
+            ratio**weight, weight * 2.0 * ratio ** (weight - 1)
+        )  # fmt: skip
+        for number, p in enumerate(before):
+            pair = [drawn["active"][number], drawn["other"][number]]
+            total = scale * of_gate[number] + slope * cost.candidates[number] / cost.limit
+            q = p[pair] / p[pair].sum()
+            expected = np.zeros(len(p))
+            for i in (0, 1):
+                expected[pair[i]] = sum(total[pair[j]] * q[j] * ((i == j) - q[i]) for j in (0, 1))
+            np.testing.assert_allclose(seen[number], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_reinforce_step_is_the_gradient_of_the_expectation(network, monkeypatch):
+    """The mean of many steps, with a reward a path that no gradient can see."""
+    spread_alphas(network)
+    rng = np.random.default_rng(3)
+    of_option = [rng.normal(size=len(alpha)) for alpha in network.alphas]
+
+    def objective(loss, options):
+        return sum(values[o] for values, o in zip(of_option, options, strict=True))
+
+    optimizer = ArchitectureOptimizer(
+        network, [], ArchitectureRecipe(update="reinforce", num_samples=50), objective
+    )
+    monkeypatch.setattr(network, "forward", lambda x, arch: torch.zeros(2, 3))
+    seen = []
+    monkeypatch.setattr(
+        optimizer, "_adam_step",
+        lambda: seen.append([a.grad.double().numpy().copy() for a in network.alphas]),
     )  # fmt: skip
-    for number, gradient in seen.items():
-        pair = torch.nonzero(gradient).flatten().tolist()
-        assert len(pair) == 2
-        first, second = pair
-        steps = slope * cost.candidates[number] / cost.limit
-        # equal probabilities at the start: half of the pair each, and half of the difference
-        found = {
-            sign: 0.25 * (sign * 0.75 * scale + steps[first] - steps[second]) for sign in (1, -1)
-        }
-        assert any(float(gradient[first]) == pytest.approx(v, rel=1e-3) for v in found.values())
-        assert float(gradient[first]) == pytest.approx(-float(gradient[second]), rel=1e-5)
+    labels = torch.tensor([0, 1])
+    for _ in range(200):
+        optimizer._reinforce(torch.zeros(2, 1), labels, rng)
+    probabilities = optimizer.probabilities()
+    expected = sum(float(p @ v) for p, v in zip(probabilities, of_option, strict=True))
+    assert optimizer._baseline == pytest.approx(-expected, abs=0.3)
+    for number, (p, values) in enumerate(zip(probabilities, of_option, strict=True)):
+        draws = np.stack([step[number] for step in seen[1:]])  # after the baseline is there
+        error = draws.std(axis=0) / np.sqrt(len(draws))
+        exact = softmax_gradient(p, values)
+        assert (np.abs(draws.mean(axis=0) - exact) < 4.5 * error + 1e-6).all()
+        assert np.abs(exact).max() > 5 * error.max()
 
 
-@pytest.mark.parametrize("ratio", [0.2, 5.0])
-def test_the_product_form_holds_below_a_millisecond(ratio):
-    """A ratio of logarithms changes its sign there; this one grows with latency."""
-    cost = AdditiveCost("latency_ms", 0.1, 0.0, (np.array([0.05, 0.4]),))
-    values = [(e / cost.limit) ** 0.3 for e in (0.05 * ratio, 0.1 * ratio)]
-    assert 0 < values[0] < values[1]
+def test_the_product_form_holds_below_a_millisecond(network, model, monkeypatch):
+    """A ratio of logarithms changes its sign there."""
+    budget = middle(model)
+    (cost,) = additive_costs(network, model, budget)
+    small = replace(cost, limit=cost.limit / 1e3, constant=cost.constant / 1e3,
+                    candidates=tuple(c / 1e3 for c in cost.candidates))  # fmt: skip
+    found = []
+    for one in (cost, small):
+        recipe = ArchitectureRecipe(latency_loss="product", latency_weight=0.3)
+        optimizer = ArchitectureOptimizer(network, [one], recipe)
+        cheap, dear = ([int(f(c)) for c in one.candidates] for f in (np.argmin, np.argmax))
+        assert optimizer._with_cost(2.0, cheap) < optimizer._with_cost(2.0, dear)
+        found.append(optimizer._latency_terms(2.0))
+        assert found[-1][1] > 0
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_the_better_candidate_gains(network, monkeypatch):
+    optimizer = ArchitectureOptimizer(network, [], ArchitectureRecipe(rate=0.05))
+    drawn = {}
+    monkeypatch.setattr(
+        network, "forward_gated",
+        lambda x, active, other, gates: drawn.update(
+            active=network.options(active), other=network.options(other)
+        ),
+    )  # fmt: skip
+
+    def gates(forward, labels, num):
+        forward(None)  # the last candidate of each block lowers the loss
+        pairs = zip(network.alphas, drawn["active"], drawn["other"], strict=True)
+        return 1.0, np.array([[-(a == len(p) - 1.0), -(o == len(p) - 1.0)] for p, a, o in pairs])
+
+    monkeypatch.setattr(arch_module, "gate_gradients", gates)
+    rng = np.random.default_rng(0)
+    for step in range(200):
+        optimizer.step(torch.zeros(1), torch.zeros(1), rng, step / 200)
+    assert all(p.argmax() == len(p) - 1 and p[-1] > 0.5 for p in optimizer.probabilities())
 
 
 # the budget
@@ -267,6 +339,29 @@ def test_the_decision_keeps_the_budget_and_uses_it(network, model, share, seed):
         assert likelihood <= decision.log_probability + 1e-9
 
 
+def test_nothing_learned_yet(board_profile):
+    """Uniform probabilities on the published space: the network that uses the budget."""
+    space = spaces.space("proxyless-mobile", 10, 3, [64])
+    model = LatencyModel(space, board_profile(space))
+    network = MixedNetwork(space)
+    budget = middle(model, 0.6)
+    p = [np.full(len(alpha), 1 / len(alpha)) for alpha in network.alphas]
+    decision = discretise(network, p, model, budget, np.random.default_rng(0))
+    upper = model.upper_ms(decision.arch[None])[0]
+    assert 0.95 * budget.latency_ms <= upper <= budget.latency_ms
+
+
+def test_the_ends_of_a_budget_are_exact(model):
+    """The cheapest network of a table whose cheapest operation differs by block."""
+    rng = np.random.default_rng(0)
+    values = rng.random(len(model.space.layer_table))
+    ends = model.space.ends(values)
+    least, most = model.space.sum_over_layers(ends, values)
+    others = model.space.sum_over_layers(model.space.sample(5_000, rng), values)
+    assert least <= others.min()
+    assert others.max() <= most
+
+
 def test_several_limits_are_kept_and_the_search_says_that_it_is_bounded(network, model):
     spread_alphas(network)
     space = model.space
@@ -281,6 +376,15 @@ def test_several_limits_are_kept_and_the_search_says_that_it_is_bounded(network,
     )
     decision = discretise(network, p, model, tight, np.random.default_rng(0))
     assert tight.admits(decision.arch[None], model).all()
+    assert not decision.is_exact
+    rng = np.random.default_rng(1)
+    others = np.stack([network.row([rng.integers(len(q)) for q in p]) for _ in range(5_000)])
+    others = others[tight.admits(others, model)]
+    assert len(others) > 10
+    best = max(
+        sum(np.log(q[o]) for q, o in zip(p, network.options(row), strict=True)) for row in others
+    )
+    assert decision.log_probability >= best
     again = discretise(network, p, model, tight, np.random.default_rng(0))
     assert np.array_equal(decision.arch, again.arch)
     impossible = tight.model_copy(update={"params": 10.0})
