@@ -1,7 +1,16 @@
-"""Verdicts on measured models: budgets and accuracy. No torch."""
+"""Verdicts on measured models: budgets, regressions, accuracy. No torch."""
 
 from __future__ import annotations
 
+from deploynas.check.regression import Baseline, LatencyRecord, percentage
 from deploynas.check.verdict import EXIT_CODES, CheckResult, Examples, check
 
-__all__ = ["EXIT_CODES", "CheckResult", "Examples", "check"]
+__all__ = [
+    "EXIT_CODES",
+    "Baseline",
+    "CheckResult",
+    "Examples",
+    "LatencyRecord",
+    "check",
+    "percentage",
+]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from deploynas.artifacts import sha256
+from deploynas.check.regression import Baseline, LatencyRecord, Regression, compare
 from deploynas.data import ImageDataset, Split, normalise
 from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
 from deploynas.errors import (
@@ -22,14 +23,16 @@ from deploynas.errors import (
 )
 from deploynas.export import Manifest
 
-Verdict = Literal["pass", "over-budget", "failed-gate", "inconclusive"]
+Verdict = Literal["pass", "over-budget", "regressed", "failed-gate", "inconclusive"]
 RULE = StopRule(precision=0.01, min_sessions=5, max_sessions=10, rounds=25)
 EXIT_CODES: dict[Verdict, int] = {
     "pass": EXIT_PASS,
     "over-budget": EXIT_FAILED,
+    "regressed": EXIT_FAILED,
     "failed-gate": EXIT_FAILED,
     "inconclusive": EXIT_INCONCLUSIVE,
 }
+GRAVITY: tuple[Verdict, ...] = ("failed-gate", "over-budget", "regressed", "inconclusive", "pass")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class CheckResult:
         latency_normalised: At the level of the profile that predicted, where there is one.
         differences: Hard fields in which this device differs from the profile's; where there
             are any, predicted and measured are not compared.
+        regression: Against the baseline, where there is one.
+        record: To compare later measurements with.
     """
 
     verdict: Verdict
@@ -77,6 +82,8 @@ class CheckResult:
     accuracy: float | None
     manifest: Manifest | None
     differences: list[str]
+    regression: Regression | None
+    record: LatencyRecord
 
 
 def load_target(target: Path) -> tuple[Path, Manifest | None]:
@@ -106,19 +113,36 @@ def check(
     device: Device,
     *,
     latency_ms: float | None = None,
+    baseline: Baseline | None = None,
     examples: Examples | None = None,
     min_accuracy: float | None = None,
+    max_bytes: float | None = None,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> CheckResult:
-    """Measure ``target`` on ``device`` and judge it by budget and accuracy.
+    """Measure ``target`` on ``device`` and judge it by every gate that is given.
+
+    Args:
+        target: A model file or an export folder.
+        device: Measures.
+        latency_ms: Budget; the manifest's where None.
+        baseline: What it must not be slower than.
+        examples: Labelled images.
+        min_accuracy: Fraction of them.
+        max_bytes: Of the file.
+        on_progress: Called with what is going on and its share done.
 
     Raises:
         DeviceError: The runtime cannot load or run it.
-        See also :func:`load_target`.
+        See also :func:`load_target` and :func:`compare`.
     """
     model, manifest = load_target(target)
     budget = latency_ms or (manifest.latency_budget_ms if manifest else None)
-    samples = measure_model(device, model, on_progress)
+    regression = None
+    if baseline is None:
+        samples = measure_model(device, model, on_progress)
+    else:
+        regression = compare(device, model, baseline, on_progress=on_progress)
+        samples = regression.samples
     raw = samples.estimate()
     differences = manifest.device.differences(device.identity) if manifest else []
     normalised = None
@@ -127,10 +151,21 @@ def check(
     accuracy = None
     if examples is not None:
         accuracy = onnx_accuracy(model, examples, on_progress)
-    verdict, reason = judge(raw, normalised, budget)
+    verdicts: list[tuple[Verdict, str]] = []
     if min_accuracy is not None and accuracy is not None and accuracy < min_accuracy:
-        verdict, reason = "failed-gate", f"accuracy {accuracy:.2%} is below {min_accuracy:.2%}"
-    return CheckResult(verdict, reason, raw, normalised, budget, accuracy, manifest, differences)
+        verdicts.append(("failed-gate", f"accuracy {accuracy:.2%} is below {min_accuracy:.2%}"))
+    size = model.stat().st_size
+    if max_bytes is not None and size > max_bytes:
+        verdicts.append(("failed-gate", f"{size:,} bytes, allowed {max_bytes:,.0f}"))
+    if budget is not None or regression is None:
+        verdicts.append(judge(raw, normalised, budget))
+    if regression is not None:
+        verdicts.append((regression.outcome, regression.reason))
+    verdict, reason = min(verdicts, key=lambda one: GRAVITY.index(one[0]))
+    return CheckResult(
+        verdict, reason, raw, normalised, budget, accuracy, manifest, differences, regression,
+        LatencyRecord.of(device, model, samples),
+    )  # fmt: skip
 
 
 def judge(

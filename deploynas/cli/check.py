@@ -34,14 +34,31 @@ def check(
     ] = None,
     provider: Annotated[str | None, typer.Option(help="Execution provider.")] = None,
     latency_ms: Annotated[float | None, typer.Option(help="Budget; else the manifest's.")] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="ONNX file, export, or record: what it must not be slower than."),
+    ] = None,
+    max_regression: Annotated[str, typer.Option(help="Slower than the baseline by so much.")] = (
+        "5%"
+    ),
+    timeout: Annotated[
+        float, typer.Option(help="Seconds after which a comparison is inconclusive.")
+    ] = 120.0,
+    allow_other_device: Annotated[
+        bool, typer.Option("--allow-other-device", help="Of a record: never better than exit 4.")
+    ] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="File that keeps what was measured, as a baseline.")
+    ] = None,
+    max_size: Annotated[float | None, typer.Option(help="Bytes of the file.")] = None,
     data: Annotated[Path | None, typer.Option(help="Test images; else the manifest's.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Fraction, 0 to 1.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure on the device; exit 0 within budget, 3 over it, 4 where it cannot be told."""
-    from deploynas.artifacts import EXPORTS, newest
-    from deploynas.check import EXIT_CODES
+    """Measure on the device; exit 0 within every limit, 3 beyond one, 4 if it cannot be told."""
+    from deploynas.artifacts import EXPORTS, ensure_writable, newest
+    from deploynas.check import EXIT_CODES, Baseline, percentage
     from deploynas.check import check as run_check
     from deploynas.check.verdict import load_target
     from deploynas.device import open_device, open_same
@@ -49,6 +66,15 @@ def check(
 
     if latency_ms is not None:
         require_positive(latency_ms, "--latency-ms")
+    if max_size is not None:
+        require_positive(max_size, "--max-size")
+    require_positive(timeout, "--timeout")
+    against = None
+    if baseline is not None:
+        of_export = baseline / "model.onnx" if baseline.is_dir() else baseline
+        against = Baseline(of_export, percentage(max_regression), timeout, allow_other_device)
+    if record is not None:
+        ensure_writable(record.parent)
     if target is None:
         hint = "make one: deploynas export"
         target = newest("*/manifest.json", EXPORTS, "export", hint).parent
@@ -72,9 +98,11 @@ def check(
         target_device = open_device(device or "cpu", threads or 1, provider)
     with progress(quiet) as on_progress:
         result = run_check(
-            target, target_device, latency_ms=latency_ms, examples=examples,
-            min_accuracy=min_accuracy, on_progress=on_progress,
+            target, target_device, latency_ms=latency_ms, baseline=against, examples=examples,
+            min_accuracy=min_accuracy, max_bytes=max_size, on_progress=on_progress,
         )  # fmt: skip
+    if record is not None:
+        result.record.write(record)
     if as_json:
         document: dict[str, object] = {
             "verdict": result.verdict,
@@ -91,6 +119,8 @@ def check(
             document["prediction_error"] = result.manifest.prediction_error
         if result.accuracy is not None:
             document["accuracy"] = result.accuracy
+        if result.regression:
+            document["ratio"] = _estimate(result.regression.ratio)
         print_json(document)
     else:
         x = result.latency
@@ -110,6 +140,8 @@ def check(
             say(text)
         for difference in result.differences:
             say(f"not the profile's device, so not compared with the prediction: {difference}")
+        if result.regression:
+            say(f"baseline: {result.regression.reason}")
         if result.accuracy is not None:
             say(f"test accuracy of the file {result.accuracy:.2%}")
         say(f"{result.verdict}: {result.reason}")

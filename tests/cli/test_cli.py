@@ -32,8 +32,9 @@ VERBS = {
                "--latency-loss", "--latency-weight", "--json", "--quiet"},
     "retrain": {"--from-scratch", "--data", "--epochs", "--json", "--quiet"},
     "export": {"--name", "--output", "--json", "--quiet"},
-    "check": {"--device", "--threads", "--latency-ms", "--data", "--min-accuracy", "--json",
-              "--quiet"},
+    "check": {"--device", "--threads", "--latency-ms", "--baseline", "--max-regression",
+              "--timeout", "--allow-other-device", "--record", "--max-size", "--data",
+              "--min-accuracy", "--json", "--quiet"},
     "inspect": {"--profile", "--space", "--json", "--quiet"},
     "demo": {"--data", "--download", "--json", "--quiet"},
 }  # fmt: skip
@@ -261,6 +262,22 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     done = run("check", exported["model"], "--min-accuracy", "0.5", cwd=tmp_path)
     assert done.returncode == 1
     assert "needs test images" in done.stderr
+
+    # a record, and against it: the same file, and twice as strict a size as it has
+    done = run("check", exported["model"], "--record", "base.json", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    against = ("check", exported["model"], "--baseline", "base.json", "--json")
+    done = run(*against, "--max-regression", "100%", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    ratio = json.loads(done.stdout)["ratio"]
+    assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+    half = str((tmp_path / exported["model"]).stat().st_size // 2)
+    done = run(*against, "--max-regression", "100%", "--max-size", half, cwd=tmp_path)
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["verdict"] == "failed-gate"
+    done = run(*against, "--max-regression", "lots", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "5% or 0.05" in json.loads(done.stdout)["error"]["message"]
 
     model = tmp_path / exported["model"]
     model.write_bytes(model.read_bytes()[:-100])

@@ -1,0 +1,216 @@
+"""Is a model slower than another one, or than it was? Decided on the interval of the ratio."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from deploynas.artifacts import Artifact, sha256
+from deploynas.device import Device, Estimate, Identity, Level, Samples, StopRule, measure
+from deploynas.device.timing import estimate
+from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
+from deploynas.profile.device_profile import LevelRecord, SampleRecord
+
+Outcome = Literal["pass", "regressed", "inconclusive"]
+MIN_SESSIONS = 4
+SESSION = StopRule(min_sessions=1, max_sessions=1, rounds=20)
+RECORD_MARGIN = 0.015  # what the reference level leaves of the machine's drift between two runs
+
+
+class LatencyRecord(Artifact):
+    """A measurement to compare later ones with. Format 1 (0.1.0): first version.
+
+    Attributes:
+        identity: Who measured.
+        model_sha256: What.
+        level: The machine's level then.
+    """
+
+    SCHEMA: ClassVar[str] = "deploynas-latency-record"
+    VERSION: ClassVar[int] = 1
+
+    identity: Identity
+    model_sha256: str
+    level: LevelRecord
+    samples: SampleRecord
+
+    @classmethod
+    def of(cls, device: Device, model: Path, samples: Samples) -> LatencyRecord:
+        """What was measured now."""
+        level = samples.level
+        return cls(
+            identity=device.identity,
+            model_sha256=sha256(model),
+            level=LevelRecord(core_ms=level.core_ms, memory_ms=level.memory_ms),
+            samples=SampleRecord.of(samples),
+        )
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a model must not be slower than.
+
+    Attributes:
+        path: An ONNX file, or a record (``.json``).
+        max_regression: Fraction: 0.05 lets a model be 5 % slower.
+        timeout_seconds: Of the whole comparison; :data:`MIN_SESSIONS` are taken in any case.
+        allow_other_device: Compare with another device's record; the outcome is then never better
+            than inconclusive.
+    """
+
+    path: Path
+    max_regression: float = 0.05
+    timeout_seconds: float = 120.0
+    allow_other_device: bool = False
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A candidate beside its baseline.
+
+    Attributes:
+        outcome: By the whole interval of ``ratio``.
+        reason: In a few words.
+        ratio: Candidate over baseline, with its 95 % interval.
+        samples: Of the candidate.
+        differences: Hard fields in which a record's device differs from this one.
+    """
+
+    outcome: Outcome
+    reason: str
+    ratio: Estimate
+    samples: Samples
+    differences: list[str]
+
+
+def compare(
+    device: Device,
+    model: Path,
+    baseline: Baseline,
+    *,
+    on_progress: Callable[[str, float], None] = lambda text, share: None,
+) -> Regression:
+    """Time a model and its baseline in turn until the ratio tells, or the time is over.
+
+    A session is a process of its own, for layout makes equal models differ by some per cent as
+    long as their process lives. Of a stored record the level of the reference models is taken
+    out, and the interval is wider by what that leaves.
+
+    Args:
+        device: Where.
+        model: The candidate's ONNX file.
+        baseline: What it is compared with, and how.
+        on_progress: Called with what is going on and its share done.
+
+    Raises:
+        MissingFileError, InvalidInputError: Of the baseline.
+        DeviceMismatchError: A record of another device.
+        DeviceError: A model cannot be run.
+    """
+    path = baseline.path
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist")
+    record = LatencyRecord.read(path) if path.suffix == ".json" else None
+    differences = record.identity.differences(device.identity) if record else []
+    if differences and not baseline.allow_other_device:
+        raise DeviceMismatchError(
+            f"{path} was measured on another device ({'; '.join(differences)})",
+            "measure the baseline here with --baseline MODEL, or pass --allow-other-device",
+        )
+    models = {"candidate": model}
+    if record is None:
+        shapes = [_input_shapes(one) for one in (model, path)]
+        if shapes[0] != shapes[1]:
+            raise InvalidInputError(
+                f"{model} takes {shapes[0]} and the baseline {path} {shapes[1]}: their times do "
+                "not compare"
+            )
+        models["baseline"] = path
+    samples: dict[str, Samples] = {}
+    started = time.monotonic()
+    outcome: Outcome = "inconclusive"
+    while True:
+        number = len(samples["candidate"].ms) + 1 if samples else 1
+        rule = replace(SESSION, min_sessions=number, max_sessions=number)
+        measure(device, models, rule, samples=samples)
+        on_progress(f"comparing with {path.name}", number / max(number + 1, MIN_SESSIONS))
+        if number < MIN_SESSIONS:
+            continue
+        ratio = _of_record(samples["candidate"], record) if record else _paired(samples)
+        outcome = decide(ratio, baseline.max_regression)
+        if outcome != "inconclusive" or time.monotonic() - started > baseline.timeout_seconds:
+            break
+    reason = (
+        f"{ratio.median:.3f} times the baseline (95 % interval {ratio.low:.3f}-{ratio.high:.3f}), "
+        f"allowed {1 + baseline.max_regression:.3f}"
+    )
+    if differences:
+        outcome, reason = "inconclusive", f"{reason}; but on another device"
+    return Regression(outcome, reason, ratio, samples["candidate"], differences)
+
+
+def decide(ratio: Estimate, max_regression: float) -> Outcome:
+    """By the whole interval: on one side of the limit, or neither."""
+    if ratio.low > 1 + max_regression:
+        return "regressed"
+    return "pass" if ratio.high <= 1 + max_regression else "inconclusive"
+
+
+def _paired(samples: dict[str, Samples]) -> Estimate:
+    """Candidate over baseline, touch by touch of the same round."""
+    pairs = zip(samples["candidate"].ms, samples["baseline"].ms, strict=True)
+    return estimate([np.array(a) / np.array(b) for a, b in pairs])
+
+
+def _of_record(samples: Samples, record: LatencyRecord) -> Estimate:
+    """Candidate over record, both at the record's level of the machine."""
+    level = Level(record.level.core_ms, record.level.memory_ms)
+    now, then = samples.estimate(level), record.samples.thaw().estimate(level)
+    return Estimate(
+        now.median / then.median,
+        now.low / then.high * (1 - RECORD_MARGIN),
+        now.high / then.low * (1 + RECORD_MARGIN),
+        now.num_samples,
+    )
+
+
+def _input_shapes(path: Path) -> list[list[int | str]]:
+    """Of every input that is no weight.
+
+    Raises:
+        InvalidInputError: Not an ONNX file.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except DecodeError:
+        raise InvalidInputError(f"{path} is not an ONNX file, or is damaged") from None
+    weights = {tensor.name for tensor in graph.initializer}
+    return [
+        [side.dim_value or side.dim_param for side in value.type.tensor_type.shape.dim]
+        for value in graph.input
+        if value.name not in weights
+    ]
+
+
+def percentage(text: str) -> float:
+    """``5%`` or ``0.05`` as a fraction.
+
+    Raises:
+        InvalidInputError: Neither, or negative.
+    """
+    number = text.strip()
+    try:
+        value = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 10:
+        raise InvalidInputError(f"a share is written 5% or 0.05, got {text!r}")
+    return value

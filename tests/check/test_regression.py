@@ -1,0 +1,140 @@
+"""Comparing a model with a baseline: verdicts by whole intervals, records, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import deploynas as dn
+from deploynas.check import Baseline, check, percentage
+from deploynas.check.regression import RECORD_MARGIN, compare, decide
+from deploynas.device import CpuDevice, Estimate
+from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
+from deploynas.graph import RandomWeights, write_model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """The smallest and the largest network of a space, and one of another side."""
+    folder = tmp_path_factory.mktemp("models")
+    space = dn.space("mobile-small", resolutions=[28])
+    other = dn.space("mobile-small", resolutions=[20])
+    made = {
+        "small": space.layers(space.smallest()[0]),
+        "large": space.layers(space.largest()[0]),
+        "other": other.layers(other.smallest()[0]),
+    }
+    return {
+        name: write_model(folder / f"{name}.onnx", nodes, RandomWeights(0))
+        for name, nodes in made.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(1.051, 1.09, "regressed"), (1.02, 1.05, "pass"), (0.9, 0.95, "pass"),
+     (1.04, 1.06, "inconclusive"), (0.9, 1.2, "inconclusive")],
+)  # fmt: skip
+def test_the_whole_interval_decides(low, high, expected):
+    assert decide(Estimate((low + high) / 2, low, high, 100), 0.05) == expected
+
+
+def test_a_slower_model_regresses_and_a_faster_one_does_not(models):
+    device = CpuDevice(1)
+    slower = compare(device, models["large"], Baseline(models["small"]))
+    assert slower.outcome == "regressed"
+    assert 1.05 < slower.ratio.low <= slower.ratio.median <= slower.ratio.high
+    faster = compare(device, models["small"], Baseline(models["large"]))
+    assert faster.outcome == "pass"
+    assert faster.ratio.median == pytest.approx(1 / slower.ratio.median, rel=0.2)
+    result = check(models["large"], device, baseline=Baseline(models["small"]))
+    assert result.verdict == "regressed"
+    assert result.regression.ratio.median > 1.05
+
+
+def test_a_limit_that_nothing_can_tell_ends_with_the_timeout(models):
+    equal = Baseline(models["small"], max_regression=0.0, timeout_seconds=0.1)
+    for _ in range(3):  # equal models: the interval holds 1, but for one time in twenty
+        found = compare(CpuDevice(1), models["small"], equal)
+        if found.outcome == "inconclusive":
+            return
+    pytest.fail("three times an interval of equal models lay beside 1")
+
+
+def test_against_a_record(models, tmp_path):
+    device = CpuDevice(1)
+    record = tmp_path / "record.json"
+    check(models["small"], device).record.write(record)
+    again = compare(device, models["small"], Baseline(record, max_regression=0.5))
+    assert again.outcome == "pass"
+    assert again.ratio.low < 1 - RECORD_MARGIN / 2
+    slower = compare(device, models["large"], Baseline(record))
+    assert slower.outcome == "regressed"
+    document = json.loads(record.read_text())
+    document["identity"]["processor"] = "another"
+    record.write_text(json.dumps(document))
+    with pytest.raises(DeviceMismatchError, match="processor: another"):
+        compare(device, models["small"], Baseline(record))
+    allowed = Baseline(record, allow_other_device=True)
+    assert compare(device, models["large"], allowed).outcome == "inconclusive"
+
+
+def test_a_slower_machine_is_taken_out_of_a_record(models, tmp_path):
+    """A record whose references took half as long: of a machine at twice the clock."""
+    device = CpuDevice(1)
+    record = check(models["small"], device).record
+    samples = record.samples
+    halved = {
+        name: tuple(tuple(v / 2 for v in session) for session in getattr(samples, name))
+        for name in ("ms", "core_ms", "memory_ms")
+    }
+    level = record.level.model_copy(
+        update={"core_ms": record.level.core_ms / 2, "memory_ms": record.level.memory_ms / 2}
+    )
+    quick = record.model_copy(
+        update={"samples": samples.model_copy(update=halved), "level": level}
+    )
+    path = tmp_path / "quick.json"
+    quick.write(path)
+    found = compare(device, models["small"], Baseline(path, max_regression=0.5))
+    assert found.outcome == "pass"
+    assert found.ratio.median == pytest.approx(1, abs=0.2)
+
+
+def test_refusals(models, tmp_path):
+    device = CpuDevice(1)
+    with pytest.raises(MissingFileError):
+        compare(device, models["small"], Baseline(tmp_path / "none.onnx"))
+    with pytest.raises(InvalidInputError, match="do not compare"):
+        compare(device, models["small"], Baseline(models["other"]))
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"\x00no model")
+    with pytest.raises(InvalidInputError, match="not an ONNX file"):
+        compare(device, models["small"], Baseline(broken))
+    not_a_record = tmp_path / "x.json"
+    not_a_record.write_text("{}")
+    with pytest.raises(InvalidInputError, match="latency-record"):
+        compare(device, models["small"], Baseline(not_a_record))
+
+
+def test_the_gravest_verdict_wins(models):
+    size = models["large"].stat().st_size
+    result = check(
+        models["large"], CpuDevice(1), baseline=Baseline(models["small"]), max_bytes=size - 1
+    )
+    assert result.verdict == "failed-gate"
+    assert f"{size:,} bytes" in result.reason
+    within = check(models["small"], CpuDevice(1), latency_ms=1e-6, max_bytes=size)
+    assert within.verdict == "over-budget"
+
+
+@pytest.mark.parametrize(("text", "value"), [("5%", 0.05), ("0.05", 0.05), (" 2.5 %", 0.025)])
+def test_percentages(text, value):
+    assert percentage(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["five", "-1%", "nan", "inf", ""])
+def test_impossible_percentages(text):
+    with pytest.raises(InvalidInputError, match="written 5%"):
+        percentage(text)
