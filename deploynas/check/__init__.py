@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from deploynas.check.regression import Baseline, LatencyRecord, percentage
-from deploynas.check.verdict import EXIT_CODES, CheckResult, Examples, check
+from deploynas.check.summary import junit, markdown
+from deploynas.check.verdict import EXIT_CODES, CheckResult, Examples, Gate, check
 
 __all__ = [
     "EXIT_CODES",
     "Baseline",
     "CheckResult",
     "Examples",
+    "Gate",
     "LatencyRecord",
     "check",
+    "junit",
+    "markdown",
     "percentage",
 ]

@@ -62,10 +62,26 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """One thing that was judged.
+
+    Attributes:
+        name: For people and test reports: ``latency``, ``regression``, ``accuracy``, ``size``.
+        reason: In a few words, with the measured value and the limit.
+    """
+
+    name: str
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True)
 class CheckResult:
     """A verdict and what it rests on.
 
     Attributes:
+        verdict, reason: Of the gravest gate.
+        gates: All of them.
         latency: Raw; this decides.
         latency_normalised: At the level of the profile that predicted, where there is one.
         differences: Hard fields in which this device differs from the profile's; where there
@@ -76,6 +92,7 @@ class CheckResult:
 
     verdict: Verdict
     reason: str
+    gates: tuple[Gate, ...]
     latency: Estimate
     latency_normalised: Estimate | None
     budget_ms: float | None
@@ -151,20 +168,23 @@ def check(
     accuracy = None
     if examples is not None:
         accuracy = onnx_accuracy(model, examples, on_progress)
-    verdicts: list[tuple[Verdict, str]] = []
-    if min_accuracy is not None and accuracy is not None and accuracy < min_accuracy:
-        verdicts.append(("failed-gate", f"accuracy {accuracy:.2%} is below {min_accuracy:.2%}"))
-    size = model.stat().st_size
-    if max_bytes is not None and size > max_bytes:
-        verdicts.append(("failed-gate", f"{size:,} bytes, allowed {max_bytes:,.0f}"))
+    gates = []
     if budget is not None or regression is None:
-        verdicts.append(judge(raw, normalised, budget))
+        gates.append(Gate("latency", *judge(raw, normalised, budget)))
     if regression is not None:
-        verdicts.append((regression.outcome, regression.reason))
-    verdict, reason = min(verdicts, key=lambda one: GRAVITY.index(one[0]))
+        gates.append(Gate("regression", regression.outcome, regression.reason))
+    if min_accuracy is not None and accuracy is not None:
+        kept = accuracy >= min_accuracy
+        text = f"accuracy {accuracy:.2%}, {'at least' if kept else 'below'} {min_accuracy:.2%}"
+        gates.append(Gate("accuracy", "pass" if kept else "failed-gate", text))
+    if max_bytes is not None:
+        size = model.stat().st_size
+        text = f"{size:,} bytes, allowed {max_bytes:,.0f}"
+        gates.append(Gate("size", "pass" if size <= max_bytes else "failed-gate", text))
+    gravest = min(gates, key=lambda gate: GRAVITY.index(gate.verdict))
     return CheckResult(
-        verdict, reason, raw, normalised, budget, accuracy, manifest, differences, regression,
-        LatencyRecord.of(device, model, samples),
+        gravest.verdict, gravest.reason, tuple(gates), raw, normalised, budget, accuracy, manifest,
+        differences, regression, LatencyRecord.of(device, model, samples),
     )  # fmt: skip
 
 

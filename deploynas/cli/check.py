@@ -50,6 +50,10 @@ def check(
     record: Annotated[
         Path | None, typer.Option(help="File that keeps what was measured, as a baseline.")
     ] = None,
+    summary: Annotated[
+        Path | None, typer.Option(help="Markdown file, for a pull request.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="JUnit XML file.")] = None,
     max_size: Annotated[float | None, typer.Option(help="Bytes of the file.")] = None,
     data: Annotated[Path | None, typer.Option(help="Test images; else the manifest's.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Fraction, 0 to 1.")] = None,
@@ -57,9 +61,10 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Measure on the device; exit 0 within every limit, 3 beyond one, 4 if it cannot be told."""
-    from deploynas.artifacts import EXPORTS, ensure_writable, newest
-    from deploynas.check import EXIT_CODES, Baseline, percentage
+    from deploynas.artifacts import EXPORTS, ensure_writable, newest, open_atomic
+    from deploynas.check import EXIT_CODES, Baseline, markdown, percentage
     from deploynas.check import check as run_check
+    from deploynas.check import junit as as_xml
     from deploynas.check.verdict import load_target
     from deploynas.device import open_device, open_same
     from deploynas.errors import InvalidInputError, require_positive
@@ -73,8 +78,9 @@ def check(
     if baseline is not None:
         of_export = baseline / "model.onnx" if baseline.is_dir() else baseline
         against = Baseline(of_export, percentage(max_regression), timeout, allow_other_device)
-    if record is not None:
-        ensure_writable(record.parent)
+    for file in (record, summary, junit):
+        if file is not None:
+            ensure_writable(file.parent)
     if target is None:
         hint = "make one: deploynas export"
         target = newest("*/manifest.json", EXPORTS, "export", hint).parent
@@ -103,10 +109,19 @@ def check(
         )  # fmt: skip
     if record is not None:
         result.record.write(record)
+    title = target_device.identity.title
+    for file, text in (
+        (summary, markdown(target, title, result)),
+        (junit, as_xml(target, result)),
+    ):
+        if file is not None:
+            with open_atomic(file) as out:
+                out.write(text.encode())
     if as_json:
         document: dict[str, object] = {
             "verdict": result.verdict,
             "reason": result.reason,
+            "gates": [vars(gate) for gate in result.gates],
             "latency_ms": _estimate(result.latency),
             "budget_ms": result.budget_ms,
             "device": target_device.identity.model_dump(),

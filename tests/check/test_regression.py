@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 
 import deploynas as dn
-from deploynas.check import Baseline, check, percentage
+from deploynas.check import Baseline, check, junit, markdown, percentage
 from deploynas.check.regression import RECORD_MARGIN, compare, decide
 from deploynas.device import CpuDevice, Estimate
 from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
@@ -125,6 +126,15 @@ def test_the_gravest_verdict_wins(models):
     )
     assert result.verdict == "failed-gate"
     assert f"{size:,} bytes" in result.reason
+    assert [(g.name, g.verdict) for g in result.gates] == [
+        ("regression", "regressed"), ("size", "failed-gate"),
+    ]  # fmt: skip
+    text = markdown(models["large"], "a device", result)
+    assert text.startswith("### large.onnx: failed")
+    assert "| regression | regressed |" in text
+    suite = ElementTree.fromstring(junit(models["large"], result))
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("2", "2", "0")
+    assert [case.find("failure").get("type") for case in suite] == ["regressed", "failed-gate"]
     within = check(models["small"], CpuDevice(1), latency_ms=1e-6, max_bytes=size)
     assert within.verdict == "over-budget"
 

@@ -33,7 +33,8 @@ VERBS = {
     "retrain": {"--from-scratch", "--data", "--epochs", "--json", "--quiet"},
     "export": {"--name", "--output", "--json", "--quiet"},
     "check": {"--device", "--threads", "--latency-ms", "--baseline", "--max-regression",
-              "--timeout", "--allow-other-device", "--record", "--max-size", "--data",
+              "--timeout", "--allow-other-device", "--record", "--max-size",
+              "--summary", "--junit", "--data",
               "--min-accuracy", "--json", "--quiet"},
     "inspect": {"--profile", "--space", "--json", "--quiet"},
     "demo": {"--data", "--download", "--json", "--quiet"},
@@ -272,8 +273,11 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     ratio = json.loads(done.stdout)["ratio"]
     assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
     half = str((tmp_path / exported["model"]).stat().st_size // 2)
-    done = run(*against, "--max-regression", "100%", "--max-size", half, cwd=tmp_path)
+    reports = ("--summary", "gate.md", "--junit", "gate.xml")
+    done = run(*against, "--max-regression", "100%", "--max-size", half, *reports, cwd=tmp_path)
     assert done.returncode == 3
+    assert "| size | failed |" in (tmp_path / "gate.md").read_text()
+    assert '<failure message="' in (tmp_path / "gate.xml").read_text()
     assert json.loads(done.stdout)["verdict"] == "failed-gate"
     done = run(*against, "--max-regression", "lots", cwd=tmp_path)
     assert done.returncode == 1
