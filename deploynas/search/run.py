@@ -47,6 +47,8 @@ class Evaluator(Protocol):
 
 
 MeasureMs = Callable[[Archs], float]
+Decide = Callable[[float], Archs | None]
+MAX_MEASURED, STEP_DOWN = 5, 0.005
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def search(
     seed: int,
     num_evaluations: int,
     measure_ms: MeasureMs | None,
-    decided: Archs | None = None,
+    decide: Decide | None = None,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> Outcome:
     """Find the most accurate network within budget.
@@ -82,13 +84,14 @@ def search(
         model: Space and latency.
         evaluator: Accuracy of architectures.
         budget: Hard limits.
-        strategy: A key of ``STRATEGIES``; the strategy's name where the networks are
-            ``decided``.
+        strategy: A key of ``STRATEGIES``; the strategy's name where it is ``decide`` that
+            searched.
         seed: Of every draw.
         num_evaluations: Architectures that the strategy, and the random search, may evaluate.
         measure_ms: Measures a network on the attached device (its upper confidence bound);
             None where the device is elsewhere, so that the prediction's bound decides.
-        decided: What a gradient search found, the first choice first: nothing else wins.
+        decide: What a gradient search found for a share of the latency budget: nothing else
+            wins. What measures over budget gives way to the network of as much less.
         on_progress: Called with what is going on and its share done.
 
     Raises:
@@ -116,11 +119,14 @@ def search(
         return full[key]
 
     num = evaluator.num_finalists
-    if decided is None:
+    if decide is None:
         history = STRATEGIES[strategy](budget, model, evaluate, rng, num_evaluations)
         finalists = _finalists(history, num, accuracy)
     else:
-        history, finalists = History(decided, evaluate(decided)), decided
+        first = decide(1.0)
+        assert first is not None
+        finalists = first[None]
+        history = History(finalists, evaluate(finalists))
     others = None
     if strategy != "random":
         beside = _random(budget, model, evaluate, seed, num_evaluations)
@@ -131,18 +137,24 @@ def search(
     if len(uniform):
         dearest = uniform[np.argsort(-space.macs(uniform), kind="stable")][:24]
         uniform_finalists = _finalists(History(dearest, evaluate(dearest)), num, accuracy)
-        if strategy != "random" and decided is None:  # what was evaluated on the way may win
+        if strategy != "random" and decide is None:  # what was evaluated on the way may win
             merged = np.unique(np.concatenate([finalists, uniform_finalists]), axis=0)
             finalists = merged[np.argsort([-accuracy(arch) for arch in merged], kind="stable")]
     all_slack = len(not_binding) == len(budget.model_dump(exclude_none=True))
-    if all_slack and decided is None:
+    if all_slack and decide is None:
         known_best = finalists if others is None else np.concatenate([finalists, others])
         merged = np.unique(np.concatenate([known_best, space.largest()]), axis=0)
         finalists = merged[np.argsort([-accuracy(arch) for arch in merged], kind="stable")]
     best, measured = finalists[0], None
     if measure_ms is not None and budget.latency_ms is not None:
         on_progress("measuring finalists", 0.0)
-        best, measured = _first_within(finalists[:num], budget.latency_ms, measure_ms)
+        if decide is None:
+            tried = iter(finalists[:num])
+            best, measured = _first_within(
+                lambda share: next(tried, None), budget.latency_ms, measure_ms
+            )
+        else:
+            best, measured = _first_within(decide, budget.latency_ms, measure_ms)
 
     def candidate(arch: Archs) -> Candidate:
         return describe(model, arch, accuracy(arch), evaluator.kind)
@@ -161,18 +173,26 @@ def search(
 
 
 def _first_within(
-    finalists: Archs, latency_ms: float, measure_ms: MeasureMs
+    propose: Callable[[float], Archs | None], latency_ms: float, measure_ms: MeasureMs
 ) -> tuple[Archs, float]:
-    """The first finalist that measures within budget, and its upper confidence bound.
+    """The first network that measures within budget, and its upper confidence bound.
+
+    Args:
+        propose: Share of the budget that the next network may be predicted to take, by what the
+            last one measured -> that network; None where there is no other.
+        latency_ms: Budget.
+        measure_ms: Upper confidence bound.
 
     Raises:
         InfeasibleBudgetError: All were predicted within budget and measure over it.
     """
-    uppers = []
-    for arch in finalists:
+    uppers: list[float] = []
+    share = 1.0
+    while len(uppers) < MAX_MEASURED and (arch := propose(share)) is not None:
         uppers.append(measure_ms(arch))
         if uppers[-1] <= latency_ms:
             return arch, uppers[-1]
+        share *= latency_ms / uppers[-1] * (1 - STEP_DOWN)
     raise InfeasibleBudgetError(
         f"none of the {len(uppers)} finalists measures within {latency_ms:g} ms, the lowest "
         f"reaches {min(uppers):.4g} ms: the machine is slower than its profile",

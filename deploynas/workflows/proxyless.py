@@ -13,20 +13,17 @@ from deploynas.artifacts import Artifact, ensure_writable
 from deploynas.data import ImageDataset
 from deploynas.device import Device
 from deploynas.errors import (
-    InfeasibleBudgetError,
     InvalidInputError,
     UnknownNameError,
     require_positive,
 )
 from deploynas.nn import MixedNetwork
-from deploynas.profile import LatencyModel
 from deploynas.report.probabilities import draw_probabilities
 from deploynas.search import Budget, SearchResult
 from deploynas.search import search as run_search
 from deploynas.search.discretise import Decision, discretise
 from deploynas.search.proxyless import (
     HistoryPoint,
-    Learned,
     ProxylessRecipe,
     learn,
     require_splittable,
@@ -47,7 +44,6 @@ from deploynas.workflows.steps import (
 )
 
 NUM_EVALUATIONS = 24  # of the random search beside it
-STEPS_DOWN = (1.0, 0.98, 0.96, 0.94, 0.92)  # of a latency budget: what measures over it is left
 
 
 class ProxylessRecord(Artifact):
@@ -78,11 +74,15 @@ class PathEvaluator(SupernetEvaluator):
     judged, and kept, with the weights of the blocks where it learned them.
     """
 
-    def __init__(self, network: MixedNetwork, dataset: ImageDataset, decided: Archs) -> None:
+    def __init__(self, network: MixedNetwork, dataset: ImageDataset) -> None:
         super().__init__(network, dataset)
-        canonical = network.space.canonical(decided)
-        pairs = list(zip(canonical, decided, strict=True))
-        self._decided: dict[bytes, Archs] = {row.tobytes(): own for row, own in pairs[::-1]}
+        self._decided: dict[bytes, Archs] = {}
+
+    def add(self, decided: Archs) -> Archs:
+        """Keep where the blocks of a decision are; returns its canonical row."""
+        row: Archs = self._supernet.space.canonical(decided[None])[0]
+        self._decided.setdefault(row.tobytes(), decided)
+        return row
 
     def _own(self, arch: Archs) -> Archs:
         return self._decided.get(arch.tobytes(), arch)
@@ -174,9 +174,22 @@ def search(
             network, dataset, model, budget, recipe, checkpoint=checkpoint,
             on_progress=told("searching", on_progress, log),
         )  # fmt: skip
-    decisions = _decisions(network, learned, model, budget, recipe.seed)
-    rows = np.stack([decision.arch for decision in decisions])
-    evaluator = PathEvaluator(network, dataset, rows)
+    decisions: list[Decision] = []
+    evaluator = PathEvaluator(network, dataset)
+
+    def decide(share: float) -> Archs | None:
+        """Row of the decision for a share of the latency budget; None where none keeps it."""
+        decision = learned.decision
+        if share < 1 and budget.latency_ms is not None:
+            smaller = budget.model_copy(update={"latency_ms": budget.latency_ms * share})
+            rng = np.random.default_rng([recipe.seed, 10])
+            try:
+                decision = discretise(network, learned.probabilities, model, smaller, rng)
+            except InfeasibleBudgetError:
+                return None
+        decisions.append(decision)
+        return evaluator.add(decision.arch)
+
     outcome = run_search(
         model,
         evaluator,
@@ -185,7 +198,7 @@ def search(
         seed=recipe.seed,
         num_evaluations=num_evaluations,
         measure_ms=measured_by(device, evaluator.extract),
-        decided=network.space.canonical(rows),
+        decide=decide,
         on_progress=on_progress,
     )
     best = chosen.encode([outcome.best.architecture])[0]
@@ -211,25 +224,6 @@ def search(
     checkpoint.unlink(missing_ok=True)
     _draw(record, run / "probabilities.png", on_note)
     return result
-
-
-def _decisions(
-    network: MixedNetwork, learned: Learned, model: LatencyModel, budget: Budget, seed: int
-) -> list[Decision]:
-    """The decision, and those of somewhat smaller latency budgets in case it measures over."""
-    found = [learned.decision]
-    if budget.latency_ms is None:
-        return found
-    for share in STEPS_DOWN[1:]:
-        smaller = budget.model_copy(update={"latency_ms": budget.latency_ms * share})
-        rng = np.random.default_rng([seed, 10])
-        try:
-            decision = discretise(network, learned.probabilities, model, smaller, rng)
-        except InfeasibleBudgetError:
-            break
-        if not any((decision.arch == other.arch).all() for other in found):
-            found.append(decision)
-    return found
 
 
 def _record(space: StagedSpace, decision: Decision, end: HistoryPoint) -> DecisionRecord:

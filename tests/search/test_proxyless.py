@@ -494,13 +494,22 @@ def test_a_decision_that_measures_over_budget_gives_way_to_the_next(space, model
 
         final = quick
 
-    decided = space.sample(3, np.random.default_rng(0))
-    measured = iter([11.0, 10.4, 9.9])
+    found = iter(space.sample(5, np.random.default_rng(0)))
+    measured = iter([12.5, 10.4, 9.9])
+    asked, given = [], []
+
+    def decide(share):
+        asked.append(share)
+        given.append(next(found))
+        return given[-1]
+
     outcome = search(
         model, Same(), Budget(latency_ms=10.0), strategy="proxyless", seed=0,
-        num_evaluations=4, measure_ms=lambda arch: next(measured), decided=decided,
+        num_evaluations=4, measure_ms=lambda arch: next(measured), decide=decide,
     )  # fmt: skip
-    assert outcome.best.architecture == space.decode(decided[2:])[0]
+    # once to judge its accuracy, then to measure: less by as much as it was over
+    assert asked == pytest.approx([1.0, 1.0, 0.8, 0.8 / 1.04], rel=0.02)
+    assert outcome.best.architecture == space.decode(given[-1][None])[0]
     assert outcome.measured_latency_ms == 9.9
     assert outcome.random_best is not None
 
