@@ -13,6 +13,7 @@ from deploynas.artifacts import Artifact, ensure_writable
 from deploynas.data import ImageDataset
 from deploynas.device import Device
 from deploynas.errors import (
+    InfeasibleBudgetError,
     InvalidInputError,
     UnknownNameError,
     require_positive,
