@@ -1,13 +1,16 @@
 """Does the supernet rank networks as training each of them alone does?
 
 python benchmarks/rank_correlation.py --data DIR [--json] [--quick] [--networks 24]
-    [--supernet-epochs 30] [--standalone-epochs 10] [--images N] [--minutes M]
+    [--supernet-epochs 30] [--standalone-epochs 10] [--images N] [--minutes M] [--workers 2]
+    [--largest SHARE]
 --data is an image folder, for example CIFAR-10's. Networks of mobile-small at the data's own
 side are spread over the range of MACs. Each is trained twice from scratch by one recipe, with two
 seeds, and judged by the supernet's weights (batch norms recalibrated); all on the same validation
 images. *ceiling* is Kendall's tau between the two seeds: what noise allows. Every training is
 kept in benchmarks/runs/, so that a run that was stopped goes on; --minutes stops it in time and
-prints what there is. --images trains on so many images, and the table says so.
+prints what there is. --images trains on so many images, and the table says so. --workers trains so
+many networks at a time, each on its share of the cores: small networks do not fill several.
+--largest leaves out networks of more MACs than that share of the range, in logarithms.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import argparse
 import hashlib
 import json
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +58,8 @@ def main() -> None:
     parser.add_argument("--standalone-epochs", type=float, default=10.0)
     parser.add_argument("--images", type=int, default=None)
     parser.add_argument("--minutes", type=float, default=np.inf)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--largest", type=float, default=1.0)
     options = parser.parse_args()
     if options.quick:
         options.networks, options.supernet_epochs, options.standalone_epochs = 6, 1.0, 1.0
@@ -61,18 +68,31 @@ def main() -> None:
     space = space_for("mobile-small", dataset, [dataset.size])
     recipe = Recipe(epochs=options.standalone_epochs, batch_size=64, learning_rate=0.1)
     supernet_recipe = SupernetRecipe(epochs=options.supernet_epochs)
-    archs = spread(space, options.networks)
+    archs = spread(space, options.networks, options.largest)
     folder = Path(__file__).parent / "runs" / "rank_correlation"
     supernet = trained_supernet(space, dataset, supernet_recipe, folder)
     inherited = SupernetEvaluator(supernet, dataset).final(archs)
     alone = np.full((len(archs), len(SEEDS)), np.nan)
     # every second network first: a run that ends early still spans the range
     order = [*range(0, len(archs), 2), *range(1, len(archs), 2)]
-    for i in order:
-        for j, seed in enumerate(SEEDS):
-            if time.monotonic() - started < options.minutes * 60:
-                own = recipe.model_copy(update={"seed": seed})
-                alone[i, j] = standalone(space, archs[i], dataset, own, folder)
+    threads = max(1, torch.get_num_threads() // options.workers)
+    tasks = [(i, j) for i in order for j in range(len(SEEDS))]
+    with ProcessPoolExecutor(
+        options.workers, get_context("spawn"), torch.set_num_threads, (threads,)
+    ) as pool:
+        for start in range(0, len(tasks), options.workers):
+            if time.monotonic() - started > options.minutes * 60:
+                break
+            part = tasks[start : start + options.workers]
+            running = [
+                pool.submit(
+                    standalone, space, archs[i], dataset,
+                    recipe.model_copy(update={"seed": SEEDS[j]}), folder,
+                )
+                for i, j in part
+            ]  # fmt: skip
+            for (i, j), one in zip(part, running, strict=True):
+                alone[i, j] = one.result()
     done = ~np.isnan(alone).any(axis=1)
     if done.sum() < 4:
         raise SystemExit("fewer than four networks are trained yet: run it again, it goes on")
@@ -125,11 +145,12 @@ def fewer(dataset: ImageDataset, num_images: int | None) -> ImageDataset:
     return replace(dataset, train=part, fingerprint=f"{dataset.fingerprint}/{num_images}")
 
 
-def spread(space: MobileSpace, num: int) -> Archs:
+def spread(space: MobileSpace, num: int, largest: float = 1.0) -> Archs:
     """Random architectures, evenly spaced in the logarithm of MACs."""
     drawn = space.sample_spread(2_000, np.random.default_rng(40_001))
     logs = np.log(space.macs(drawn))
-    wanted = np.linspace(np.quantile(logs, 0.01), np.quantile(logs, 0.99), num)
+    low, high = np.quantile(logs, [0.01, 0.99])
+    wanted = np.linspace(low, low + largest * (high - low), num)
     return np.stack([drawn[np.abs(logs - value).argmin()] for value in wanted])
 
 
