@@ -19,6 +19,8 @@ from deploynas.train.distributed import average
 from deploynas.train.loop import DivergedError
 
 Floats = npt.NDArray[np.float64]
+Update = Literal["two-path", "reinforce"]
+LatencyLoss = Literal["adaptive", "sum", "product"]
 ADDITIVE = ("latency_ms", "macs", "params")
 
 
@@ -97,8 +99,8 @@ class ArchitectureRecipe(Record):
         num_samples: Networks a step of ``reinforce``.
     """
 
-    update: Literal["two-path", "reinforce"] = "two-path"
-    latency_loss: Literal["adaptive", "sum", "product"] = "adaptive"
+    update: Update = "two-path"
+    latency_loss: LatencyLoss = "adaptive"
     latency_weight: float = 0.3
     rate: float = 0.02
     temperature: float = 1.0

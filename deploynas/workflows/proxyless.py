@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from deploynas.nn import MixedNetwork
 from deploynas.report.probabilities import draw_probabilities
 from deploynas.search import Budget, SearchResult
 from deploynas.search import search as run_search
+from deploynas.search.architecture import LatencyLoss, Update
 from deploynas.search.discretise import Decision, discretise
 from deploynas.search.proxyless import (
     HistoryPoint,
@@ -89,10 +91,6 @@ class PathEvaluator(SupernetEvaluator):
         return self._decided.get(arch.tobytes(), arch)
 
 
-UPDATES = ("two-path", "reinforce")
-LATENCY_LOSSES = ("adaptive", "sum", "product")
-
-
 def recipe_for(
     dataset: ImageDataset, epochs: float | None, seed: int, changes: Mapping[str, object]
 ) -> ProxylessRecipe:
@@ -109,9 +107,9 @@ def recipe_for(
         InvalidInputError: A number that cannot be, or a weight of the adaptive loss, which has
             none.
     """
-    for what, known in (("update", UPDATES), ("latency_loss", LATENCY_LOSSES)):
-        if what in changes and changes[what] not in known:
-            raise UnknownNameError(what.replace("_", " "), str(changes[what]), known)
+    for what, kind in (("update", Update), ("latency_loss", LatencyLoss)):
+        if what in changes and changes[what] not in get_args(kind):
+            raise UnknownNameError(what.replace("_", " "), str(changes[what]), get_args(kind))
     if "latency_weight" in changes:
         weight = changes["latency_weight"]
         if not isinstance(weight, float) or not math.isfinite(weight) or weight < 0:

@@ -87,6 +87,18 @@ def spread_alphas(network, seed=1):
             alpha.copy_(torch.from_numpy(rng.normal(size=len(alpha))))
 
 
+def watched_pairs(network, monkeypatch):
+    """Filled with the options of the active and the other path whenever the network runs gated."""
+    drawn = {}
+    monkeypatch.setattr(
+        network, "forward_gated",
+        lambda x, active, other, gates: drawn.update(
+            active=network.options(active), other=network.options(other)
+        ),
+    )  # fmt: skip
+    return drawn
+
+
 # gradients
 
 
@@ -187,13 +199,7 @@ def test_a_two_path_step_is_equation_4_on_the_pair(network, model, loss, monkeyp
     (cost,) = optimizer.costs
     rng = np.random.default_rng(7)
     of_gate = [rng.normal(size=len(alpha)) for alpha in network.alphas]
-    seen, drawn = {}, {}
-    monkeypatch.setattr(
-        network, "forward_gated",
-        lambda x, active, other, gates: drawn.update(
-            active=network.options(active), other=network.options(other)
-        ),
-    )  # fmt: skip
+    seen, drawn = {}, watched_pairs(network, monkeypatch)
 
     def gates(forward, labels, num):
         forward(None)
@@ -273,13 +279,7 @@ def test_the_product_form_holds_below_a_millisecond(network, model, monkeypatch)
 
 def test_the_better_candidate_gains(network, monkeypatch):
     optimizer = ArchitectureOptimizer(network, [], ArchitectureRecipe(rate=0.05))
-    drawn = {}
-    monkeypatch.setattr(
-        network, "forward_gated",
-        lambda x, active, other, gates: drawn.update(
-            active=network.options(active), other=network.options(other)
-        ),
-    )  # fmt: skip
+    drawn = watched_pairs(network, monkeypatch)
 
     def gates(forward, labels, num):
         forward(None)  # the last candidate of each block lowers the loss
