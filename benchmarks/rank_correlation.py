@@ -66,7 +66,7 @@ def main() -> None:
     started = time.monotonic()
     dataset = fewer(load_dataset(options.data), options.images)
     space = space_for("mobile-small", dataset, [dataset.size])
-    recipe = Recipe(epochs=options.standalone_epochs, batch_size=64, learning_rate=0.1)
+    recipe = Recipe(epochs=options.standalone_epochs, batch_size=64)
     supernet_recipe = SupernetRecipe(epochs=options.supernet_epochs)
     archs = spread(space, options.networks, options.largest)
     folder = Path(__file__).parent / "runs" / "rank_correlation"
