@@ -28,8 +28,8 @@ import deploynas as dn
 from deploynas.check import Baseline
 from deploynas.check.regression import compare
 from deploynas.device import CpuDevice, StopRule, measure
-from deploynas.device.timing import estimate
 from deploynas.graph import RandomWeights, write_model
+from deploynas.onboard.timing import estimate
 
 RUNS = Path(__file__).parent / "runs" / "gate"
 GATE = 0.05

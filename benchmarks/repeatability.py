@@ -21,8 +21,8 @@ import numpy as np
 import deploynas as dn
 from deploynas.device import CpuDevice, Samples, StopRule, measure
 from deploynas.device.base import open_worker
-from deploynas.device.timing import typical_level
 from deploynas.graph import RandomWeights, write_model
+from deploynas.onboard.timing import typical_level
 
 SEED = 30_001
 

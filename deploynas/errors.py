@@ -80,6 +80,20 @@ class DeviceError(DeploynasError):
     kind = "device"
 
 
+class ModelError(DeviceError):
+    """A runtime cannot load or run a model.
+
+    Attributes:
+        runtime: Name and version.
+        model: The model's name in the measurement.
+        reason: The runtime's own.
+    """
+
+    def __init__(self, runtime: str, model: str, reason: str, hint: str | None = None) -> None:
+        super().__init__(f"{runtime} failed with {model}: {reason}", hint)
+        self.runtime, self.model, self.reason = runtime, model, reason
+
+
 class IncompleteProfileError(DeploynasError):
     """A device profile lacks a layer or a calibration that is needed."""
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from deploynas.artifacts import Artifact, sha256
 from deploynas.device import Device, Estimate, Identity, Level, Samples, StopRule, measure
-from deploynas.device.timing import estimate
 from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
+from deploynas.onboard.timing import estimate
 from deploynas.profile.device_profile import LevelRecord, SampleRecord
 
 Outcome = Literal["pass", "regressed", "inconclusive"]

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploynas.cli.console import Json, Quiet, print_json, progress, say, warn
+from deploynas.cli.console import (
+    Json,
+    Quiet,
+    print_json,
+    progress,
+    reach,
+    say,
+    warn,
+    warn_notes,
+)
 
 IMAGENET_PER_CLASS = 10  # images whose accuracy is measured
 
@@ -98,15 +107,19 @@ def check(
             raise InvalidInputError(f"--min-accuracy is a fraction, 0 to 1, got {min_accuracy}")
         if examples is None:
             raise InvalidInputError("--min-accuracy needs test images", "pass --data")
-    if manifest and device in (None, manifest.device.device):
+    if manifest and device in (None, manifest.device.name):
+        device = manifest.device.name
         target_device = open_same(manifest.device, threads, provider)
     else:
-        target_device = open_device(device or "cpu", threads or 1, provider)
+        device = device or "cpu"
+        target_device = open_device(device, threads or 1, provider)
+    reach(target_device, device, quiet)
     with progress(quiet) as on_progress:
         result = run_check(
             target, target_device, latency_ms=latency_ms, baseline=against, examples=examples,
             min_accuracy=min_accuracy, max_bytes=max_size, on_progress=on_progress,
         )  # fmt: skip
+    warn_notes(target_device)
     if record is not None:
         result.record.write(record)
     title = target_device.identity.title
@@ -126,6 +139,7 @@ def check(
             "budget_ms": result.budget_ms,
             "device": target_device.identity.model_dump(),
             "unstable": result.latency.unstable,
+            "notes": target_device.notes,
         }
         if result.latency_normalised:
             document["latency_ms_normalised"] = _estimate(result.latency_normalised)

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 if TYPE_CHECKING:
     from deploynas.data import ImageDataset
+    from deploynas.device import Device
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
@@ -58,6 +59,22 @@ def open_data(
     for text in dataset.warnings:
         warn(text)
     return dataset
+
+
+def reach(device: Device, name: str, quiet: bool) -> Device:
+    """The device ``name``, once it has answered: one elsewhere takes seconds to."""
+    from deploynas.device import DEVICE_NAMES
+
+    if name not in DEVICE_NAMES and not quiet:
+        say(f"asking {name} ...", as_json=True)
+    assert device.identity
+    return device
+
+
+def warn_notes(device: Device) -> None:
+    """Warn of what a person should know about a measurement."""
+    for note in device.notes:
+        warn(note)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``deploynas devices``: what this machine can run, and what it takes to run more."""
+"""``deploynas devices``: what this machine can run, what it takes to run more, and boards."""
 
 from __future__ import annotations
 
@@ -6,36 +6,108 @@ from typing import Annotated
 
 import typer
 
-from deploynas.cli.console import Json, Quiet, print_json, say
+from deploynas.cli.console import Json, Quiet, print_json, say, warn
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     group = typer.Typer(invoke_without_command=True, callback=devices)
-    group.command("install")(install)
+    for command in (install, add, remove):
+        group.command(command.__name__)(command)
     app.add_typer(group, name="devices")
 
 
-def devices(context: typer.Context, as_json: Json = False, quiet: Quiet = False) -> None:
-    """List the devices of this machine, with their identity."""
+def devices(
+    context: typer.Context,
+    ask: Annotated[
+        bool, typer.Option("--ask", help="Reach the named devices and print who they are.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the devices of this machine, with their identity, and those that you named."""
     if context.invoked_subcommand:
         return None
     from deploynas.device import DEVICE_NAMES, Identity, open_device
+    from deploynas.device.named import NamedDevices
     from deploynas.errors import DeploynasError
 
+    named = NamedDevices.load().devices
     found: list[Identity] = []
     missing: dict[str, str] = {}
-    for name in DEVICE_NAMES:
+    for name in (*DEVICE_NAMES, *(named if ask else ())):
+        if name in named and not quiet:
+            say(f"asking {name} ...", as_json=True)
         try:
             found.append(open_device(name).identity)
         except DeploynasError as error:
             missing[name] = str(error)
     if as_json:
-        return print_json({"devices": [i.model_dump() for i in found], "missing": missing})
+        return print_json(
+            {"devices": [i.model_dump() for i in found], "missing": missing, "named": named}
+        )
     for identity in found:
-        say(f"{identity.device:14}{identity.title}")
+        say(f"{identity.name:14}{identity.title.removeprefix(f'{identity.name}: ')}")
     for name, reason in missing.items():
         say(f"{name:14}not ready: {reason}")
+    if not ask:
+        for name, reached in named.items():
+            say(f"{name:14}{reached} (--ask reaches it)")
+    return None
+
+
+def add(
+    name: Annotated[str, typer.Argument(help="What --device will call it.")],
+    command: Annotated[
+        str | None, typer.Option("--exec", help="Starts its Python, as: ssh pi@board python3")
+    ] = None,
+    host: Annotated[str | None, typer.Option("--ssh", help="Host, as ssh knows it.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Name a device, for --device of every verb."""
+    from deploynas.device import DEVICE_NAMES, open_device
+    from deploynas.device.named import NamedDevices
+    from deploynas.device.remote import command_of
+    from deploynas.errors import DeploynasError, InvalidInputError
+
+    if (command is None) == (host is None):
+        raise InvalidInputError("give one of --exec COMMAND and --ssh HOST")
+    if name in DEVICE_NAMES:
+        raise InvalidInputError(f"{name} is a device of this machine: choose another name")
+    reached = f"ssh:{host}" if command is None else f"exec:{command}"
+    command_of(reached)
+    path = NamedDevices.load().with_device(name, reached).save()
+    if not quiet:
+        say(f"asking {name} ...", as_json=True)
+    identity = None
+    try:
+        identity = open_device(name).identity
+    except DeploynasError as error:
+        warn(f"{name} is named, but not ready: {error}")
+    if as_json:
+        return print_json(
+            {"path": str(path), "name": name, "reached": reached,
+             "device": identity and identity.model_dump()}
+        )  # fmt: skip
+    if identity:
+        say(identity.title)
+    say(f"{name} is in {path}; next: deploynas profile --device {name}")
+    return None
+
+
+def remove(
+    name: Annotated[str, typer.Argument(help="Its name.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Forget a named device."""
+    from deploynas.device.named import NamedDevices
+
+    path = NamedDevices.load().without(name).save()
+    if as_json:
+        return print_json({"path": str(path), "name": name})
+    say(f"{name} is no longer in {path}")
     return None
 
 

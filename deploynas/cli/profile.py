@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,11 +18,14 @@ from deploynas.cli.console import (
     open_data,
     print_json,
     progress,
+    reach,
     say,
     warn,
+    warn_notes,
 )
 
 if TYPE_CHECKING:
+    from deploynas.device import Device
     from deploynas.spaces import StagedSpace
 
 
@@ -34,7 +38,10 @@ def register(app: typer.Typer) -> None:
 
 def profile(
     context: typer.Context,
-    device: Annotated[str, typer.Option(help="Device to profile.")] = "cpu",
+    device: Annotated[
+        str,
+        typer.Option(help="cpu, web, exec:COMMAND, ssh:HOST, a name of yours, or a fleet A,B."),
+    ] = "cpu",
     space_name: SpaceName = "mobile-small",
     data: Annotated[Path | None, typer.Option(help="Data set that fixes the space.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Without --data.")] = None,
@@ -43,6 +50,12 @@ def profile(
     threads: Threads = 1,
     provider: Annotated[str | None, typer.Option(help="Execution provider.")] = None,
     output: Annotated[Path | None, typer.Option(help="Profile file.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Measure nothing: write a file that does, with Python.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--import", help="Read what a bundle measured.")
+    ] = None,
     budget_minutes: Annotated[float, typer.Option(help="Stop measuring after this.")] = math.inf,
     resume: Annotated[
         bool, typer.Option("--resume", help="Always on: a run goes on where it was.")
@@ -57,15 +70,28 @@ def profile(
 
     from deploynas.artifacts import PROFILES
     from deploynas.device import open_device
-    from deploynas.errors import require_positive
+    from deploynas.errors import InvalidInputError, require_positive
     from deploynas.profile import LatencyModel, profile_space
+    from deploynas.profile.bundle import read_results
 
     if budget_minutes != math.inf:
         require_positive(budget_minutes, "--budget-minutes")
-    target = open_device(device, threads, provider)
-    chosen = choose_space(space_name, data, num_classes, in_channels, resolution)
+    if bundle is not None:
+        if results is not None:
+            raise InvalidInputError("give one of --bundle and --import")
+        chosen = choose_space(space_name, data, num_classes, in_channels, resolution)
+        return _bundle(bundle, chosen, threads, provider, budget_minutes, as_json)
+    target: Device
+    if results is not None:
+        chosen, target = read_results(results)
+        name = results.name.partition(".")[0]
+        threads = target.identity.threads
+    else:
+        target = reach(open_device(device, threads, provider), device, quiet)
+        chosen = choose_space(space_name, data, num_classes, in_channels, resolution)
+        name = re.sub(r"[^\w.@-]+", "-", device)[:60]
     suffix = f"-t{threads}" if threads > 1 else ""
-    path = output or PROFILES / f"{device}{suffix}.json"
+    path = output or PROFILES / f"{name}{suffix}.json"
     with progress(quiet) as on_progress:
         result, num_measured = profile_space(
             chosen, target, path, budget_minutes=budget_minutes, on_progress=on_progress
@@ -73,6 +99,7 @@ def profile(
     from deploynas.profile.device_profile import space_key
     from deploynas.spaces import CandidateSpace
 
+    warn_notes(target)
     validation = result.validations[space_key(chosen, "fp32")]
     if as_json:
         return print_json(
@@ -81,6 +108,7 @@ def profile(
                 "num_layers": len(result.layers),
                 "num_measured": num_measured,
                 "device": result.identity.model_dump(),
+                "notes": target.notes,
                 "validation": validation.model_dump(),
             }
         )
@@ -101,6 +129,23 @@ def profile(
     if data or (isinstance(chosen, CandidateSpace) and chosen.num_classes == 1000):
         how += f" --data {data or 'DIR'}"
     say(f"next: deploynas search{how} --latency-ms {middle}{named}")
+    return None
+
+
+def _bundle(
+    path: Path, space: StagedSpace, threads: int, provider: str | None, minutes: float,
+    as_json: bool,
+) -> None:  # fmt: skip
+    from deploynas.profile.bundle import write_bundle
+
+    num_models, size = write_bundle(
+        path, space, threads=threads, provider=provider, budget_minutes=minutes
+    )
+    if as_json:
+        return print_json({"bundle": str(path), "num_models": num_models, "bytes": size})
+    say(f"{path}: {num_models} models of {space.name}, {size / 1e6:.1f} MB")
+    say(f"on the device (Python 3.9 or newer, numpy, onnxruntime): python3 {path.name}")
+    say(f"then here: deploynas profile --import {path.stem}.results.jsonl")
     return None
 
 
@@ -161,7 +206,7 @@ def validate(
         raise UnknownNameError("profiled space", space_name, list(spaces))
     chosen = spaces[space_name or list(spaces)[-1]]
     identity = result.identity
-    device = open_same(identity)
+    device = reach(open_same(identity), identity.name, quiet)
     result.require_same_device(
         device.identity, path, "validate it there, or profile this one: deploynas profile"
     )
@@ -182,6 +227,7 @@ def validate(
     except ModuleNotFoundError:
         drawn = None
         warn("no picture: it needs matplotlib (pip install 'deploynas[report]')")
+    warn_notes(device)
     if judgement.num_unstable:
         warn(
             f"{judgement.num_unstable} of {table.num_networks} measurements are unstable: the "
@@ -198,6 +244,7 @@ def validate(
         "stated_error": judgement.half_width,
         "num_unstable": judgement.num_unstable,
         "picture": drawn and str(drawn),
+        "notes": device.notes,
     }
     if as_json:
         return print_json(document)

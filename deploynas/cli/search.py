@@ -15,6 +15,7 @@ from deploynas.cli.console import (
     progress,
     say,
     warn,
+    warn_notes,
 )
 
 if TYPE_CHECKING:
@@ -123,13 +124,15 @@ def search(
     hint = "make one: deploynas profile --device cpu"
     path = profile or newest("*.json", PROFILES, "device profile", hint)
     identity = DeviceProfile.read(path).identity
-    device = open_attached(identity)
 
     def note(text: str) -> None:
         if not quiet:
             say(text, as_json=True)
 
     note(f"profile {path}: {identity.title}")
+    if "reached" in identity.recorded:
+        note(f"asking {identity.name} ...")
+    device = open_attached(identity, warn)
     with progress(quiet) as on_progress:
         if ofa_weights is not None:
             from deploynas.workflows import published
@@ -162,6 +165,8 @@ def search(
                 num_evaluations=evaluations or steps.NUM_EVALUATIONS,
                 on_progress=on_progress, on_note=note,
             )  # fmt: skip
+    if device is not None:
+        warn_notes(device)
     if as_json:
         return print_json(_document(result, run))
     _print(result, run)

@@ -1,11 +1,12 @@
-"""Where networks run: the device protocol, identity, the timing engine, the workers."""
+"""Where networks run: devices of this machine and elsewhere, and measuring on them."""
 
 from __future__ import annotations
 
 from deploynas.device.base import Device, Identity
 from deploynas.device.cpu import CpuDevice
+from deploynas.device.measuring import Progress, measure
 from deploynas.device.registry import DEVICE_NAMES, open_attached, open_device, open_same
-from deploynas.device.timing import Estimate, Level, Samples, StopRule, measure
+from deploynas.onboard.timing import Estimate, Level, Samples, StopRule
 
 __all__ = [
     "DEVICE_NAMES",
@@ -14,6 +15,7 @@ __all__ = [
     "Estimate",
     "Identity",
     "Level",
+    "Progress",
     "Samples",
     "StopRule",
     "measure",

@@ -1,39 +1,34 @@
-"""Devices: an identity, and workers that time ONNX models.
-
-A device starts *workers*: processes that hold open sessions and time them on request, one
-JSON document a line each way. Everything else (rounds, statistics, when to stop) is the
-timing engine's, the same for every device.
-"""
+"""Devices: an identity, and rounds of samples of ONNX models."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import re
-import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from deploynas.artifacts import Record
-from deploynas.errors import DeviceError
-
-END_SECONDS = 5.0  # that a worker may take to end
-ANSWER_HINT = "run it again: what was measured is kept"
+from deploynas.device.reference import write_references
+from deploynas.onboard.conversation import Worker
+from deploynas.onboard.conversation import open_worker as open_with
+from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
 
 
 class Identity(Record):
     """Who measured. All fields but ``recorded`` are hard: samples of two never mix.
 
     Attributes:
-        device: Its name, for example ``cpu``.
+        device: Its kind, for example ``cpu``; the same for a board on which it was measured and
+            for this machine.
         processor: Vendor and model.
         runtime: Name and minor version of the runtime, for example ``onnxruntime 1.22``.
         provider: Execution provider.
         threads: Threads inside one operator.
         session_options: What else decides speed.
-        recorded: Everything else worth knowing: system, kernel, patch level, governor.
+        recorded: Everything else worth knowing: system, kernel, patch level, governor; for a
+            device elsewhere, how it is ``reached``.
     """
 
     device: str
@@ -54,10 +49,16 @@ class Identity(Record):
         ]
 
     @property
+    def name(self) -> str:
+        """What ``--device`` calls it."""
+        return self.recorded.get("reached", self.device)
+
+    @property
     def title(self) -> str:
         """One line for people."""
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return f"{self.processor}, {self.runtime}, {self.provider}, {threads}"
+        reached = f"{self.name}: " if "reached" in self.recorded else ""
+        return f"{reached}{self.processor}, {self.runtime}, {self.provider}, {threads}"
 
 
 class Device(Protocol):
@@ -68,125 +69,47 @@ class Device(Protocol):
         """Who measures."""
         ...
 
-    def command(self, session: int) -> list[str]:
-        """Command line of a worker; ``session`` counts them, so that cores can rotate."""
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know about what was measured so far."""
+        ...
+
+    def rounds(
+        self, models: Mapping[str, Path], rule: StopRule, samples: dict[str, Samples], seed: int
+    ) -> Iterator[Round]:
+        """Measure, a round after the other; as :func:`deploynas.onboard.timing.run_rounds`."""
         ...
 
 
-class Worker:
-    """A worker process and its conversation.
+class LocalDevice(ABC):
+    """A device whose workers run on this machine, driven by the engine in this process."""
 
-    Raises:
-        DeviceError: The process died, broke the protocol or reported an error; names the model
-            that it was loading, if one.
-    """
+    def __init__(self) -> None:
+        self.notes: list[str] = []
 
-    def __init__(self, command: Sequence[str], runtime: str = "the device") -> None:
-        self._runtime = runtime
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
-            )
-        except OSError as error:
-            self._log.close()
-            raise DeviceError(f"cannot start {command[0]}: {error.strerror}") from None
+    @property
+    @abstractmethod
+    def identity(self) -> Identity:
+        """Who measures."""
 
-    def load(self, path: Path) -> None:
-        """Open a session; models are numbered in the order of loading."""
-        self._ask({"load": str(path)}, path)
+    @abstractmethod
+    def command(self, session: int) -> list[str]:
+        """Command line of a worker; ``session`` counts them, so that cores can rotate."""
 
-    def time(self, touches: Sequence[tuple[int, int]]) -> list[list[float]]:
-        """Time models: ``(model, runs)`` pairs -> milliseconds of each run.
-
-        The worker runs each touched model once more, first, and drops that run.
-        """
-        answer = self._ask({"time": list(touches)})
-        times = answer.get("ms")
-        if (
-            not isinstance(times, list)
-            or len(times) != len(touches)
-            or not all(t > 0 for touch in times for t in touch)
-        ):
-            raise DeviceError("the device reported impossible times (zero or negative)")
-        return times
-
-    def _ask(self, question: object, path: Path | None = None) -> dict[str, object]:
-        busy = f" with {path.stem}" if path else ""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(question) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except (BrokenPipeError, OSError):
-            line = ""
-        if not line:
-            self._process.wait()
-            raise DeviceError(
-                f"the device's runtime ended{busy} (exit code {self._process.returncode})"
-                f"{self._last_words()}",
-                ANSWER_HINT,
-            )
-        try:
-            answer = json.loads(line)
-        except json.JSONDecodeError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise DeviceError(
-                f"the device's worker said something unexpected{busy}: {line[:80]!r}"
-            )
-        if "error" in answer:
-            versions = _versions(path) if path else ""
-            reason = _readable(str(answer["error"]))
-            raise DeviceError(f"{self._runtime} failed{busy}{versions}: {reason}")
-        return answer
-
-    def _last_words(self) -> str:
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return f": {lines[-1]}" if lines else ""
-
-    def close(self) -> None:
-        """End the process: by the end of its input, so that it can tidy up, or by force."""
-        with contextlib.suppress(OSError):
-            self._process.stdin and self._process.stdin.close()
-        try:
-            self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        for stream in (self._process.stdout, self._log):
-            with contextlib.suppress(OSError):
-                stream and stream.close()
+    def rounds(
+        self, models: Mapping[str, Path], rule: StopRule, samples: dict[str, Samples], seed: int
+    ) -> Iterator[Round]:
+        """See :class:`Device`."""
+        with TemporaryDirectory(prefix="deploynas-") as folder:
+            yield from run_rounds(
+                self.command, self.identity.runtime, write_references(Path(folder)), models, rule,
+                samples, seed,
+            )  # fmt: skip
 
 
-def _readable(reason: str) -> str:
-    """A runtime's message without the place in its source."""
-    reason = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason)
-    return re.sub(r"(Load model from \S+ failed:)?/\S+:\d+ .*\) (?=[A-Z])", "", reason)
-
-
-def _versions(path: Path) -> str:
-    """Opset and file format of a model, which a runtime may be too old for."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError):
-        return ""
-    opsets = ", ".join(f"{o.domain or 'opset'} {o.version}" for o in model.opset_import)
-    return f" ({opsets}, file format {model.ir_version})"
-
-
-@contextlib.contextmanager
-def open_worker(device: Device, session: int, paths: Sequence[Path]) -> Iterator[Worker]:
-    """A worker with ``paths`` loaded, closed on the way out."""
-    worker = Worker(device.command(session), device.identity.runtime)
-    try:
-        for path in paths:
-            worker.load(path)
-        yield worker
-    finally:
-        worker.close()
+def open_worker(
+    device: LocalDevice, session: int, paths: Sequence[Path]
+) -> AbstractContextManager[Worker]:
+    """A worker of a device of this machine with ``paths`` loaded, closed on the way out."""
+    models = [(path.stem, path) for path in paths]
+    return open_with(device.command(session), models, device.identity.runtime)

@@ -15,7 +15,6 @@ from deploynas.graph.emit import RandomWeights, write_model
 from deploynas.spaces.layers import Layer, chain
 
 VERSION = "3"  # part of a device's identity: levels of two sets cannot be compared
-MEMORY_BYTES = 12_800_000  # weights that the memory reference streams
 _CORE = (
     Layer("mbconv", 16, 24, 56, 56, kernel_size=3, stride=2, mid_channels=64, activation="relu"),
     Layer(

@@ -8,6 +8,7 @@ torch nor a tracer: a board without torch can profile, and an export takes milli
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,10 +19,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deploynas.errors import InvalidInputError
+from deploynas.onboard.parts import draw
 from deploynas.spaces.layers import Activation, Layer, Node
 
 DEFAULT_OPSET = 17
 MIN_OPSET = 14  # HardSwish
+RANDOM_SEED = "random_weights_seed"  # metadata of models for timing
 Float = npt.NDArray[np.float32]
 
 
@@ -39,20 +42,33 @@ class Weights(Protocol):
 
 
 class RandomWeights:
-    """He-initialised weights for timing; activations stay in a normal range."""
+    """He-initialised weights for timing; activations stay in a normal range.
+
+    The model's metadata name the seed, so that a device elsewhere draws them itself.
+    """
 
     def __init__(self, seed: int = 0) -> None:
-        self._rng = np.random.default_rng(seed)
+        self.seed = seed
+        self._num_drawn = 0
 
     def conv(
         self, name: str, shape: tuple[int, ...], *, eps: float | None, bias: bool
     ) -> tuple[Float, Float | None]:
         """Draw the weight; the bias is small noise."""
-        weight = self._rng.standard_normal(shape, np.float32)
-        weight *= np.float32(np.sqrt(2.0 / np.prod(shape[1:])))
-        if eps is None and not bias:
-            return weight, None
-        return weight, self._rng.standard_normal(shape[0], np.float32) * np.float32(0.1)
+        weight = self._draw(shape)
+        return weight, None if eps is None and not bias else self._draw(shape[:1])
+
+    def _draw(self, shape: tuple[int, ...]) -> Float:
+        self._num_drawn += 1
+        return draw(self.seed, self._num_drawn, math.prod(shape), random_range(shape)).reshape(
+            shape
+        )
+
+
+def random_range(shape: Sequence[int]) -> float:
+    """Half the range that :class:`RandomWeights` draws a tensor of ``shape`` from."""
+    deviation = math.sqrt(2.0 / math.prod(shape[1:])) if len(shape) > 1 else 0.1
+    return deviation * math.sqrt(3.0)
 
 
 class StateWeights:
@@ -124,7 +140,10 @@ def emit(
         ir_version=helper.find_min_ir_version_for([helper.make_opsetid("", opset)]),
         producer_name="deploynas",
     )
-    helper.set_model_props(model, dict(metadata or {}))
+    properties = dict(metadata or {})
+    if isinstance(weights, RandomWeights):
+        properties[RANDOM_SEED] = str(weights.seed)
+    helper.set_model_props(model, properties)
     return model
 
 

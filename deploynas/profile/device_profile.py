@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -231,7 +232,7 @@ def profile_command(space: StagedSpace, identity: Identity) -> str:
     threads = f" --threads {identity.threads}" if identity.threads > 1 else ""
     sides = "".join(f" --resolution {r}" for r in space.resolutions)
     return (
-        f"deploynas profile --device {identity.device}{threads} --space {space.name} "
+        f"deploynas profile --device {shlex.quote(identity.name)}{threads} --space {space.name} "
         f"--num-classes {space.num_classes} --in-channels {space.in_channels}{sides}"
     )
 

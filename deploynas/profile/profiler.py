@@ -7,15 +7,15 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from deploynas.device import Device, Level, Samples, StopRule, measure
-from deploynas.device.timing import Progress, typical_level
 from deploynas.errors import DeviceMismatchError, InvalidInputError
 from deploynas.graph import RandomWeights, write_model
+from deploynas.onboard.timing import typical_level
 from deploynas.profile.device_profile import (
     DeviceProfile,
     Journal,
@@ -77,71 +77,82 @@ def profile_space(
         profile = profile or DeviceProfile(identity=device.identity)
         profile.require_same_device(device.identity, path, "choose another file with --output")
         old = _replay(journal, device)
-        rule_seconds = budget_minutes * 60
         started = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
-            missing = profile.missing(space)
-            layers = {layer_key(x, "fp32"): chain([x]) for x in missing}
-            measured = _measure(
-                device, layers,
-                replace(
-                    LAYER_RULE, max_seconds=rule_seconds * 0.5,
-                    soft_seconds=soft_seconds * LAYER_SHARE,
-                ),
-                journal, old, Path(folder),
-                lambda share: on_progress(f"{len(missing)} layers", share),
-            )  # fmt: skip
-            profile = _with_layers(profile, missing, measured)
-            if measured:
-                profile.write(path)
-            archs = _calibration_archs(space, profile)
-            prefix = space_key(space, "fp32")
-            names = [f"{prefix}#{_name(arch)}" for arch in archs]
-            networks = {n: space.layers(a) for n, a in zip(names, archs, strict=True)}
-            measured_networks = _measure(
-                device, networks,
-                replace(
-                    NETWORK_RULE, max_seconds=rule_seconds * 0.5,
-                    soft_seconds=started + soft_seconds - time.monotonic(),
-                ),
-                journal, old, Path(folder),
-                lambda share: on_progress(f"{len(archs)} networks", share),
-            )  # fmt: skip
-        samples = [measured_networks[name] for name in names]
+        layer_job, network_job = jobs_of(space, profile, budget_minutes, soft_seconds)
+        missing = profile.missing(space)
+        measured = _measure(device, layer_job, journal, old, on_progress)
+        profile = _with_layers(profile, missing, measured)
+        if measured:
+            profile.write(path)
+        left = started + soft_seconds - time.monotonic()
+        network_job = replace(network_job, rule=replace(network_job.rule, soft_seconds=left))
+        measured_networks = _measure(device, network_job, journal, old, on_progress)
+        archs = _calibration_archs(space, profile)
+        samples = [measured_networks[name] for name in network_job.networks]
         profile = _with_networks(profile, space, archs, samples)
         profile.write(path)
         journal.remove()
         return profile, len(missing)
 
 
+@dataclass(frozen=True)
+class Job:
+    """Models of one kind that a profile lacks, and how well to measure them."""
+
+    title: str
+    networks: dict[str, list[Node]]
+    rule: StopRule
+
+
+def jobs_of(
+    space: StagedSpace, profile: DeviceProfile, budget_minutes: float, soft_seconds: float
+) -> tuple[Job, Job]:
+    """The layers, then the calibration networks; times as of :func:`profile_space`."""
+    hard = budget_minutes * 60 * 0.5
+    layers = {layer_key(x, "fp32"): chain([x]) for x in profile.missing(space)}
+    archs = _calibration_archs(space, profile)
+    prefix = space_key(space, "fp32")
+    networks = {f"{prefix}#{_name(arch)}": space.layers(arch) for arch in archs}
+    soft = soft_seconds * LAYER_SHARE
+    return (
+        Job(
+            f"{len(layers)} layers", layers,
+            replace(LAYER_RULE, max_seconds=hard, soft_seconds=soft),
+        ),
+        Job(
+            f"{len(networks)} networks", networks,
+            replace(NETWORK_RULE, max_seconds=hard, soft_seconds=soft_seconds - soft),
+        ),
+    )  # fmt: skip
+
+
+def write_models(networks: Mapping[str, list[Node]], folder: Path) -> dict[str, Path]:
+    """Each network as ONNX with random weights; its file's name is what an error shows."""
+    return {
+        name: write_model(
+            folder / f"{i:04d} {name.replace('/', ' ')}.onnx", nodes, RandomWeights()
+        )
+        for i, (name, nodes) in enumerate(networks.items())
+    }
+
+
 def _measure(
-    device: Device,
-    networks: Mapping[str, list[Node]],
-    rule: StopRule,
-    journal: Journal,
-    old: Mapping[str, Samples],
-    folder: Path,
-    on_progress: Callable[[float], None],
+    device: Device, job: Job, journal: Journal, old: Mapping[str, Samples], on_progress: OnProgress
 ) -> dict[str, Samples]:
     """Write each network as ONNX and time it, journalling every round."""
-    if not networks:
-        return {}
-    paths = {}
-    for i, (name, nodes) in enumerate(networks.items()):
-        # the file's name is what an error message shows
-        path = folder / f"{i:04d} {name.replace('/', ' ')}.onnx"
-        paths[name] = write_model(path, nodes, RandomWeights())
-    samples = {name: old[name] for name in networks if name in old}
+    with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
+        paths = write_models(job.networks, Path(folder))
+        samples = {name: old[name] for name in paths if name in old}
 
-    def on_round(number: int, touches: dict[str, tuple[float, Level]]) -> None:
-        entry = {n: [ms, at.core_ms, at.memory_ms] for n, (ms, at) in touches.items()}
-        sizes = {n: paths[n].stat().st_size for n in touches} if number == 0 else {}
-        journal.append({"first": number == 0, "bytes": sizes, "touches": entry})
+        def on_round(number: int, touches: dict[str, tuple[float, Level]]) -> None:
+            entry = {n: [ms, at.core_ms, at.memory_ms] for n, (ms, at) in touches.items()}
+            sizes = {n: paths[n].stat().st_size for n in touches} if number == 0 else {}
+            journal.append({"first": number == 0, "bytes": sizes, "touches": entry})
 
-    def progress(progress: Progress) -> None:
-        on_progress(progress.done)
-
-    return measure(device, paths, rule, samples=samples, on_progress=progress, on_round=on_round)
+        return measure(
+            device, paths, job.rule, samples=samples, on_round=on_round,
+            on_progress=lambda progress: on_progress(job.title, progress.done),
+        )  # fmt: skip
 
 
 def _replay(journal: Journal, device: Device) -> dict[str, Samples]:

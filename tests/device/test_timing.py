@@ -11,11 +11,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from deploynas.device import CpuDevice, Identity, Level, Samples, StopRule, measure
-from deploynas.device.base import Worker, open_worker
-from deploynas.device.reference import MEMORY_BYTES, write_references
-from deploynas.device.timing import estimate
+from deploynas.device.base import open_worker
+from deploynas.device.reference import write_references
 from deploynas.errors import DeviceError, InvalidInputError, UnknownNameError, require_positive
 from deploynas.graph.emit import RandomWeights, emit
+from deploynas.onboard.conversation import Worker
+from deploynas.onboard.timing import MEMORY_BYTES, estimate
 from deploynas.spaces import Layer
 from deploynas.spaces.layers import chain
 

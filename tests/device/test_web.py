@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from deploynas.device import Identity, StopRule, measure, open_attached, open_device
-from deploynas.device.base import Worker, open_worker
+from deploynas.device.base import open_worker
 from deploynas.device.web import HOSTS, WebDevice, install_runtime
 from deploynas.device.web import install as web_install
 from deploynas.errors import (
@@ -29,6 +29,7 @@ from deploynas.errors import (
     UnknownNameError,
 )
 from deploynas.graph.emit import RandomWeights, emit
+from deploynas.onboard.conversation import Worker
 from deploynas.spaces import Layer
 from deploynas.spaces.layers import chain
 

@@ -132,7 +132,9 @@ def test_single_layer_gives_a_feature_map():
 
 def test_metadata():
     model = emit(small_net().nodes, RandomWeights(), metadata={"space": "mobile-small"})
-    assert session(model).get_modelmeta().custom_metadata_map == {"space": "mobile-small"}
+    seed = {"random_weights_seed": "0"}
+    found = session(model).get_modelmeta().custom_metadata_map
+    assert found == {"space": "mobile-small"} | seed
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 
 from deploynas.device import reference
-from deploynas.device.base import Identity
-from deploynas.device.cpu import available_cores, processor_name
+from deploynas.device.base import Identity, LocalDevice
 from deploynas.device.web.install import HERE, dist_folder, find_node, runtime_version, version_of
 from deploynas.errors import InvalidInputError, MissingDependencyError
+from deploynas.onboard.processor import available_cores, processor_name
 
 HOSTS = {"web": "node", "web-chromium": "chromium"}
 # WebAssembly compiled once, by the optimising compiler: V8's baseline code and its later
@@ -41,7 +41,7 @@ _PINNED = (
 )
 
 
-class WebDevice:
+class WebDevice(LocalDevice):
     """This machine through onnxruntime-web.
 
     Args:
@@ -54,6 +54,7 @@ class WebDevice:
     """
 
     def __init__(self, name: str = "web", threads: int = 1) -> None:
+        super().__init__()
         if threads != 1:
             raise InvalidInputError(f"--threads {threads}: the device {name} has one thread")
         self._name = name

@@ -9,20 +9,19 @@ steadily by some per cent. Rounds and sessions go on until every interval is nar
 from __future__ import annotations
 
 import math
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from deploynas.device.base import Device, Worker, open_worker
-from deploynas.device.reference import MEMORY_BYTES, write_references
-from deploynas.errors import MissingFileError
+from deploynas.onboard.conversation import Worker, open_worker
+from deploynas.onboard.processor import BusyCores
 
 Floats = npt.NDArray[np.float64]
+MEMORY_BYTES = 12_800_000  # weights that the memory reference streams
 UNSTABLE = 0.03  # relative half-width above which a report says "unstable"
 PRIVATE_CACHE_BYTES = 4_000_000  # weights below this do not feel the shared memory
 REFERENCE_EVERY_MS = 60.0  # of model time inside a round
@@ -85,7 +84,7 @@ class Samples:
     def add(self, new_session: bool, ms: float, level: Level) -> None:
         """Append one touch to the last session, or to a new one."""
         values = (ms, level.core_ms, level.memory_ms)
-        for sessions, value in zip(self._columns, values, strict=True):
+        for sessions, value in zip(self._columns, values):
             if new_session:
                 sessions.append([])
             sessions[-1].append(value)
@@ -120,7 +119,7 @@ class Samples:
             np.array(ms)
             * (at.core_ms / _smooth(core)) ** (1 - share)
             * (at.memory_ms / _smooth(memory)) ** share
-            for ms, core, memory in zip(*self._columns, strict=True)
+            for ms, core, memory in zip(*self._columns)
         ]
         return estimate(sessions)
 
@@ -192,7 +191,7 @@ def estimate(sessions: Sequence[Floats], num_draws: int = 400) -> Estimate:
     total = sum(map(len, sessions))
     medians = np.array([np.median(session) for session in sessions])
     kept = _undisturbed(medians)
-    sessions = [session for session, keep in zip(sessions, kept, strict=True) if keep]
+    sessions = [session for session, keep in zip(sessions, kept) if keep]
     medians = medians[kept]
     centre = float(medians.mean())
     rng = np.random.default_rng(0)
@@ -229,77 +228,74 @@ def _undisturbed(medians: Floats) -> npt.NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What a progress bar needs: the share of the expected work, and how many models are open."""
+class Round:
+    """What one round measured.
 
+    Attributes:
+        number: In its session, from 0.
+        touches: Name -> milliseconds, and the machine's level around them.
+        done: Share of the expected work.
+        others: Cores that other programs, or other guests of the machine, have kept busy since
+            the session began; NaN where the system does not tell.
+    """
+
+    number: int
+    touches: dict[str, tuple[float, Level]]
     done: float
-    num_models: int
+    others: float
 
 
-def measure(
-    device: Device,
+def run_rounds(
+    command: Callable[[int], Sequence[str]],
+    runtime: str,
+    references: Sequence[Path],
     models: Mapping[str, Path],
     rule: StopRule,
-    *,
-    seed: int = 0,
-    samples: dict[str, Samples] | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-    on_round: Callable[[int, dict[str, tuple[float, Level]]], None] = lambda session, touches: (
-        None
-    ),
-) -> dict[str, Samples]:
-    """Time ``models`` (name -> ONNX file) on ``device``.
+    samples: dict[str, Samples],
+    seed: int,
+) -> Iterator[Round]:
+    """The engine: time ``models`` (name -> ONNX file), a round after the other.
 
     Args:
-        device: Where.
+        command: Command line of a worker, by the session's number.
+        runtime: What errors call it.
+        references: Files of the reference set.
         models: What.
         rule: When to stop. Models that are precise enough leave after ``min_sessions``.
+        samples: Filled in place; sessions that are there already count.
         seed: Of the orders of creation and of touching.
-        samples: Filled in place, so that a caller keeps what was measured before an error;
-            sessions that are there already count.
-        on_progress: Called after every round.
-        on_round: Called after every round with its number in the session and name -> (ms,
-            level), for journals.
 
     Raises:
-        DeviceError: The device vanished, crashed or cannot run a model (which is named).
+        DeviceError: The device vanished or crashed.
+        ModelError: It cannot run a model.
     """
-    if not models:
-        return {}
-    samples = {} if samples is None else samples
-    for name, path in models.items():
-        if not path.is_file():
-            raise MissingFileError(f"{path} does not exist")
-        samples.setdefault(name, Samples(path.stat().st_size))
     rng = np.random.default_rng([seed, *(len(s.ms) for s in samples.values())])
     start = time.monotonic()
     total = max(rule.min_sessions - len(samples[name].ms) for name in models)
-    with tempfile.TemporaryDirectory(prefix="deploynas-") as directory:
-        references = write_references(Path(directory))
-        for session in range(rule.max_sessions):
-            elapsed = time.monotonic() - start
-            late = elapsed > rule.soft_seconds
-            open_names = [n for n in models if _is_open(samples[n], rule, late)]
-            out_of_time = elapsed > rule.max_seconds
-            if not open_names or (session and out_of_time):
-                break
-            names = [open_names[i] for i in rng.permutation(len(open_names))]
-            paths = [*references * COPIES, *(models[name] for name in names)]
-            with open_worker(device, session, paths) as worker:
-                plan = _Plan(worker, names, rule.touch_ms)
-                opened, round_number, done = time.monotonic(), 0, 0.0
-                while done < 1.0:
-                    if session and time.monotonic() - start > rule.max_seconds:
-                        break
-                    touches = plan.round(rng)
-                    for name, (ms, level) in touches.items():
-                        samples[name].add(round_number == 0, ms, level)
-                    on_round(round_number, touches)
-                    round_number += 1
-                    done = _session_done(rule, round_number, time.monotonic() - opened)
-                    share = (session + done) / max(1, total)
-                    on_progress(Progress(min(1.0, share), len(names)))
-    return samples
+    for session in range(rule.max_sessions):
+        elapsed = time.monotonic() - start
+        late = elapsed > rule.soft_seconds
+        open_names = [n for n in models if _is_open(samples[n], rule, late)]
+        out_of_time = elapsed > rule.max_seconds
+        if not open_names or (session and out_of_time):
+            break
+        names = [open_names[i] for i in rng.permutation(len(open_names))]
+        files = [*[("the reference model", path) for path in references] * COPIES]
+        files += [(name, models[name]) for name in names]
+        with open_worker(command(session), files, runtime) as worker:
+            plan = _Plan(worker, names, rule.touch_ms)
+            load = BusyCores(worker.pid)
+            opened, round_number, done = time.monotonic(), 0, 0.0
+            while done < 1.0:
+                if session and time.monotonic() - start > rule.max_seconds:
+                    break
+                touches = plan.round(rng)
+                for name, (ms, level) in touches.items():
+                    samples[name].add(round_number == 0, ms, level)
+                done = _session_done(rule, round_number + 1, time.monotonic() - opened)
+                share = (session + done) / max(1, total)
+                yield Round(round_number, touches, min(1.0, share), load.others())
+                round_number += 1
 
 
 def _session_done(rule: StopRule, num_rounds: int, seconds: float) -> float:
@@ -368,7 +364,7 @@ class _Plan:
         core = [min(times[p]) for p in readings]
         memory = [min(times[p + 1]) for p in readings]
         result = {}
-        for i, place in zip(order, places, strict=True):
+        for i, place in zip(order, places):
             after = int(np.searchsorted(readings, place))
             level = Level(
                 math.sqrt(core[after - 1] * core[after]),

@@ -1,7 +1,7 @@
-"""The worker of the ``cpu`` device: ONNX Runtime sessions, timed on request.
+"""The worker: ONNX Runtime sessions, timed on request.
 
-Run as ``python worker.py PROVIDER THREADS CORES``; see :mod:`deploynas.device.base` for the
-conversation. It is a script on purpose: it imports numpy and ONNX Runtime, nothing else.
+Run as ``python worker.py PROVIDER THREADS CORES``; see :mod:`deploynas.onboard.conversation` for
+its other end. It is a script on purpose: it imports numpy and ONNX Runtime, nothing else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
+
+if sys.path[0] == str(Path(__file__).resolve().parent):
+    del sys.path[0]  # its files must not shadow modules of the runtime
 
 
 def main() -> None:

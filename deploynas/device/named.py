@@ -1,0 +1,63 @@
+"""Devices that the user named, in one small file."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import ClassVar
+
+from deploynas.artifacts import Artifact
+from deploynas.errors import InvalidInputError, UnknownNameError
+
+
+class NamedDevices(Artifact):
+    """The user's devices. Format 1 (0.1.0): first version.
+
+    Attributes:
+        devices: Name -> how it is reached: ``exec:COMMAND`` or ``ssh:HOST``.
+    """
+
+    SCHEMA: ClassVar[str] = "deploynas-devices"
+    VERSION: ClassVar[int] = 1
+
+    devices: dict[str, str] = {}
+
+    @classmethod
+    def load(cls) -> NamedDevices:
+        """Those of this user; none where there is no file."""
+        path = devices_file()
+        return cls.read(path) if path.exists() else cls()
+
+    def with_device(self, name: str, reached: str) -> NamedDevices:
+        """With one more, or another in its place.
+
+        Raises:
+            InvalidInputError: The name could not be told from something else.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]*", name):
+            raise InvalidInputError(f"a device's name is letters, digits, . _ @ -, got {name!r}")
+        return NamedDevices(devices={**self.devices, name: reached})
+
+    def without(self, name: str) -> NamedDevices:
+        """With one less.
+
+        Raises:
+            UnknownNameError: There is no such device.
+        """
+        if name not in self.devices:
+            raise UnknownNameError("device", name, self.devices)
+        return NamedDevices(devices={n: r for n, r in self.devices.items() if n != name})
+
+    def save(self) -> Path:
+        """Write the file; returns where."""
+        path = devices_file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.write(path)
+        return path
+
+
+def devices_file() -> Path:
+    """Where the names are kept."""
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(home) / "deploynas" / "devices.json"

@@ -1,0 +1,396 @@
+"""Devices elsewhere: anything that a command reaches and that runs Python.
+
+The command (``ssh pi@board python3``) starts a plain interpreter; the agent travels through its
+standard input. No file of ours stays there, and no argument needs quoting for a shell in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import queue
+import re
+import shlex
+import subprocess
+import tempfile
+import threading
+import weakref
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn
+
+import deploynas.errors
+import deploynas.onboard
+from deploynas.device.base import Identity
+from deploynas.device.cpu import identity_of
+from deploynas.device.reference import write_references
+from deploynas.device.wire import Parcel
+from deploynas.errors import DeviceError, DeviceMismatchError, InvalidInputError, ModelError
+from deploynas.onboard.processor import DEFAULT_PROVIDER
+from deploynas.onboard.timing import Level, Round, Samples, StopRule
+
+START_SECONDS = 60.0  # that a device may take to say a first word
+SILENCE_SECONDS = 60.0  # that it may be silent later: it says every few seconds that it is alive
+MAX_GREETING_LINES = 200  # that a login may print before Python speaks
+SSH = (
+    "ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20",
+    "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3",
+)  # fmt: skip
+_HELLO = "deploynas-python"
+# -i: the interpreter reads a statement a line, and this one takes over the rest. No file of the
+# folder that it starts in may shadow a module.
+_FIRST_LINE = (
+    "import sys; sys.path[:] = [p for p in sys.path if p]; import os; "
+    f'print("{_HELLO} %d.%d" % sys.version_info[:2]); sys.stdout.flush(); '
+    '_f = os.fdopen(os.dup(0), "rb"); exec(_f.read(int(_f.readline())))'
+)
+_UNPACK = """
+import io, shutil, tempfile, zipfile
+from pathlib import Path
+content = _f.read({size})
+try:
+    folder = tempfile.mkdtemp(prefix="deploynas-")
+    try:
+        zipfile.ZipFile(io.BytesIO(content)).extractall(folder)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+except OSError as error:
+    sys.exit("cannot write to %s: %s" % (tempfile.gettempdir(), error.strerror))
+sys.path.insert(0, folder)
+try:
+    from deploynas.onboard.agent import serve
+except ImportError as error:
+    shutil.rmtree(folder, ignore_errors=True)
+    sys.exit("missing: %s" % error.name)
+serve(_f, Path(folder))
+"""
+_SSH_FAILURES = (
+    (
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED",
+        "its host key has changed: another machine answers, or it was installed anew",
+        "find out which; then ssh-keygen -R {host}, and connect once by hand",
+    ),
+    (
+        r"Host key verification failed",
+        "its host key is not known here",
+        "connect once by hand and compare the key: ssh {host}",
+    ),
+    (
+        r"Permission denied",
+        "it refused every key; no password is asked for here",
+        "try: ssh {host}; install a key with ssh-copy-id {host}",
+    ),
+    (
+        r"Could not resolve hostname|Name or service not known",
+        "no host of that name",
+        "try: ssh {host}",
+    ),
+    (
+        r"Connection (refused|timed out)|No route to host|is unreachable|Operation timed out",
+        "it does not answer",
+        "is it on, and its ssh server running? try: ssh {host}",
+    ),
+)
+
+
+def package(extra: Mapping[str, bytes] | None = None) -> bytes:
+    """A zip of what runs on a device, with ``extra`` files."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("deploynas/__init__.py", "")
+        archive.writestr("deploynas/errors.py", Path(deploynas.errors.__file__).read_bytes())
+        for path in sorted(Path(deploynas.onboard.__file__).parent.glob("*.py")):
+            archive.writestr(f"deploynas/onboard/{path.name}", path.read_bytes())
+        for name, data in (extra or {}).items():
+            archive.writestr(name, data)
+    return content.getvalue()
+
+
+class Link:
+    """A running agent and its conversation.
+
+    Args:
+        name: What messages call the device.
+        command: Starts a Python of the device, with our standard input and output.
+
+    Raises:
+        DeviceError: It cannot be reached, lacks something, or stopped answering.
+    """
+
+    def __init__(self, name: str, command: list[str]) -> None:
+        self._name, self._command = name, command
+        self.bytes_sent = 0
+        self._sent: set[str] = set()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        try:
+            self._process = subprocess.Popen(
+                [*command, "-i"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+            )  # fmt: skip
+        except OSError as error:
+            self._log.close()
+            raise DeviceError(f"{name}: cannot start {command[0]!r}: {error.strerror}") from None
+        self._answers: queue.Queue[bytes | None] = queue.Queue()
+        self._outbox: queue.Queue[bytes | None] = queue.Queue()
+        for work in (self._read, self._write):
+            threading.Thread(target=work, daemon=True).start()
+        self.close = weakref.finalize(self, _end, self._process, self._outbox)
+        self._greet()
+
+    def _greet(self) -> None:
+        self._outbox.put(_FIRST_LINE.encode() + b"\n")
+        heard, found = b"", None
+        for _ in range(MAX_GREETING_LINES):
+            heard = self._line(START_SECONDS)
+            if found := re.match(rf"{_HELLO} (\d+)\.(\d+)".encode(), heard.strip()):
+                break
+        if found is None:
+            self._fail(f"it does not start Python, but says {heard[:60]!r}")
+        version = int(found[1]), int(found[2])
+        if version < (3, 9):
+            self._fail(
+                f"its Python is {version[0]}.{version[1]}, and 3.9 is needed",
+                f"name another one: --device 'exec:{shlex.join(self._command[:-1])} python3.11'",
+            )
+        content = package()
+        unpack = _UNPACK.format(size=len(content)).encode()
+        self._post(str(len(unpack)).encode() + b"\n" + unpack + content)
+
+    def send(self, message: Mapping[str, object], content: bytes = b"") -> None:
+        """Send a message; the answer comes later."""
+        whole = {**message, "bytes": len(content)}
+        self._post(json.dumps(whole).encode() + b"\n" + content)
+
+    def put(self, path: Path) -> str:
+        """Send a model file, unless it is there already; returns its digest."""
+        parcel = Parcel.of(path)
+        if parcel.digest not in self._sent:
+            self._sent.add(parcel.digest)
+            parts = {"do": "file", "digest": parcel.digest, "parts": parcel.parts}
+            self.send(parts, parcel.literal)
+        return parcel.digest
+
+    def receive(self) -> dict[str, Any]:
+        """The next answer.
+
+        Raises:
+            DeviceError: An error is the answer, or there is none.
+        """
+        while True:
+            line = self._line(SILENCE_SECONDS)
+            try:
+                answer = json.loads(line)
+            except ValueError:
+                answer = None
+            if not isinstance(answer, dict):
+                self._fail(f"it says something unexpected: {line[:80]!r}")
+            if "model" in answer:
+                raise ModelError("", answer["model"], answer["reason"])
+            if "error" in answer:
+                raise DeviceError(f"{self._name}: {answer['error']}")
+            if "alive" not in answer:
+                return dict(answer)
+
+    def _line(self, seconds: float) -> bytes:
+        try:
+            line = self._answers.get(timeout=seconds)
+        except queue.Empty:
+            self._process.kill()
+            self._fail(f"it has said nothing for {seconds:.0f} seconds")
+        if line is None:
+            self._fail(None)
+        return line
+
+    def _fail(self, reason: str | None, hint: str | None = None) -> NoReturn:
+        """Raise what went wrong; where ``reason`` is None, what the process said last."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(2)
+        self.close()
+        self._log.seek(0)
+        said = self._log.read().decode(errors="replace").replace(">>> ", "")
+        lines = [line.strip() for line in said.strip().splitlines() if line.strip()]
+        if reason is None:
+            reason, hint = _reason(lines, self._process.returncode, self._command)
+        raise DeviceError(f"{self._name}: {reason}", hint)
+
+    def _post(self, content: bytes) -> None:
+        self.bytes_sent += len(content)
+        self._outbox.put(content)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with contextlib.suppress(OSError, ValueError):
+            for line in self._process.stdout:
+                self._answers.put(line)
+        self._answers.put(None)
+
+    def _write(self) -> None:
+        stdin = self._process.stdin
+        assert stdin is not None
+        with contextlib.suppress(OSError, ValueError):
+            while (content := self._outbox.get()) is not None:
+                stdin.write(content)
+                stdin.flush()
+        with contextlib.suppress(OSError, ValueError):
+            stdin.close()
+
+
+def _end(process: subprocess.Popen[bytes], outbox: queue.Queue[bytes | None]) -> None:
+    """End the agent by the end of its input, or its command by force."""
+    outbox.put(None)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _reason(lines: list[str], code: int | None, command: list[str]) -> tuple[str, str | None]:
+    """Why a command ended, by what it said, and what to do."""
+    said = "\n".join(lines)
+    if Path(command[0]).name == "ssh":
+        host = command[-2]
+        for pattern, reason, hint in _SSH_FAILURES:
+            if re.search(pattern, said):
+                return reason, hint.format(host=host)
+    if found := re.search(r"^missing: (\w+)", said, re.MULTILINE):
+        return f"its Python has no {found[1]}", f"there: pip install {found[1]}"
+    if code == 127 or re.search(r"not found|No such file", said):
+        return (
+            f"there is no {command[-1]!r} there",
+            "name its Python: --device 'exec:ssh HOST PYTHON'",
+        )
+    last = lines[-1] if lines else f"exit code {code}"
+    return f"the connection ended ({last})", "run it again: what was measured is kept"
+
+
+class RemoteDevice:
+    """A device that a command reaches.
+
+    Args:
+        name: What ``--device`` calls it; stored in what it measures, so that it is found again.
+        command: Starts its Python.
+        threads: Threads inside one operator.
+        provider: An execution provider of its runtime.
+    """
+
+    def __init__(
+        self, name: str, command: list[str], threads: int = 1, provider: str | None = None
+    ) -> None:
+        self.notes: list[str] = []
+        self.bytes_sent = 0
+        self._name, self._command = name, command
+        self._threads, self._provider = threads, provider or DEFAULT_PROVIDER
+        self._link: Link | None = None
+        self._identity: Identity | None = None
+
+    @property
+    def identity(self) -> Identity:
+        """Who measures; connects at the first call."""
+        if self._identity is None:
+            self._connected()
+        assert self._identity is not None
+        return self._identity
+
+    def rounds(
+        self, models: Mapping[str, Path], rule: StopRule, samples: dict[str, Samples], seed: int
+    ) -> Iterator[Round]:
+        """See :class:`deploynas.device.base.Device`."""
+        link = self._connected()
+        before = link.bytes_sent
+        finished = False
+        try:
+            with TemporaryDirectory(prefix="deploynas-") as folder:
+                references = [link.put(path) for path in write_references(Path(folder))]
+            sent = {name: link.put(path) for name, path in models.items()}
+            link.send(
+                {
+                    "do": "measure", "models": sent, "references": references,
+                    "rule": asdict(rule), "seed": seed, "runtime": self.identity.runtime,
+                    "samples": {name: asdict(samples[name]) for name in models},
+                    "threads": self._threads, "provider": self._provider,
+                }
+            )  # fmt: skip
+            while "round" in (answer := link.receive()):
+                one = round_of(answer["round"], list(models))
+                for name, (ms, level) in one.touches.items():
+                    samples[name].add(one.number == 0, ms, level)
+                yield one
+            finished = True
+        except ModelError as error:
+            finished = True
+            raise ModelError(
+                f"{self._name}: {self.identity.runtime}", error.model, error.reason
+            ) from None
+        finally:
+            self.bytes_sent += link.bytes_sent - before
+            if not finished:  # it may still be measuring
+                link.close()
+                self._link = None
+
+    def _connected(self) -> Link:
+        """A link that answers: the one there is, or a new one."""
+        if self._link is not None:
+            try:
+                self._describe(self._link)
+                return self._link
+            except DeviceError:
+                self._link = None
+        link = Link(self._name, self._command)
+        identity = self._describe(link)
+        if self._identity is not None and (changed := self._identity.differences(identity)):
+            raise DeviceMismatchError(f"{self._name} is another device now: {'; '.join(changed)}")
+        self._link, self._identity = link, identity
+        self.bytes_sent += link.bytes_sent
+        return link
+
+    def _describe(self, link: Link) -> Identity:
+        link.send({"do": "describe", "provider": self._provider, "threads": self._threads})
+        facts = link.receive().get("identity")
+        if not isinstance(facts, dict):
+            raise DeviceError(f"{self._name}: it does not say what it is")
+        return identity_of({**facts, "reached": self._name}, self._provider, self._threads)
+
+
+def round_of(fields: Mapping[str, Any], names: list[str]) -> Round:
+    """A round as it came over the wire.
+
+    Raises:
+        DeviceError: Its times are impossible, or of something else.
+    """
+    try:
+        touches = {
+            name: (float(ms), Level(float(level["core_ms"]), float(level["memory_ms"])))
+            for name, (ms, level) in fields["touches"].items()
+        }
+        one = Round(int(fields["number"]), touches, float(fields["done"]), float(fields["others"]))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DeviceError("the device sent samples that cannot be read") from None
+    times = [t for ms, level in touches.values() for t in (ms, level.core_ms, level.memory_ms)]
+    if not set(touches) <= set(names) or not all(0 < t < float("inf") for t in times):
+        raise DeviceError("the device sent samples of other models, or impossible times")
+    return one
+
+
+def command_of(name: str) -> list[str]:
+    """The command line of ``exec:COMMAND`` or ``ssh:HOST``.
+
+    Raises:
+        InvalidInputError: Nothing stands behind the colon, or it cannot be read.
+    """
+    kind, _, rest = name.partition(":")
+    try:
+        words = shlex.split(rest)
+    except ValueError as error:
+        raise InvalidInputError(f"--device {name}: {error}") from None
+    if not words or (kind == "ssh" and (len(words) > 1 or words[0].startswith("-"))):
+        what, example = ("host", "ssh:pi@board") if kind == "ssh" else (
+            "command", "exec:ssh pi@board python3"
+        )  # fmt: skip
+        raise InvalidInputError(f"--device {name!r} names no {what}", f"for example {example!r}")
+    return [*SSH, words[0], "python3"] if kind == "ssh" else words

@@ -1,0 +1,65 @@
+"""Model files for a device elsewhere: what must be sent of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
+
+from deploynas.graph.emit import RANDOM_SEED, random_range
+from deploynas.onboard.parts import Part, draw
+
+WORTH_BYTES = 256  # of a tensor: a smaller one is sent
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A model file as it is sent: see :mod:`deploynas.onboard.parts`."""
+
+    digest: str
+    parts: Sequence[Part]
+    literal: bytes
+
+    @classmethod
+    def of(cls, path: Path) -> Parcel:
+        """The file without the tensors that the device can draw itself, bit for bit."""
+        content = path.read_bytes()
+        parts: list[Part] = []
+        literal, place = [], 0
+        for start, end, part in _holes(content):
+            literal.append(content[place:start])
+            parts += [start - place, part]
+            place = end
+        literal.append(content[place:])
+        parts.append(len(content) - place)
+        return cls(hashlib.sha256(content).hexdigest(), parts, b"".join(literal))
+
+
+def _holes(content: bytes) -> list[tuple[int, int, Part]]:
+    """Where in a file random tensors are, and what draws them."""
+    try:
+        model = onnx.load_from_string(content)
+    except DecodeError:
+        return []
+    seeds = [p.value for p in model.metadata_props if p.key == RANDOM_SEED]
+    if not seeds or not seeds[0].isdecimal():
+        return []
+    holes: list[tuple[int, int, Part]] = []
+    index, place = 0, 0
+    for tensor in model.graph.initializer:
+        shape, raw = tuple(tensor.dims), tensor.raw_data
+        if tensor.data_type != TensorProto.FLOAT or not shape:
+            continue
+        index += 1
+        recipe = int(seeds[0]), index, len(raw) // 4, random_range(shape)
+        start = content.find(raw, place)
+        if len(raw) < WORTH_BYTES or start < 0 or draw(*recipe).tobytes() != raw:
+            continue
+        place = start + len(raw)
+        holes.append((start, place, recipe))
+    return holes

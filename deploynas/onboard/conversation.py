@@ -1,0 +1,130 @@
+"""A worker process and its conversation: one JSON document a line each way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from deploynas.errors import DeviceError, ModelError
+
+END_SECONDS = 5.0  # that a worker may take to end
+ANSWER_HINT = "run it again: what was measured is kept"
+
+
+class Worker:
+    """A worker process and its conversation.
+
+    Raises:
+        DeviceError: The process died, broke the protocol or reported an error.
+        ModelError: It cannot load or run the model that it was given.
+    """
+
+    def __init__(self, command: Sequence[str], runtime: str = "the device") -> None:
+        self._runtime = runtime
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+            )
+        except OSError as error:
+            self._log.close()
+            raise DeviceError(f"cannot start {command[0]}: {error.strerror}") from None
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
+    def load(self, path: Path, name: str | None = None) -> None:
+        """Open a session; models are numbered in the order of loading."""
+        self._ask({"load": str(path)}, path.stem if name is None else name)
+
+    def time(self, touches: Sequence[tuple[int, int]]) -> list[list[float]]:
+        """Time models: ``(model, runs)`` pairs -> milliseconds of each run.
+
+        The worker runs each touched model once more, first, and drops that run.
+        """
+        answer = self._ask({"time": list(touches)})
+        times = answer.get("ms")
+        if (
+            not isinstance(times, list)
+            or len(times) != len(touches)
+            or not all(t > 0 for touch in times for t in touch)
+        ):
+            raise DeviceError("the device reported impossible times (zero or negative)")
+        return times
+
+    def _ask(self, question: object, model: str = "") -> dict[str, object]:
+        busy = f" with {model}" if model else ""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except (BrokenPipeError, OSError):
+            line = ""
+        if not line:
+            self._process.wait()
+            raise DeviceError(
+                f"the device's runtime ended{busy} (exit code {self._process.returncode})"
+                f"{self._last_words()}",
+                ANSWER_HINT,
+            )
+        try:
+            answer = json.loads(line)
+        except json.JSONDecodeError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise DeviceError(
+                f"the device's worker said something unexpected{busy}: {line[:80]!r}"
+            )
+        if "error" in answer:
+            reason = _readable(str(answer["error"]))
+            if model:
+                raise ModelError(self._runtime, model, reason)
+            raise DeviceError(f"{self._runtime} failed: {reason}")
+        return answer
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return f": {lines[-1]}" if lines else ""
+
+    def close(self) -> None:
+        """End the process: by the end of its input, so that it can tidy up, or by force."""
+        with contextlib.suppress(OSError):
+            self._process.stdin and self._process.stdin.close()
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for stream in (self._process.stdout, self._log):
+            with contextlib.suppress(OSError):
+                stream and stream.close()
+
+
+def _readable(reason: str) -> str:
+    """A runtime's message without the place in its source."""
+    reason = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason)
+    return re.sub(r"(Load model from \S+ failed:)?/\S+:\d+ .*\) (?=[A-Z])", "", reason)
+
+
+@contextlib.contextmanager
+def open_worker(
+    command: Sequence[str], models: Sequence[tuple[str, Path]], runtime: str = "the device"
+) -> Iterator[Worker]:
+    """A worker with the models (name, path) loaded, closed on the way out."""
+    worker = Worker(command, runtime)
+    try:
+        for name, path in models:
+            worker.load(path, name)
+        yield worker
+    finally:
+        worker.close()

@@ -1,0 +1,75 @@
+"""Model files for the wire: random weights are drawn again on the other side, not sent.
+
+A file is a list of parts: a number is so many bytes that are sent, a list ``[seed, index, count,
+scale]`` is a tensor that :func:`draw` makes there. The digest of the whole shows that nothing
+changed on the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import numpy.typing as npt
+
+Part = Union[int, Sequence[Any]]
+
+
+def draw(seed: int, index: int, count: int, scale: float) -> npt.NDArray[np.float32]:
+    """``(count,)`` uniform numbers in [-scale, scale), bit for bit the same everywhere.
+
+    The raw stream of a bit generator is what numpy promises never to change (NEP 19).
+    """
+    raw = np.random.PCG64([seed, index]).random_raw((count + 1) // 2)
+    whole = raw.astype("<u8").view("<u4")[:count] >> 8
+    unit = whole.astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)
+    drawn: npt.NDArray[np.float32] = unit * np.float32(scale)
+    return drawn
+
+
+def join(parts: Sequence[Part], literal: bytes) -> bytes:
+    """The file that ``parts`` describe.
+
+    Raises:
+        ValueError: They do not fit the bytes that were sent.
+    """
+    pieces, place = [], 0
+    for part in parts:
+        if isinstance(part, int):
+            pieces.append(literal[place : place + part])
+            place += part
+        else:
+            pieces.append(draw(*part).astype("<f4").tobytes())
+    if place != len(literal):
+        raise ValueError("a model file's parts do not fit its bytes")
+    return b"".join(pieces)
+
+
+class ModelFolder:
+    """Model files by digest, in a folder of the device.
+
+    Args:
+        folder: Where.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put(self, digest: str, parts: Sequence[Part], literal: bytes) -> None:
+        """Write a file.
+
+        Raises:
+            ValueError: It is not the file of that digest.
+            OSError: There is no room.
+        """
+        content = join(parts, literal)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError("a model file was damaged on its way")
+        (self.folder / f"{digest}.onnx").write_bytes(content)
+
+    def path(self, digest: str) -> Path:
+        """Where a file is."""
+        return self.folder / f"{digest}.onnx"

@@ -1,0 +1,198 @@
+"""A profile of a device that only a person can reach: a file to run there, a file to read here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import deploynas
+from deploynas import spaces
+from deploynas.artifacts import open_atomic
+from deploynas.device.base import Identity
+from deploynas.device.cpu import identity_of
+from deploynas.device.reference import write_references
+from deploynas.device.remote import package, round_of
+from deploynas.device.wire import Parcel
+from deploynas.errors import DeviceError, DeviceMismatchError, InvalidInputError, MissingFileError
+from deploynas.onboard.processor import DEFAULT_PROVIDER
+from deploynas.onboard.timing import Round, Samples, StopRule
+from deploynas.profile.device_profile import DeviceProfile
+from deploynas.profile.profiler import jobs_of, write_models
+from deploynas.spaces import StagedSpace
+
+_MAIN = """
+import sys
+if sys.version_info < (3, 9):
+    sys.exit("error: this Python is %d.%d, and 3.9 is needed" % sys.version_info[:2])
+try:
+    import numpy
+except ImportError:
+    sys.exit("error: this Python has no numpy; try: pip install numpy onnxruntime")
+import tempfile, zipfile
+from pathlib import Path
+bundle = Path(sys.argv[0])
+with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
+    try:
+        zipfile.ZipFile(bundle).extractall(folder)
+    except (OSError, zipfile.BadZipFile) as error:
+        sys.exit("error: cannot unpack %s to %s: %s" % (bundle, folder, error))
+    sys.path[0] = folder  # the worker is a process of its own, which reads no archive
+    from deploynas.onboard.offline import main
+    default = Path(bundle.stem + ".results.jsonl")
+    main(Path(folder), Path(sys.argv[1]) if sys.argv[1:] else default)
+"""
+
+
+def write_bundle(
+    path: Path,
+    space: StagedSpace,
+    *,
+    threads: int = 1,
+    provider: str | None = None,
+    budget_minutes: float = math.inf,
+    soft_seconds: float = 100.0,
+) -> tuple[int, int]:
+    """Write what ``python3 PATH`` on the device profiles ``space`` with.
+
+    Returns:
+        Numbers of models and of bytes.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    plan, literals = _plan(
+        space, threads, provider or DEFAULT_PROVIDER, budget_minutes, soft_seconds
+    )
+    text = json.dumps(plan).encode()
+    files = {
+        "__main__.py": _MAIN.encode(),
+        "plan.json": text,
+        "plan.sha256": hashlib.sha256(text).hexdigest().encode(),
+        **{f"models/{digest}": content for digest, content in literals.items()},
+    }
+    content = package(files)
+    with open_atomic(path) as out:
+        out.write(content)
+    return sum(len(job["models"]) for job in plan["jobs"]), len(content)
+
+
+def read_results(path: Path) -> tuple[StagedSpace, RecordedDevice]:
+    """What ``python3 BUNDLE`` wrote on the device.
+
+    Returns:
+        The space, and a device that measures it by looking it up.
+
+    Raises:
+        MissingFileError, InvalidInputError: The file is not there, unfinished, damaged or edited,
+            or of another version's bundle.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist", "it is what the bundle wrote there")
+    content = path.read_bytes()
+    damaged = InvalidInputError(
+        f"{path} is not what a bundle wrote, or was cut or edited", "copy it from the device again"
+    )
+    try:
+        lines = [json.loads(line) for line in content.splitlines()]
+        first, last = lines[0], lines[-1]
+        plan, spec, facts = first["plan"], first["space"], first["identity"]
+        how = (first["threads"], first["provider"], first["budget_minutes"], first["soft_seconds"])
+    except (ValueError, IndexError, KeyError, TypeError):
+        raise damaged from None
+    if "end" not in last:
+        raise InvalidInputError(
+            f"{path} is not finished", "run the bundle again on the device: it goes on"
+        )
+    before = content[: content.rstrip(b"\n").rfind(b"\n") + 1]
+    if last["end"] != hashlib.sha256(before).hexdigest():
+        raise damaged
+    space = spaces.space(**spec)
+    assert isinstance(space, StagedSpace)
+    expected, _ = _plan(space, *how)
+    if hashlib.sha256(json.dumps(expected).encode()).hexdigest() != plan:
+        raise InvalidInputError(
+            f"{path} was measured with a bundle of another version, or with changed models",
+            "write a new bundle: deploynas profile --bundle FILE",
+        )
+    names = [name for job in expected["jobs"] for name in job["models"]]
+    try:
+        rounds = [round_of(line["round"], names) for line in lines[1:-1]]
+        identity = identity_of(facts, how[1], how[0])
+    except (KeyError, TypeError, DeviceError):
+        raise damaged from None
+    return space, RecordedDevice(identity, rounds)
+
+
+class RecordedDevice:
+    """A device that has measured already.
+
+    Args:
+        identity: Who measured.
+        rounds: What.
+    """
+
+    def __init__(self, identity: Identity, rounds: list[Round]) -> None:
+        self.identity = identity
+        self.notes: list[str] = []
+        self._rounds = rounds
+
+    def rounds(
+        self, models: Mapping[str, Path], rule: StopRule, samples: dict[str, Samples], seed: int
+    ) -> Iterator[Round]:
+        """The recorded rounds of ``models``.
+
+        Raises:
+            DeviceMismatchError: One of them was never measured.
+        """
+        for i, one in enumerate(self._rounds):
+            touches = {name: touch for name, touch in one.touches.items() if name in models}
+            if not touches:
+                continue
+            for name, (ms, level) in touches.items():
+                samples[name].add(one.number == 0, ms, level)
+            yield Round(one.number, touches, (i + 1) / len(self._rounds), one.others)
+        if lacking := [name for name in models if not samples[name].ms]:
+            raise DeviceMismatchError(
+                f"the results lack {lacking[0]}", "run the bundle again on the device: it goes on"
+            )
+
+
+def _plan(
+    space: StagedSpace, threads: int, provider: str, budget_minutes: float, soft_seconds: float
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The plan, and digest -> bytes of each model that are sent."""
+    literals: dict[str, bytes] = {}
+    parts: dict[str, Any] = {}
+
+    def put(path: Path) -> str:
+        parcel = Parcel.of(path)
+        literals[parcel.digest], parts[parcel.digest] = parcel.literal, list(parcel.parts)
+        return parcel.digest
+
+    jobs = []
+    with tempfile.TemporaryDirectory(prefix="deploynas-") as name:
+        folder = Path(name)
+        references = [put(path) for path in write_references(folder)]
+        empty = DeviceProfile.model_construct(layers={}, networks={})
+        for job in jobs_of(space, empty, budget_minutes, soft_seconds):
+            paths = write_models(job.networks, folder)
+            jobs.append(
+                {
+                    "title": job.title,
+                    "models": {name: put(path) for name, path in paths.items()},
+                    "bytes": {name: path.stat().st_size for name, path in paths.items()},
+                    "rule": asdict(job.rule),
+                }
+            )
+    plan = {
+        "version": deploynas.__version__, "space": space.spec, "threads": threads,
+        "provider": provider, "budget_minutes": budget_minutes, "soft_seconds": soft_seconds,
+        "jobs": jobs, "references": references, "parts": parts,
+    }  # fmt: skip
+    return plan, literals
