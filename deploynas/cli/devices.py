@@ -62,6 +62,9 @@ def add(
         str | None, typer.Option("--exec", help="Starts its Python, as: ssh pi@board python3")
     ] = None,
     host: Annotated[str | None, typer.Option("--ssh", help="Host, as ssh knows it.")] = None,
+    python: Annotated[
+        str | None, typer.Option(help="With --ssh: its Python, as: venv/bin/python")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -75,7 +78,9 @@ def add(
         raise InvalidInputError("give one of --exec COMMAND and --ssh HOST")
     if name in DEVICE_NAMES:
         raise InvalidInputError(f"{name} is a device of this machine: choose another name")
-    reached = f"ssh:{host}" if command is None else f"exec:{command}"
+    if python is not None and host is None:
+        raise InvalidInputError("--python goes with --ssh; a command names its own")
+    reached = f"ssh:{host} {python or ''}".strip() if host else f"exec:{command}"
     command_of(reached)
     path = NamedDevices.load().with_device(name, reached).save()
     if not quiet:

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import deploynas.errors
 import deploynas.onboard
@@ -40,6 +40,10 @@ SSH = (
     "ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20",
     "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3",
 )  # fmt: skip
+PIP_HINT = (
+    "there: pip install numpy onnxruntime; or name a Python that has them: "
+    "--device 'ssh:HOST venv/bin/python'"
+)
 _HELLO = "deploynas-python"
 # -i: the interpreter reads a statement a line, and this one takes over the rest. No file of the
 # folder that it starts in may shadow a module.
@@ -135,11 +139,13 @@ class Link:
         except OSError as error:
             self._log.close()
             raise DeviceError(f"{name}: cannot start {command[0]!r}: {error.strerror}") from None
+        self._speaks = False  # Python does, there
         self._answers: queue.Queue[bytes | None] = queue.Queue()
         self._outbox: queue.Queue[bytes | None] = queue.Queue()
-        for work in (self._read, self._write):
-            threading.Thread(target=work, daemon=True).start()
-        self.close = weakref.finalize(self, _end, self._process, self._outbox)
+        ends = ((_read, self._answers), (_write, self._outbox))
+        for work, mail in ends:  # neither holds this object, so that it can be forgotten
+            threading.Thread(target=work, args=(self._process, mail), daemon=True).start()
+        self.close = weakref.finalize(self, _end, self._process, self._outbox, self._log)
         self._greet()
 
     def _greet(self) -> None:
@@ -151,11 +157,12 @@ class Link:
                 break
         if found is None:
             self._fail(f"it does not start Python, but says {heard[:60]!r}")
+        self._speaks = True
         version = int(found[1]), int(found[2])
         if version < (3, 9):
             self._fail(
                 f"its Python is {version[0]}.{version[1]}, and 3.9 is needed",
-                f"name another one: --device 'exec:{shlex.join(self._command[:-1])} python3.11'",
+                "name another one: --device 'ssh:HOST venv/bin/python'",
             )
         content = package()
         unpack = _UNPACK.format(size=len(content)).encode()
@@ -192,7 +199,8 @@ class Link:
             if "model" in answer:
                 raise ModelError("", answer["model"], answer["reason"])
             if "error" in answer:
-                raise DeviceError(f"{self._name}: {answer['error']}")
+                hint = PIP_HINT if "there has no" in answer["error"] else None
+                raise DeviceError(f"{self._name}: {answer['error']}", hint)
             if "alive" not in answer:
                 return dict(answer)
 
@@ -200,7 +208,6 @@ class Link:
         try:
             line = self._answers.get(timeout=seconds)
         except queue.Empty:
-            self._process.kill()
             self._fail(f"it has said nothing for {seconds:.0f} seconds")
         if line is None:
             self._fail(None)
@@ -208,39 +215,44 @@ class Link:
 
     def _fail(self, reason: str | None, hint: str | None = None) -> NoReturn:
         """Raise what went wrong; where ``reason`` is None, what the process said last."""
+        if reason is not None:
+            self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(2)
-        self.close()
         self._log.seek(0)
         said = self._log.read().decode(errors="replace").replace(">>> ", "")
+        self.close()
         lines = [line.strip() for line in said.strip().splitlines() if line.strip()]
         if reason is None:
-            reason, hint = _reason(lines, self._process.returncode, self._command)
+            reason, hint = _reason(lines, self._process.returncode, self._command, self._speaks)
         raise DeviceError(f"{self._name}: {reason}", hint)
 
     def _post(self, content: bytes) -> None:
         self.bytes_sent += len(content)
         self._outbox.put(content)
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with contextlib.suppress(OSError, ValueError):
-            for line in self._process.stdout:
-                self._answers.put(line)
-        self._answers.put(None)
 
-    def _write(self) -> None:
-        stdin = self._process.stdin
-        assert stdin is not None
-        with contextlib.suppress(OSError, ValueError):
-            while (content := self._outbox.get()) is not None:
-                stdin.write(content)
-                stdin.flush()
-        with contextlib.suppress(OSError, ValueError):
-            stdin.close()
+def _read(process: subprocess.Popen[bytes], answers: queue.Queue[bytes | None]) -> None:
+    assert process.stdout is not None
+    with process.stdout, contextlib.suppress(OSError, ValueError):
+        for line in process.stdout:
+            answers.put(line)
+    answers.put(None)
 
 
-def _end(process: subprocess.Popen[bytes], outbox: queue.Queue[bytes | None]) -> None:
+def _write(process: subprocess.Popen[bytes], outbox: queue.Queue[bytes | None]) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(OSError, ValueError):
+        while (content := outbox.get()) is not None:
+            process.stdin.write(content)
+            process.stdin.flush()
+    with contextlib.suppress(OSError, ValueError):
+        process.stdin.close()
+
+
+def _end(
+    process: subprocess.Popen[bytes], outbox: queue.Queue[bytes | None], log: IO[bytes]
+) -> None:
     """End the agent by the end of its input, or its command by force."""
     outbox.put(None)
     try:
@@ -248,9 +260,12 @@ def _end(process: subprocess.Popen[bytes], outbox: queue.Queue[bytes | None]) ->
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    log.close()
 
 
-def _reason(lines: list[str], code: int | None, command: list[str]) -> tuple[str, str | None]:
+def _reason(
+    lines: list[str], code: int | None, command: list[str], speaks: bool
+) -> tuple[str, str | None]:
     """Why a command ended, by what it said, and what to do."""
     said = "\n".join(lines)
     if Path(command[0]).name == "ssh":
@@ -259,13 +274,15 @@ def _reason(lines: list[str], code: int | None, command: list[str]) -> tuple[str
             if re.search(pattern, said):
                 return reason, hint.format(host=host)
     if found := re.search(r"^missing: (\w+)", said, re.MULTILINE):
-        return f"its Python has no {found[1]}", f"there: pip install {found[1]}"
+        return f"{command[-1]} there has no {found[1]}", PIP_HINT
     if code == 127 or re.search(r"not found|No such file", said):
         return (
             f"there is no {command[-1]!r} there",
-            "name its Python: --device 'exec:ssh HOST PYTHON'",
+            "name its Python: --device 'ssh:HOST venv/bin/python'",
         )
     last = lines[-1] if lines else f"exit code {code}"
+    if not speaks:
+        return f"it does not start Python, but ends ({last})", None
     return f"the connection ended ({last})", "run it again: what was measured is kept"
 
 
@@ -351,10 +368,12 @@ class RemoteDevice:
 
     def _describe(self, link: Link) -> Identity:
         link.send({"do": "describe", "provider": self._provider, "threads": self._threads})
-        facts = link.receive().get("identity")
-        if not isinstance(facts, dict):
-            raise DeviceError(f"{self._name}: it does not say what it is")
-        return identity_of({**facts, "reached": self._name}, self._provider, self._threads)
+        facts: Any = link.receive().get("identity")
+        try:
+            whole = {**facts, "reached": self._name}
+            return identity_of(whole, self._provider, self._threads)
+        except (TypeError, KeyError):
+            raise DeviceError(f"{self._name}: it does not say what it is") from None
 
 
 def round_of(fields: Mapping[str, Any], names: list[str]) -> Round:
@@ -378,7 +397,7 @@ def round_of(fields: Mapping[str, Any], names: list[str]) -> Round:
 
 
 def command_of(name: str) -> list[str]:
-    """The command line of ``exec:COMMAND`` or ``ssh:HOST``.
+    """The command line of ``exec:COMMAND`` or ``ssh:HOST [PYTHON]``.
 
     Raises:
         InvalidInputError: Nothing stands behind the colon, or it cannot be read.
@@ -388,9 +407,17 @@ def command_of(name: str) -> list[str]:
         words = shlex.split(rest)
     except ValueError as error:
         raise InvalidInputError(f"--device {name}: {error}") from None
-    if not words or (kind == "ssh" and (len(words) > 1 or words[0].startswith("-"))):
-        what, example = ("host", "ssh:pi@board") if kind == "ssh" else (
-            "command", "exec:ssh pi@board python3"
-        )  # fmt: skip
-        raise InvalidInputError(f"--device {name!r} names no {what}", f"for example {example!r}")
-    return [*SSH, words[0], "python3"] if kind == "ssh" else words
+    if kind == "ssh" and not (0 < len(words) < 3 and not words[0].startswith("-")):
+        raise InvalidInputError(
+            f"--device {name!r} is not ssh:HOST or ssh:HOST PYTHON",
+            "for example 'ssh:pi@board venv/bin/python'",
+        )
+    if not words:
+        raise InvalidInputError(
+            f"--device {name!r} names no command", "for example 'exec:ssh pi@board python3'"
+        )
+    if kind == "exec":
+        return words
+    python = words[1] if words[1:] else "python3"
+    # a shell there reads it: a name with spaces needs quotes, ~ must have none
+    return [*SSH, words[0], shlex.quote(python) if " " in python else python]

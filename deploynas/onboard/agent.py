@@ -128,7 +128,7 @@ def described(provider: str, threads: int, folder: Path) -> dict[str, object]:
         )
     if "ModuleNotFoundError" in lines[-1]:
         missing = lines[-1].rpartition("'")[0].rpartition("'")[2]
-        raise DeviceError(f"{python} there has no {missing}", f"there: pip install {missing}")
+        raise DeviceError(f"{python} there has no {missing}")
     raise DeviceError(f"{python} there: {lines[-1].partition(': ')[2] or lines[-1]}")
 
 

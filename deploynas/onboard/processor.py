@@ -32,6 +32,7 @@ def describe(provider: str, threads: int) -> dict[str, object]:
         "processor": processor_name(),
         "runtime_version": onnxruntime.__version__,
         "system": platform.system(),
+        "machine": platform.machine(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "governor": governor.read_text().strip() if governor.exists() else "unknown",

@@ -1,0 +1,136 @@
+"""Bundles: a real file, run by a plain interpreter in another folder, and read back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from deploynas.device import CpuDevice
+from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
+from deploynas.profile import LatencyModel, profile_space
+from deploynas.profile.bundle import read_results, write_bundle
+from deploynas.spaces import space
+
+SPACE = space("mobile-small", 10, 1, [20])
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bundle") / "pi.pyz"
+    num_models, size = write_bundle(path, SPACE, budget_minutes=0.02, soft_seconds=0.0)
+    assert num_models > len(SPACE.layer_table)
+    assert size == path.stat().st_size < 1_000_000
+    return path
+
+
+def run(bundle, folder, *arguments, python=sys.executable, seconds=None):
+    """Run it as a person on the device does; interrupted after ``seconds``."""
+    command = [python, str(bundle), *arguments]
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(2)
+        out, err = process.communicate()
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def results(bundle, tmp_path_factory):
+    """What it wrote, in two goes."""
+    folder = tmp_path_factory.mktemp("device")
+    path = folder / "pi.results.jsonl"
+    code, _, err = run(bundle, folder, seconds=4)
+    assert (code, err.splitlines()[-1]) == (1, "stopped; run it again, it goes on")
+    before = path.read_bytes()
+    with pytest.raises(InvalidInputError, match="not finished .run the bundle again"):
+        read_results(path)
+    path.write_bytes(before + b'{"round": {"num')  # the device lost its power in mid line
+    code, out, _ = run(bundle, folder)
+    assert code == 0
+    assert "deploynas profile --import pi.results.jsonl" in out
+    assert path.read_bytes().startswith(before)
+    again = path.read_bytes()
+    assert run(bundle, folder)[0] == 0
+    assert path.read_bytes() == again  # all was done
+    return path
+
+
+def test_results_become_a_profile(results, tmp_path):
+    found, device = read_results(results)
+    assert (found.name, found.num_classes, found.resolutions) == ("mobile-small", 10, (20,))
+    assert not device.identity.differences(CpuDevice().identity)
+    profile, measured = profile_space(found, device, tmp_path / "pi.json")
+    assert measured == len(SPACE.layer_table)
+    assert LatencyModel(SPACE, profile).predict_ms(SPACE.largest())[0] > 0
+    _, measured = profile_space(found, device, tmp_path / "pi.json")
+    assert measured == 0
+    other = space("mobile-small", 10, 1, [28])
+    with pytest.raises(DeviceMismatchError, match="the results lack"):
+        profile_space(other, device, tmp_path / "pi.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace('"ms"', '"xs"').replace("0.1", "0.2", 1), "cut or edited"),
+        (lambda text: text[: len(text) // 2], "not finished|cut or edited"),
+        (lambda text: "", "cut or edited"),
+        (lambda text: text.replace(json.loads(text.splitlines()[0])["plan"], "0" * 64, 1),
+         "cut or edited"),
+    ],
+)  # fmt: skip
+def test_results_that_were_changed(change, said, results, tmp_path):
+    path = tmp_path / "changed.jsonl"
+    path.write_text(change(results.read_text()))
+    with pytest.raises(InvalidInputError, match=said):
+        read_results(path)
+
+
+def test_results_that_are_not_there(tmp_path, bundle):
+    with pytest.raises(MissingFileError):
+        read_results(tmp_path / "none.jsonl")
+    with pytest.raises(InvalidInputError, match="not what a bundle wrote"):
+        read_results(bundle)
+
+
+def rewritten(bundle, path, name, content):
+    with zipfile.ZipFile(bundle) as old, zipfile.ZipFile(path, "w") as new:
+        for entry in old.namelist():
+            new.writestr(entry, content if entry == name else old.read(entry))
+    return path
+
+
+def test_a_bundle_that_was_tampered_with(bundle, tmp_path):
+    with zipfile.ZipFile(bundle) as archive:
+        plan = archive.read("plan.json")
+        model = next(n for n in archive.namelist() if n.startswith("models/"))
+        content = archive.read(model)
+    other_plan = rewritten(bundle, tmp_path / "plan.pyz", "plan.json", plan.replace(b"8", b"9"))
+    code, _, err = run(other_plan, tmp_path)
+    assert (code, err) == (1, "error: the bundle's plan was changed after it was made\n")
+    other = rewritten(bundle, tmp_path / "model.pyz", model, content[:-1] + b"x")
+    code, _, err = run(other, tmp_path)
+    assert (code, err) == (1, "error: the bundle's models were changed after it was made\n")
+    cut = tmp_path / "cut.pyz"
+    cut.write_bytes(bundle.read_bytes()[:-3000])
+    assert run(cut, tmp_path)[0] == 1
+
+
+def test_what_a_device_may_lack(bundle, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    code, _, err = run(bundle, tmp_path, python=str(tmp_path / "bare/bin/python"))
+    assert (code, err.count("\n")) == (1, 1)
+    assert "has no numpy; try: pip install numpy onnxruntime" in err
+    taken = tmp_path / "pi.results.jsonl"
+    taken.write_text("something else\n")
+    code, _, err = run(bundle, tmp_path)
+    assert (code, err) == (1, "error: pi.results.jsonl holds something else: name another file\n")
+    shutil.rmtree(tmp_path / "bare")
