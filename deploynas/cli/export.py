@@ -22,11 +22,15 @@ def export(
     inherited: Annotated[
         bool, typer.Option("--inherited", help="The weights of the search, retrained or not.")
     ] = False,
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX operator set, for an old runtime; 17.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Directory of exports.")] = Path("exports"),
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Export the network of a search; parity with PyTorch is proved on real images."""
+    from deploynas.graph import DEFAULT_OPSET
     from deploynas.workflows import networks
 
     run, result = networks.open_run(
@@ -37,7 +41,7 @@ def export(
     if note:
         warn(note)
     folder = output / (name or run.name)
-    manifest = networks.export(result, trained, folder)
+    manifest = networks.export(result, trained, folder, opset or DEFAULT_OPSET)
     if manifest.batch_norm == "uncalibrated":
         warn(
             "batch norms are uncalibrated, so that the accuracy is unknown; search again with "

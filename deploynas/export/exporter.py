@@ -140,7 +140,13 @@ def parity(network: StaticNetwork, content: bytes, inputs: np.ndarray) -> float:
     """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no class of their own
+        reason = " ".join(str(error).split())
+        raise ParityError(
+            f"onnxruntime {onnxruntime.__version__} here cannot load it: {reason}"
+        ) from None
     exported = np.concatenate([session.run(None, {"image": x[None]})[0] for x in inputs])
     device = next(network.parameters()).device
     expected = network(torch.from_numpy(inputs).to(device)).cpu().numpy()

@@ -112,10 +112,14 @@ def emit(
     ``(1, num_classes)``, after a head and a feature map otherwise. Shapes are fixed.
 
     Raises:
-        InvalidInputError: ``opset`` is older than the operators need, or weights are missing.
+        InvalidInputError: ``opset`` is older than the operators need or newer than what is known
+            here, or weights are missing.
     """
     if opset < MIN_OPSET:
         raise InvalidInputError(f"opset {opset} is too old: HardSwish needs {MIN_OPSET}")
+    if opset > onnx.defs.onnx_opset_version():
+        newest = onnx.defs.onnx_opset_version()
+        raise InvalidInputError(f"opset {opset} is newer than the onnx here knows, {newest}")
     graph = _Graph(weights)
     outputs: list[str] = []
     for i, node in enumerate(nodes):

@@ -14,6 +14,7 @@ from deploynas.data import ImageDataset, Pixels, load_dataset
 from deploynas.errors import IncompleteProfileError, InvalidInputError
 from deploynas.export.exporter import PARITY_IMAGES, export_network
 from deploynas.export.manifest import BatchNorm, Manifest, Weights
+from deploynas.graph import DEFAULT_OPSET
 from deploynas.nn import StaticNetwork, build
 from deploynas.profile import DeviceProfile, LatencyModel
 from deploynas.search import Candidate, DataRecord, SearchResult
@@ -432,7 +433,9 @@ def _load(chosen: StagedSpace, candidate: Candidate, path: Path) -> StaticNetwor
     return network.to(pick_device()).eval()
 
 
-def export(result: SearchResult, trained: TrainedNetwork, folder: Path) -> Manifest:
+def export(
+    result: SearchResult, trained: TrainedNetwork, folder: Path, opset: int = DEFAULT_OPSET
+) -> Manifest:
     """Export one of a result's networks into ``folder``."""
     return export_network(
         trained.network,
@@ -444,6 +447,7 @@ def export(result: SearchResult, trained: TrainedNetwork, folder: Path) -> Manif
         data=trained.data,
         images=trained.images,
         result=result,
+        opset=opset,
     )
 
 
