@@ -23,6 +23,7 @@ test: $(STAMP) ## run the tests (PYTEST_ARGS="-k name" to choose)
 lint: $(STAMP) ## style: ruff's rules and its format
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/vermin -t=3.9- --no-tips --quiet deploynas/onboard deploynas/errors.py
 
 types: $(STAMP) ## mypy --strict on the package
 	$(BIN)/python -m mypy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,23 +16,25 @@ from PIL import Image
 
 import deploynas
 from deploynas.cli.profile import choose_space
+from deploynas.graph import RandomWeights, write_model
 from deploynas.profile import DeviceProfile
-from deploynas.spaces import StagedSpace
+from deploynas.spaces import Layer, StagedSpace
+from deploynas.spaces.layers import chain
 
 # the package under test, whichever copy is installed
 PACKAGE = str(Path(deploynas.__file__).parents[1])
 VERBS = {
     "spaces": {"--json", "--quiet"},
-    "devices": {"--json", "--quiet"},
+    "devices": {"--ask", "--json", "--quiet"},
     "profile": {"--device", "--space", "--data", "--num-classes", "--in-channels", "--resolution",
-                "--threads", "--output", "--resume", "--json", "--quiet"},
+                "--threads", "--output", "--resume", "--bundle", "--import", "--json", "--quiet"},
     "train": {"--space", "--data", "--output", "--epochs", "--resume", "--json", "--quiet"},
     "search": {"--latency-ms", "--max-flops", "--max-params", "--max-memory", "--strategy",
                "--space", "--profile", "--supernet", "--ofa-weights", "--calibration-images",
                "--data", "--seed", "--output", "--resume", "--architecture-update",
                "--latency-loss", "--latency-weight", "--json", "--quiet"},
     "retrain": {"--from-scratch", "--data", "--epochs", "--json", "--quiet"},
-    "export": {"--name", "--output", "--json", "--quiet"},
+    "export": {"--name", "--opset", "--output", "--json", "--quiet"},
     "check": {"--device", "--threads", "--latency-ms", "--baseline", "--max-regression",
               "--timeout", "--allow-other-device", "--record", "--max-size",
               "--summary", "--junit", "--data",
@@ -87,6 +90,11 @@ def test_light_imports(tmp_path: Path) -> None:
         (("retrain",), 1, "deploynas search"),
         (("nonsense",), 2, "No such command"),
         (("devices", "install", "wep"), 1, "did you mean 'web'"),
+        (("devices", "remove", "pi"), 1, "unknown device 'pi'"),
+        (("devices", "add", "pi"), 1, "give one of --exec COMMAND and --ssh HOST"),
+        (("devices", "add", "web", "--ssh", "x"), 1, "choose another name"),
+        (("devices", "add", "x", "--exec", "y", "--python", "z"), 1, "--python goes with --ssh"),
+        (("profile", "--import", "none.jsonl"), 1, "does not exist"),
         (("profile", "validate"), 1, "deploynas profile --device cpu"),
         (("profile", "validate", "nothing.json"), 1, "does not exist"),
         (("profile", "--budget-minutes", "nan"), 1, "--budget-minutes must be a positive"),
@@ -170,11 +178,12 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["macs"] <= 1e6
 
-    done = run("export", "--json", cwd=tmp_path)
+    done = run("export", "--opset", "18", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     exported = json.loads(done.stdout)
     assert exported["parity_max_abs_diff"] < 1e-3
     assert exported["weights"] == "inherited"
+    assert json.loads(Path(tmp_path, exported["manifest"]).read_text())["opset"] == 18
     assert "changed since the search" not in done.stderr
 
     profile = tmp_path / "profiles" / "cpu.json"
@@ -520,3 +529,40 @@ def test_a_full_disk_is_one_line(limit: int, tmp_path: Path) -> None:
     assert result.stderr.splitlines()[-1].startswith("error: cannot write")
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "p" / "cpu.json").exists()
+
+
+def test_a_named_device(tmp_path: Path) -> None:
+    """From its name to a profile, and a model that is measured on it."""
+    command = f"{shlex.quote(sys.executable)} -W ignore"
+    done = run("devices", "add", "pi", "--exec", command, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    identity = json.loads(done.stdout)["device"]
+    assert (identity["device"], identity["recorded"]["reached"]) == ("cpu", "pi")
+    assert json.loads(run("devices", "--json", cwd=tmp_path).stdout)["named"] == {
+        "pi": f"exec:{command}"
+    }
+    size = ("--num-classes", "10", "--in-channels", "1", "--resolution", "20")
+    profile = ("profile", *size, "--budget-minutes", "0.01", "--json")
+    done = run(*profile, "--device", "pi", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "asking pi" in done.stderr
+    assert json.loads(done.stdout)["path"] == "profiles/pi.json"
+    layer = Layer("conv", 3, 8, 16, 16, kernel_size=3)
+    write_model(tmp_path / "m.onnx", chain([layer]), RandomWeights())
+    done = run("check", "m.onnx", "--device", "pi", "--latency-ms", "1000", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["device"]["recorded"]["reached"] == "pi"
+
+    done = run("profile", "--bundle", "b.pyz", "--import", "r.jsonl", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "error: give one of --bundle and --import\n")
+    done = run("profile", *size, "--bundle", "b.pyz", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["bytes"] == (tmp_path / "b.pyz").stat().st_size
+
+    assert run("devices", "remove", "pi", cwd=tmp_path).returncode == 0
+    done = run("check", "m.onnx", "--device", "pi", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: unknown device 'pi'")
+    done = run("devices", "add", "pi", "--exec", "/nowhere/python3", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "pi is named, but not ready" in done.stderr
