@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from deploynas.artifacts import Artifact, sha256
+from deploynas.check.model_file import ModelFile
 from deploynas.device import Device, Estimate, Identity, Level, Samples, StopRule, measure
 from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
 from deploynas.onboard.timing import estimate
@@ -19,6 +20,8 @@ from deploynas.profile.device_profile import LevelRecord, SampleRecord
 Outcome = Literal["pass", "regressed", "inconclusive"]
 MIN_SESSIONS = 4
 SESSION = StopRule(min_sessions=1, max_sessions=1, rounds=20)
+EXAMINATIONS = 3  # of each model, for the nodes that are slower
+NUM_SLOWER = 5
 RECORD_MARGIN = 0.015  # what the reference level leaves of the machine's drift between two runs
 
 
@@ -70,6 +73,15 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class SlowerLayer:
+    """A node of the model, as the runtime runs it, beside that of the same name before."""
+
+    name: str
+    before_ms: float
+    now_ms: float
+
+
+@dataclass(frozen=True)
 class Regression:
     """A candidate beside its baseline.
 
@@ -79,6 +91,7 @@ class Regression:
         ratio: Candidate over baseline, with its 95 % interval.
         samples: Of the candidate.
         differences: Hard fields in which a record's device differs from this one.
+        slower: The nodes that the time went to, where it regressed and the device tells.
     """
 
     outcome: Outcome
@@ -86,6 +99,7 @@ class Regression:
     ratio: Estimate
     samples: Samples
     differences: list[str]
+    slower: tuple[SlowerLayer, ...] = ()
 
 
 def compare(
@@ -124,7 +138,7 @@ def compare(
         )
     models = {"candidate": model}
     if record is None:
-        shapes = [_input_shapes(one) for one in (model, path)]
+        shapes = [list(ModelFile(one).inputs.values()) for one in (model, path)]
         if shapes[0] != shapes[1]:
             raise InvalidInputError(
                 f"{model} takes {shapes[0]} and the baseline {path} {shapes[1]}: their times do "
@@ -151,7 +165,11 @@ def compare(
     )
     if differences:
         outcome, reason = "inconclusive", f"{reason}; but on another device"
-    return Regression(outcome, reason, ratio, samples["candidate"], differences)
+    slower = []
+    if outcome == "regressed" and record is None:
+        on_progress("which layers are slower", 1.0)
+        slower = slower_layers(device, model, path)
+    return Regression(outcome, reason, ratio, samples["candidate"], differences, tuple(slower))
 
 
 def decide(ratio: Estimate, max_regression: float) -> Outcome:
@@ -179,25 +197,25 @@ def _of_record(samples: Samples, record: LatencyRecord) -> Estimate:
     )
 
 
-def _input_shapes(path: Path) -> list[list[int | str]]:
-    """Of every input that is no weight.
+def slower_layers(device: Device, model: Path, baseline: Path) -> list[SlowerLayer]:
+    """The nodes that a model spends more time in than its baseline does, by name, worst first.
 
-    Raises:
-        InvalidInputError: Not an ONNX file.
+    By the runtime's own per-node profile, the least of some processes of each in turn; nodes that
+    the baseline does not have count as 0 there. Empty where the device does not tell.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except DecodeError:
-        raise InvalidInputError(f"{path} is not an ONNX file, or is damaged") from None
-    weights = {tensor.name for tensor in graph.initializer}
-    return [
-        [side.dim_value or side.dim_param for side in value.type.tensor_type.shape.dim]
-        for value in graph.input
-        if value.name not in weights
-    ]
+    now: dict[str, float] = {}
+    before: dict[str, float] = {}
+    for _ in range(EXAMINATIONS):
+        for path, found in ((baseline, before), (model, now)):
+            try:
+                nodes = device.examine(path).nodes
+            except InvalidInputError:
+                return []
+            for name, ms in nodes.items():
+                found[name] = min(ms, found.get(name, ms))
+    layers = [SlowerLayer(name, before.get(name, 0.0), ms) for name, ms in now.items()]
+    slower = [layer for layer in layers if layer.now_ms > layer.before_ms]
+    return sorted(slower, key=lambda x: x.before_ms - x.now_ms)[:NUM_SLOWER]
 
 
 def percentage(text: str) -> float:

@@ -31,6 +31,12 @@ def markdown(target: Path, device: str, result: CheckResult) -> str:
         "| --- | --- | --- |",
         *(f"| {name} | {verdict} | {reason} |" for name, verdict, reason in rows),
     ]
+    if result.regression and result.regression.slower:
+        lines += [
+            "", "| slower layer | before | now |", "| --- | --- | --- |",
+            *(f"| {x.name} | {x.before_ms:.4f} ms | {x.now_ms:.4f} ms |"
+              for x in result.regression.slower),
+        ]  # fmt: skip
     return "\n".join([*lines, ""])
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from deploynas.artifacts import sha256
+from deploynas.check.model_file import ModelFile
 from deploynas.check.regression import Baseline, LatencyRecord, Regression, compare
 from deploynas.data import ImageDataset, Split, normalise
 from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
@@ -19,9 +20,9 @@ from deploynas.errors import (
     EXIT_INCONCLUSIVE,
     EXIT_PASS,
     InvalidInputError,
-    MissingFileError,
 )
 from deploynas.export import Manifest
+from deploynas.export.probe import TOLERANCE, probe
 
 Verdict = Literal["pass", "over-budget", "regressed", "failed-gate", "inconclusive"]
 RULE = StopRule(precision=0.01, min_sessions=5, max_sessions=10, rounds=25)
@@ -66,7 +67,8 @@ class Gate:
     """One thing that was judged.
 
     Attributes:
-        name: For people and test reports: ``latency``, ``regression``, ``accuracy``, ``size``.
+        name: For people and test reports: ``outputs``, ``latency``, ``regression``, ``accuracy``,
+            ``size``, ``memory``.
         reason: In a few words, with the measured value and the limit.
     """
 
@@ -88,6 +90,7 @@ class CheckResult:
             are any, predicted and measured are not compared.
         regression: Against the baseline, where there is one.
         record: To compare later measurements with.
+        peak_bytes: Memory, where it was asked for and the device tells.
     """
 
     verdict: Verdict
@@ -101,6 +104,7 @@ class CheckResult:
     differences: list[str]
     regression: Regression | None
     record: LatencyRecord
+    peak_bytes: int | None = None
 
 
 def load_target(target: Path) -> tuple[Path, Manifest | None]:
@@ -116,10 +120,7 @@ def load_target(target: Path) -> tuple[Path, Manifest | None]:
         model = target / "model.onnx"
     else:
         manifest, model = None, target
-    if not model.is_file():
-        raise MissingFileError(f"{model} does not exist")
-    if model.stat().st_size == 0:
-        raise InvalidInputError(f"{model} is empty")
+    ModelFile(model)
     if manifest and sha256(model) != manifest.model_sha256:
         raise InvalidInputError(f"{model} is not the file that {folder_manifest} describes")
     return model, manifest
@@ -134,6 +135,8 @@ def check(
     examples: Examples | None = None,
     min_accuracy: float | None = None,
     max_bytes: float | None = None,
+    max_memory: float | None = None,
+    input_shapes: Sequence[str] = (),
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> CheckResult:
     """Measure ``target`` on ``device`` and judge it by every gate that is given.
@@ -145,21 +148,34 @@ def check(
         baseline: What it must not be slower than.
         examples: Labelled images.
         min_accuracy: Fraction of them.
-        max_bytes: Of the file.
+        max_bytes: Of the file, with the weights that it keeps beside it.
+        max_memory: Bytes that loading and running it may add to an idle runtime.
+        input_shapes: Of inputs whose own are dynamic; see :meth:`ModelFile.fixed`.
         on_progress: Called with what is going on and its share done.
 
     Raises:
         DeviceError: The runtime cannot load or run it.
         See also :func:`load_target` and :func:`compare`.
     """
-    model, manifest = load_target(target)
+    file, manifest = load_target(target)
+    whole = ModelFile(file)
     budget = latency_ms or (manifest.latency_budget_ms if manifest else None)
-    regression = None
-    if baseline is None:
-        samples = measure_model(device, model, on_progress)
-    else:
-        regression = compare(device, model, baseline, on_progress=on_progress)
-        samples = regression.samples
+    regression, peak = None, None
+    with tempfile.TemporaryDirectory(prefix="deploynas-") as name:
+        folder = Path(name)
+        model = whole.fixed(input_shapes, folder)
+        outputs = _outputs(model, file, manifest, device)
+        if max_memory is not None:
+            peak = device.examine(model).peak_bytes
+        if baseline is None:
+            samples = measure_model(device, model, on_progress)
+        else:
+            if baseline.path.suffix != ".json":
+                (folder / "baseline").mkdir()
+                fixed = ModelFile(baseline.path).fixed(input_shapes, folder / "baseline")
+                baseline = replace(baseline, path=fixed)
+            regression = compare(device, model, baseline, on_progress=on_progress)
+            samples = regression.samples
     raw = samples.estimate()
     differences = manifest.device.differences(device.identity) if manifest else []
     normalised = None
@@ -167,7 +183,7 @@ def check(
         normalised = samples.estimate(Level(manifest.core_ms, manifest.memory_ms))
     accuracy = None
     if examples is not None:
-        accuracy = onnx_accuracy(model, examples, on_progress)
+        accuracy = onnx_accuracy(file, examples, on_progress)
     gates = []
     if budget is not None or regression is None:
         gates.append(Gate("latency", *judge(raw, normalised, budget)))
@@ -178,14 +194,46 @@ def check(
         text = f"accuracy {accuracy:.2%}, {'at least' if kept else 'below'} {min_accuracy:.2%}"
         gates.append(Gate("accuracy", "pass" if kept else "failed-gate", text))
     if max_bytes is not None:
-        size = model.stat().st_size
+        size = sum(part.stat().st_size for part in [file, *whole.external])
         text = f"{size:,} bytes, allowed {max_bytes:,.0f}"
         gates.append(Gate("size", "pass" if size <= max_bytes else "failed-gate", text))
+    if max_memory is not None:
+        gates.append(_memory(peak, max_memory))
+    gates.append(outputs)
     gravest = min(gates, key=lambda gate: GRAVITY.index(gate.verdict))
     return CheckResult(
         gravest.verdict, gravest.reason, tuple(gates), raw, normalised, budget, accuracy, manifest,
-        differences, regression, LatencyRecord.of(device, model, samples),
+        differences, regression, LatencyRecord.of(device, file, samples), peak,
     )  # fmt: skip
+
+
+def _outputs(model: Path, file: Path, manifest: Manifest | None, device: Device) -> Gate:
+    """Whether the answers to fixed inputs are numbers, and those that the export recorded."""
+    try:
+        answers = probe(model, str(file))
+    except InvalidInputError:
+        if device.identity.name == "cpu":
+            raise
+        return Gate("outputs", "pass", "not looked at: the runtime here cannot run the model")
+    if not all(np.isfinite(answer).all() for answer in answers):
+        return Gate("outputs", "failed-gate", "an output is not a number, or infinite")
+    if manifest is None or not manifest.recorded_outputs:
+        return Gate("outputs", "pass", "outputs are finite")
+    expected = [np.array(one) for one in manifest.recorded_outputs]
+    if [a.shape for a in answers] != [e.shape for e in expected]:
+        return Gate("outputs", "failed-gate", "other outputs than the export recorded")
+    difference = max(float(np.abs(a - e).max()) for a, e in zip(answers, expected, strict=True))
+    limit = TOLERANCE * max(1.0, *(float(np.abs(e).max()) for e in expected))
+    kept = difference <= limit
+    text = f"{difference:.1e} from the outputs that the export recorded, allowed {limit:.1e}"
+    return Gate("outputs", "pass" if kept else "failed-gate", text)
+
+
+def _memory(peak: int | None, limit: float) -> Gate:
+    if peak is None:
+        return Gate("memory", "inconclusive", "the device does not tell peak memory")
+    text = f"{peak:,} bytes of memory at most, allowed {limit:,.0f}"
+    return Gate("memory", "pass" if peak <= limit else "failed-gate", text)
 
 
 def judge(

@@ -64,6 +64,12 @@ def check(
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML file.")] = None,
     max_size: Annotated[float | None, typer.Option(help="Bytes of the file.")] = None,
+    max_memory: Annotated[
+        float | None, typer.Option(help="Bytes that loading and running it may take.")
+    ] = None,
+    input_shape: Annotated[
+        list[str] | None, typer.Option(help="Of a dynamic input: 1,3,224,224 or NAME=1,3,...")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Test images; else the manifest's.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Fraction, 0 to 1.")] = None,
     as_json: Json = False,
@@ -82,6 +88,8 @@ def check(
         require_positive(latency_ms, "--latency-ms")
     if max_size is not None:
         require_positive(max_size, "--max-size")
+    if max_memory is not None:
+        require_positive(max_memory, "--max-memory")
     require_positive(timeout, "--timeout")
     against = None
     if baseline is not None:
@@ -117,7 +125,8 @@ def check(
     with progress(quiet) as on_progress:
         result = run_check(
             target, target_device, latency_ms=latency_ms, baseline=against, examples=examples,
-            min_accuracy=min_accuracy, max_bytes=max_size, on_progress=on_progress,
+            min_accuracy=min_accuracy, max_bytes=max_size, max_memory=max_memory,
+            input_shapes=input_shape or (), on_progress=on_progress,
         )  # fmt: skip
     warn_notes(target_device)
     if record is not None:
@@ -150,6 +159,9 @@ def check(
             document["accuracy"] = result.accuracy
         if result.regression:
             document["ratio"] = _estimate(result.regression.ratio)
+            document["slower_layers"] = [vars(layer) for layer in result.regression.slower]
+        if result.peak_bytes is not None:
+            document["peak_bytes"] = result.peak_bytes
         print_json(document)
     else:
         x = result.latency
@@ -171,6 +183,8 @@ def check(
             say(f"not the profile's device, so not compared with the prediction: {difference}")
         if result.regression:
             say(f"baseline: {result.regression.reason}")
+            for layer in result.regression.slower:
+                say(f"  {layer.name}: {layer.before_ms:.4f} -> {layer.now_ms:.4f} ms")
         if result.accuracy is not None:
             say(f"test accuracy of the file {result.accuracy:.2%}")
         say(f"{result.verdict}: {result.reason}")

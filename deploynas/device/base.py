@@ -11,7 +11,7 @@ from typing import Protocol
 
 from deploynas.artifacts import Record
 from deploynas.device.reference import write_references
-from deploynas.onboard.conversation import Worker
+from deploynas.onboard.conversation import Examination, Worker
 from deploynas.onboard.conversation import open_worker as open_with
 from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
 
@@ -80,6 +80,14 @@ class Device(Protocol):
         """Measure, a round after the other; as :func:`deploynas.onboard.timing.run_rounds`."""
         ...
 
+    def examine(self, model: Path) -> Examination:
+        """Peak memory of a model, and the times of its nodes.
+
+        Raises:
+            InvalidInputError: This device cannot tell.
+        """
+        ...
+
 
 class LocalDevice(ABC):
     """A device whose workers run on this machine, driven by the engine in this process."""
@@ -105,6 +113,11 @@ class LocalDevice(ABC):
                 self.command, self.identity.runtime, write_references(Path(folder)), models, rule,
                 samples, seed,
             )  # fmt: skip
+
+    def examine(self, model: Path) -> Examination:
+        """See :class:`Device`."""
+        with open_with(self.command(0), [], self.identity.runtime) as worker:
+            return worker.examine(model)
 
 
 def open_worker(

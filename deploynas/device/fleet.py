@@ -13,6 +13,7 @@ import numpy as np
 
 from deploynas.device.base import Device, Identity
 from deploynas.errors import DeviceError, DeviceMismatchError, ModelError
+from deploynas.onboard.conversation import Examination
 from deploynas.onboard.timing import Round, Samples, StopRule
 
 NUM_ANCHORS = 4  # models that every device measures, to compare them
@@ -62,6 +63,10 @@ class Fleet:
             return {}
         centre = np.median(list(times.values()), axis=0)
         return {name: float(np.median(ms / centre)) - 1 for name, ms in times.items()}
+
+    def examine(self, model: Path) -> Examination:
+        """Of the first member; see :class:`deploynas.device.base.Device`."""
+        return next(iter(self._members.values())).examine(model)
 
     def _agreement(self) -> str:
         apart = self.disagreement

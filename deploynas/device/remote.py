@@ -30,6 +30,7 @@ from deploynas.device.cpu import identity_of
 from deploynas.device.reference import write_references
 from deploynas.device.wire import Parcel
 from deploynas.errors import DeviceError, DeviceMismatchError, InvalidInputError, ModelError
+from deploynas.onboard.conversation import Examination
 from deploynas.onboard.processor import DEFAULT_PROVIDER
 from deploynas.onboard.timing import Level, Round, Samples, StopRule
 
@@ -349,6 +350,17 @@ class RemoteDevice:
             if not finished:  # it may still be measuring
                 link.close()
                 self._link = None
+
+    def examine(self, model: Path) -> Examination:
+        """See :class:`deploynas.device.base.Device`."""
+        link = self._connected()
+        link.send(
+            {
+                "do": "examine", "digest": link.put(model), "runtime": self.identity.runtime,
+                "threads": self._threads, "provider": self._provider,
+            }
+        )  # fmt: skip
+        return Examination.of(link.receive())
 
     def _connected(self) -> Link:
         """A link that answers: the one there is, or a new one."""

@@ -16,6 +16,7 @@ from deploynas.artifacts import open_atomic, sha256
 from deploynas.data import Pixels, normalise, resize
 from deploynas.errors import ParityError
 from deploynas.export.manifest import BatchNorm, Manifest, Preprocessing, Weights
+from deploynas.export.probe import probe
 from deploynas.graph import DEFAULT_OPSET, StateWeights, emit
 from deploynas.nn import StaticNetwork
 from deploynas.search import Candidate, DataRecord, SearchResult
@@ -102,6 +103,7 @@ def export_network(
         parity_num_images=len(images),
         parity_images="real" if is_real else "noise",
         model_sha256=sha256(path),
+        recorded_outputs=tuple(tuple(map(float, x)) for x in probe(content)),
         versions={
             "deploynas": deploynas.__version__,
             **{

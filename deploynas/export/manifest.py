@@ -42,6 +42,7 @@ class Manifest(Artifact):
             expects, as ``accuracy_kind`` says.
         parity_max_abs_diff: Largest difference of a logit, PyTorch against the exported file,
             over ``parity_num_images`` images, which are real ones or noise.
+        recorded_outputs: Logits for fixed inputs, which :mod:`deploynas.export.probe` makes again.
     """
 
     SCHEMA: ClassVar[str] = "deploynas-export"
@@ -71,4 +72,5 @@ class Manifest(Artifact):
     parity_num_images: int
     parity_images: Literal["real", "noise"]
     model_sha256: str
+    recorded_outputs: tuple[tuple[float, ...], ...] = ()
     versions: dict[str, str]

@@ -164,6 +164,7 @@ class _Graph:
         self._weights = weights
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self._layer, self._first = "", 0  # names of nodes say which layer they are of
 
     def rename(self, old: str, new: str) -> None:
         """Rename the output of the last node."""
@@ -171,6 +172,7 @@ class _Graph:
         outputs[list(outputs).index(old)] = new
 
     def layer(self, name: str, layer: Layer, x: str) -> str:
+        self._layer, self._first = name, len(self.nodes)
         eps = layer.batch_norm_eps
         if layer.kind == "conv":
             # A lone convolution and its batch norm are siblings: layers.0.conv, layers.0.bn
@@ -245,7 +247,7 @@ class _Graph:
         return [f"{name}.{suffix}" for suffix in arrays]
 
     def _op(self, kind: str, inputs: list[str], **attributes: Any) -> str:
-        output = f"{kind}_{len(self.nodes)}"
+        output = f"{self._layer}.{kind}_{len(self.nodes) - self._first}"
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from deploynas.errors import DeviceError, ModelError
+from deploynas.onboard.conversation import Examination, open_worker
 from deploynas.onboard.parts import ModelFolder
 from deploynas.onboard.processor import worker_command
 from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
@@ -89,6 +90,8 @@ def serve(source: BinaryIO, folder: Path) -> None:
         try:
             if message["do"] == "describe":
                 say({"identity": described(message["provider"], message["threads"], folder)})
+            elif message["do"] == "examine":
+                say(asdict(examined(message, models)))
             else:
                 for one in measured(message, models):
                     say({"round": asdict(one)})
@@ -130,6 +133,13 @@ def described(provider: str, threads: int, folder: Path) -> dict[str, object]:
         missing = lines[-1].rpartition("'")[0].rpartition("'")[2]
         raise DeviceError(f"{python} there has no {missing}")
     raise DeviceError(f"{python} there: {lines[-1].partition(': ')[2] or lines[-1]}")
+
+
+def examined(message: Mapping[str, Any], models: ModelFolder) -> Examination:
+    """Peak memory and times of nodes of the model that a message names."""
+    command = worker_command(message["provider"], message["threads"], 0)
+    with open_worker(command, [], message["runtime"]) as worker:
+        return worker.examine(models.path(message["digest"]), "the model")
 
 
 def measured(message: Mapping[str, Any], models: ModelFolder) -> Iterator[Round]:

@@ -7,13 +7,43 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deploynas.errors import DeviceError, ModelError
 
 END_SECONDS = 5.0  # that a worker may take to end
 ANSWER_HINT = "run it again: what was measured is kept"
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a model takes beside time.
+
+    Attributes:
+        peak_bytes: Memory that loading and running it adds to an idle runtime, at most; None where
+            the system does not tell.
+        nodes: Name of a node, as the runtime optimised them -> milliseconds.
+    """
+
+    peak_bytes: int | None
+    nodes: dict[str, float]
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Examination:
+        """From a worker's answer.
+
+        Raises:
+            DeviceError: It is none.
+        """
+        try:
+            peak = fields["peak_bytes"]
+            nodes = {str(name): float(ms) for name, ms in fields["nodes"].items()}
+            return cls(None if peak is None else int(peak), nodes)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise DeviceError("the device cannot say what a model takes beside time") from None
 
 
 class Worker:
@@ -58,6 +88,11 @@ class Worker:
         ):
             raise DeviceError("the device reported impossible times (zero or negative)")
         return times
+
+    def examine(self, path: Path, name: str | None = None) -> Examination:
+        """What a model takes beside time; it needs not be loaded."""
+        answer = self._ask({"examine": str(path)}, path.stem if name is None else name)
+        return Examination.of(answer)
 
     def _ask(self, question: object, model: str = "") -> dict[str, object]:
         busy = f" with {model}" if model else ""

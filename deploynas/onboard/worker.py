@@ -10,12 +10,16 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 if sys.path[0] == str(Path(__file__).resolve().parent):
     del sys.path[0]  # its files must not shadow modules of the runtime
+
+EXAMINED_RUNS = 20
+EXAMINE_SECONDS = 1.0  # of a slow model fewer runs are enough
 
 
 def main() -> None:
@@ -40,6 +44,8 @@ def main() -> None:
                 feeds = {i.name: random_input(np, rng, i) for i in session.get_inputs()}
                 sessions.append((session, feeds))
                 answer: dict[str, object] = {"loaded": len(sessions)}
+            elif "examine" in question:
+                answer = examine(ort, np, rng, question["examine"], provider, threads)
             else:
                 answer = {"ms": [touch(sessions[m], runs) for m, runs in question["time"]]}
         except Exception as error:  # reported to the engine, which names the model
@@ -48,9 +54,65 @@ def main() -> None:
         out.flush()
 
 
-def open_session(ort: Any, path: str, provider: str, threads: int) -> Any:
+def examine(
+    ort: Any, np: Any, rng: Any, path: str, provider: str, threads: int
+) -> dict[str, object]:
+    """What a model takes beside time: memory, and which of its nodes the time goes to."""
+    before = peak_bytes(reset=True)
+    session = open_session(ort, path, provider, threads)
+    feeds = {i.name: random_input(np, rng, i) for i in session.get_inputs()}
+    for _ in range(3):
+        session.run(None, feeds)
+    peak = peak_bytes()
+    del session
+    with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
+        session = open_session(ort, path, provider, threads, str(Path(folder) / "trace"))
+        started = time.monotonic()
+        for number in range(EXAMINED_RUNS + 1):
+            session.run(None, feeds)
+            if number >= 3 and time.monotonic() - started > EXAMINE_SECONDS:
+                break
+        events = json.loads(Path(session.end_profiling()).read_text())
+    times: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            name = event["name"][: -len("_kernel_time")]
+            times.setdefault(name, []).append(event["dur"] / 1e3)
+    return {
+        "peak_bytes": peak - before if peak and before else None,
+        "nodes": {name: middle_mean(ms[1:]) for name, ms in times.items() if ms[1:]},
+    }
+
+
+def middle_mean(values: list[float]) -> float:
+    """Mean of the middle half: single values are whole microseconds, and some are disturbed."""
+    ordered = sorted(values)
+    quarter = len(ordered) // 4
+    middle = ordered[quarter : len(ordered) - quarter]
+    return sum(middle) / len(middle)
+
+
+def peak_bytes(reset: bool = False) -> int | None:
+    """The most memory that this process held since the last reset; None where that is untold."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def open_session(
+    ort: Any, path: str, provider: str, threads: int, trace: str | None = None
+) -> Any:
     """A session with the options that the device's identity records."""
     options = ort.SessionOptions()
+    if trace is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = trace
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL

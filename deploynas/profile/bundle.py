@@ -20,6 +20,7 @@ from deploynas.device.reference import write_references
 from deploynas.device.remote import package, round_of
 from deploynas.device.wire import Parcel
 from deploynas.errors import DeviceError, DeviceMismatchError, InvalidInputError, MissingFileError
+from deploynas.onboard.conversation import Examination
 from deploynas.onboard.processor import DEFAULT_PROVIDER
 from deploynas.onboard.timing import Round, Samples, StopRule
 from deploynas.profile.device_profile import DeviceProfile
@@ -141,6 +142,10 @@ class RecordedDevice:
         self.identity = identity
         self.notes: list[str] = []
         self._rounds = rounds
+
+    def examine(self, model: Path) -> Examination:
+        """It was not asked for."""
+        raise InvalidInputError("results of a bundle hold nothing but latencies")
 
     def rounds(
         self, models: Mapping[str, Path], rule: StopRule, samples: dict[str, Samples], seed: int

@@ -136,14 +136,17 @@ def test_the_gravest_verdict_wins(models):
     assert result.verdict == "failed-gate"
     assert f"{size:,} bytes" in result.reason
     assert [(g.name, g.verdict) for g in result.gates] == [
-        ("regression", "regressed"), ("size", "failed-gate"),
+        ("regression", "regressed"), ("size", "failed-gate"), ("outputs", "pass"),
     ]  # fmt: skip
     text = markdown(models["large"], "a device", result)
     assert text.startswith("### large.onnx: failed")
     assert "| regression | regressed |" in text
     suite = ElementTree.fromstring(junit(models["large"], result))
-    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("2", "2", "0")
-    assert [case.find("failure").get("type") for case in suite] == ["regressed", "failed-gate"]
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "2", "0")
+    failures = [case.find("failure") for case in suite]
+    assert [f.get("type") for f in failures[:2]] == ["regressed", "failed-gate"]
+    assert failures[2] is None
+    assert "| slower layer | before | now |" in text
     within = check(models["small"], CpuDevice(1), latency_ms=1e-6, max_bytes=size)
     assert within.verdict == "over-budget"
 

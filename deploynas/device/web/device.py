@@ -13,6 +13,7 @@ from deploynas.device import reference
 from deploynas.device.base import Identity, LocalDevice
 from deploynas.device.web.install import HERE, dist_folder, find_node, runtime_version, version_of
 from deploynas.errors import InvalidInputError, MissingDependencyError
+from deploynas.onboard.conversation import Examination
 from deploynas.onboard.processor import available_cores, processor_name
 
 HOSTS = {"web": "node", "web-chromium": "chromium"}
@@ -89,6 +90,13 @@ class WebDevice(LocalDevice):
                 "kernel": platform.release(),
                 "cores": str(os.cpu_count()),
             },
+        )
+
+    def examine(self, model: Path) -> Examination:
+        """See :class:`deploynas.device.base.Device`; a browser does not tell."""
+        raise InvalidInputError(
+            f"{self._name} tells neither the memory of a model nor the times of its nodes",
+            "use --device cpu for these",
         )
 
     def command(self, session: int) -> list[str]:

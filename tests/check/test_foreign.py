@@ -1,0 +1,212 @@
+"""Models that others made, and files that are none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from deploynas.check import Baseline, check, model_file, regression, verdict
+from deploynas.check.model_file import ModelFile
+from deploynas.check.regression import slower_layers
+from deploynas.device import CpuDevice, open_device
+from deploynas.errors import DeploynasError, DeviceError, InvalidInputError, MissingFileError
+from deploynas.graph import RandomWeights, write_model
+from deploynas.spaces import space
+
+LIGHT = sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("*.onnx"))
+
+
+@pytest.fixture(autouse=True)
+def short_sessions(monkeypatch):
+    monkeypatch.setattr(regression, "SESSION", replace(regression.SESSION, rounds=4))
+    monkeypatch.setattr(regression, "MIN_SESSIONS", 2)
+    monkeypatch.setattr(regression, "EXAMINATIONS", 1)
+    monkeypatch.setattr(
+        verdict, "RULE", replace(verdict.RULE, min_sessions=1, max_sessions=1, rounds=1)
+    )
+
+
+def test_there_are_nine():
+    assert len(LIGHT) == 9
+
+
+@pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
+def test_classic_networks(path):
+    result = check(path, CpuDevice(), latency_ms=1e6, max_bytes=1e9)
+    assert result.verdict == "pass"
+    assert [gate.name for gate in result.gates] == ["latency", "size", "outputs"]
+    assert result.latency.median > 0
+
+
+def relu(path, shape=("n", 3, "h", "w"), *, names="x", kind="Relu", opset=17, ir=8, domain=""):
+    """A model of one node with the inputs ``names``."""
+    inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in names]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
+    node = helper.make_node(kind, list(names), ["y"], domain=domain)
+    opsets = [helper.make_opsetid("", opset)]
+    if domain:
+        opsets.append(helper.make_opsetid(domain, 1))
+    graph = helper.make_graph([node], "g", inputs, [output])
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=ir), path)
+    return path
+
+
+def test_dynamic_inputs_need_a_shape(tmp_path):
+    path = relu(tmp_path / "dynamic.onnx")
+    with pytest.raises(InvalidInputError, match=r"\[n, 3, h, w\] .*--input-shape 1,3,1,1"):
+        check(path, CpuDevice())
+    for shapes in (["1,3,8,8"], ["x=1x3x8x8"]):
+        assert check(path, CpuDevice(), input_shapes=shapes).verdict == "pass"
+    for shapes, said in (
+        (["1,4,8,8"], "does not fit the input 'x'"),
+        (["1,3,8"], "does not fit"),
+        (["z=1,3,8,8"], "no input 'z'"),
+        (["1,3,x,8"], "not a list like"),
+        (["1,3,0,8"], "not a list like"),
+    ):
+        with pytest.raises(InvalidInputError, match=said):
+            check(path, CpuDevice(), input_shapes=shapes)
+    result = check(path, CpuDevice(), baseline=Baseline(path, 5.0), input_shapes=["1,3,8,8"])
+    assert result.regression.outcome == "pass"
+
+
+def test_two_inputs(tmp_path):
+    path = relu(tmp_path / "two.onnx", (1, 3), names="ab", kind="Add")
+    assert check(path, CpuDevice()).verdict == "pass"
+    dynamic = relu(tmp_path / "dynamic.onnx", ("n", 3), names="ab", kind="Add")
+    with pytest.raises(InvalidInputError, match=r"inputs a, b: write --input-shape NAME=1,3"):
+        check(dynamic, CpuDevice(), input_shapes=["1,3"])
+    assert check(dynamic, CpuDevice(), input_shapes=["a=1,3", "b=1,3"]).verdict == "pass"
+
+
+def external(folder):
+    """A model whose weights are in a file beside it."""
+    weights = np.ones((64, 64), np.float32)
+    tensor = numpy_helper.from_array(weights, "w")
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 64])
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [value], [output], [tensor]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = folder / "external.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    return path
+
+
+@pytest.mark.parametrize("device", ["cpu", "exec"])
+def test_external_data(device, tmp_path):
+    import shlex
+    import sys
+
+    name = f"exec:{shlex.quote(sys.executable)}" if device == "exec" else device
+    path = external(tmp_path)
+    result = check(path, open_device(name), max_bytes=64 * 64 * 4)
+    assert result.verdict == "failed-gate"  # the weights count
+    (tmp_path / "w.bin").unlink()
+    with pytest.raises(MissingFileError, match="keeps its weights in w.bin"):
+        check(path, open_device(name))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"something else altogether", "not an ONNX file"),
+        (b"\x08\x08", "not an ONNX file"),
+        (LIGHT[0].read_bytes()[:-200], "not an ONNX file|damaged|cannot run"),
+    ],
+)
+def test_files_that_are_no_model(content, said, tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    with pytest.raises(DeploynasError, match=said) as caught:
+        check(path, CpuDevice())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kind": "Invented", "domain": "my.own"}, "my.own|Invented"),
+        ({"opset": 99}, "opset"),
+        ({"ir": 99}, "IR version"),
+    ],
+)
+def test_models_that_the_runtime_cannot_run(options, said, tmp_path):
+    path = relu(tmp_path / "m.onnx", (1, 3), **options)
+    with pytest.raises(DeploynasError, match=said) as caught:
+        check(path, CpuDevice())
+    assert "\n" not in str(caught.value)
+
+
+def test_inputs_of_an_unknown_kind(tmp_path):
+    value = helper.make_tensor_value_info("x", TensorProto.STRING, [3])
+    output = helper.make_tensor_value_info("y", TensorProto.STRING, [3])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [output])
+    path = tmp_path / "text.onnx"
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    with pytest.raises(DeploynasError, match="unsupported type"):
+        check(path, CpuDevice())
+
+
+def test_outputs_that_are_no_numbers(tmp_path):
+    path = relu(tmp_path / "nan.onnx", (1, 3), kind="Log")  # of negative noise
+    result = check(path, CpuDevice())
+    assert (result.verdict, result.gates[-1].name) == ("failed-gate", "outputs")
+    assert "not a number" in result.reason
+
+
+def test_a_model_larger_than_memory(tmp_path, monkeypatch):
+    path = relu(tmp_path / "m.onnx", (1, 3))
+    monkeypatch.setattr(model_file, "MEMORY_PER_BYTE", 1e15)
+    with pytest.raises(InvalidInputError, match="too large for this machine"):
+        ModelFile(path)
+
+
+def test_memory_is_a_gate(tmp_path):
+    chosen = space("mobile-small", 10, 3, [32])
+    path = write_model(tmp_path / "m.onnx", chosen.layers(chosen.largest()[0]), RandomWeights())
+    result = check(path, CpuDevice(), max_memory=1_000)
+    if result.peak_bytes is None:
+        pytest.skip("this system does not tell peak memory")
+    assert result.peak_bytes > path.stat().st_size / 2
+    assert result.verdict == "failed-gate"
+    assert "bytes of memory at most, allowed 1,000" in result.reason
+    with pytest.raises(InvalidInputError, match="tells neither"):
+        check(path, _web(), max_memory=1e9)
+
+
+def _web():
+    try:
+        return open_device("web")
+    except DeploynasError as error:
+        pytest.skip(str(error))
+
+
+def test_slower_layers_are_named(tmp_path):
+    """One block of the candidate is twice as wide: its nodes come first."""
+    chosen = space("mobile-small", 10, 3, [32])
+    arch = chosen.decode(chosen.largest())[0]
+    nodes = chosen.layers(chosen.encode([arch])[0])
+    base = write_model(tmp_path / "base.onnx", nodes, RandomWeights())
+    wide = [
+        replace(n, layer=replace(n.layer, mid_channels=8 * n.layer.mid_channels)) if i == 4 else n
+        for i, n in enumerate(nodes)
+    ]
+    slow = write_model(tmp_path / "slow.onnx", wide, RandomWeights())
+    found = slower_layers(CpuDevice(), slow, base)
+    assert 0 < len(found) <= 5
+    assert "layers.4." in found[0].name
+    assert found[0].now_ms > found[0].before_ms
+    result = check(slow, CpuDevice(), baseline=Baseline(base, 0.02))
+    assert result.verdict == "regressed"
+    assert "layers.4." in result.regression.slower[0].name
+    with pytest.raises(DeviceError):
+        CpuDevice().examine(tmp_path / "none.onnx")
