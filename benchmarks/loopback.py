@@ -6,6 +6,7 @@ import getpass
 import os
 import queue
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -89,9 +90,18 @@ class SshServer:
             self.process = None
 
     def cut(self) -> None:
-        """Cut every connection, as a board that loses its power."""
-        pattern = f"sshd.*(@notty|\\[priv\\]|{self.folder})"
-        subprocess.run(["pkill", "-9", "-f", pattern], check=False)
+        """Cut every connection of this server, as a board that loses its power."""
+        assert self.process is not None
+        listed = subprocess.run(
+            ["ps", "-axww", "-o", "pid=,ppid=,args="], capture_output=True, text=True
+        ).stdout.splitlines()
+        rows = [line.split(None, 2) for line in listed]
+        family = {self.process.pid}
+        for _ in rows:
+            family |= {int(pid) for pid, parent, _ in rows if int(parent) in family}
+        for pid, _, args in rows:
+            if int(pid) in family - {self.process.pid} and args.startswith("sshd"):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def find_sshd() -> str | None:

@@ -14,6 +14,12 @@ from deploynas.spaces import layers as layer_costs
 SIDE = 64  # small: weights and wiring do not depend on it
 
 
+@pytest.fixture(autouse=True)
+def own_settings(monkeypatch, tmp_path):
+    """The user's own names of devices stay as they are."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
 @pytest.fixture(scope="session")
 def published_supernet():
     """Name of a space -> the package's supernet, with random weights and statistics."""

@@ -120,6 +120,8 @@ def check(
         target_device = open_same(manifest.device, threads, provider)
     else:
         device = device or "cpu"
+        if "," in device and not device.startswith("exec:"):
+            raise InvalidInputError("a fleet shares a profile's work; check on one of its devices")
         target_device = open_device(device, threads or 1, provider)
     reach(target_device, device, quiet)
     with progress(quiet) as on_progress:
@@ -148,7 +150,7 @@ def check(
             "budget_ms": result.budget_ms,
             "device": target_device.identity.model_dump(),
             "unstable": result.latency.unstable,
-            "notes": target_device.notes,
+            "notes": list(target_device.notes),
         }
         if result.latency_normalised:
             document["latency_ms_normalised"] = _estimate(result.latency_normalised)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -80,7 +81,9 @@ def add(
         raise InvalidInputError(f"{name} is a device of this machine: choose another name")
     if python is not None and host is None:
         raise InvalidInputError("--python goes with --ssh; a command names its own")
-    reached = f"ssh:{host} {python or ''}".strip() if host else f"exec:{command}"
+    reached = f"ssh:{host} {shlex.quote(python or '')}".removesuffix(" ''")
+    if command is not None:
+        reached = f"exec:{command}"
     command_of(reached)
     path = NamedDevices.load().with_device(name, reached).save()
     if not quiet:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploynas.cli.console import Json, Quiet, print_json, say, warn
+from deploynas.cli.console import Json, Quiet, print_json, progress, say, warn
+
+if TYPE_CHECKING:
+    from deploynas.export.manifest import Quantization
 
 
 def register(app: typer.Typer) -> None:
@@ -25,14 +28,21 @@ def export(
     opset: Annotated[
         int | None, typer.Option(help="ONNX operator set, for an old runtime; 17.")
     ] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
+    max_accuracy_drop: Annotated[
+        str, typer.Option(help="That int8 may lose; sensitive layers stay in float for it.")
+    ] = "1%",
     output: Annotated[Path, typer.Option(help="Directory of exports.")] = Path("exports"),
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Export the network of a search; parity with PyTorch is proved on real images."""
+    from deploynas.errors import InvalidInputError, UnknownNameError
     from deploynas.graph import DEFAULT_OPSET
     from deploynas.workflows import networks
 
+    if precision not in ("fp32", "int8"):
+        raise UnknownNameError("precision", precision, ("fp32", "int8"))
     run, result = networks.open_run(
         run, lambda picked: say(f"exporting {picked}", as_json=as_json)
     )
@@ -40,8 +50,27 @@ def export(
     note = networks.profile_note(result)
     if note:
         warn(note)
-    folder = output / (name or run.name)
-    manifest = networks.export(result, trained, folder, opset or DEFAULT_OPSET)
+    quantize = None
+    if precision == "int8":
+        from deploynas.check import percentage
+        from deploynas.device import open_attached
+        from deploynas.workflows.quantized import Int8
+
+        if trained.batch_norm == "uncalibrated":
+            raise InvalidInputError(
+                "int8 needs calibrated batch norms", "search again with --calibration-images DIR"
+            )
+        device = open_attached(result.device, warn)
+        if device is None:
+            warn(f"not measured: {result.device.title} is not attached")
+        quantize = Int8(
+            networks.open_data(trained.data, data), percentage(max_accuracy_drop), device
+        )
+    folder = output / (name or (run.name if quantize is None else f"{run.name}-int8"))
+    with progress(quiet or quantize is None) as on_progress:
+        manifest = networks.export(
+            result, trained, folder, opset or DEFAULT_OPSET, quantize, on_progress
+        )
     if manifest.batch_norm == "uncalibrated":
         warn(
             "batch norms are uncalibrated, so that the accuracy is unknown; search again with "
@@ -58,6 +87,8 @@ def export(
                 "accuracy": manifest.accuracy,
                 "accuracy_kind": manifest.accuracy_kind,
                 "parity_max_abs_diff": manifest.parity_max_abs_diff,
+                "precision": precision,
+                "quantization": manifest.quantization and manifest.quantization.model_dump(),
             }
         )
     say(
@@ -65,5 +96,24 @@ def export(
         f"{manifest.parity_max_abs_diff:.1e} on {manifest.parity_num_images} "
         f"{'images' if manifest.parity_images == 'real' else 'images of noise'}"
     )
+    if manifest.quantization:
+        for line in _quantized(manifest.quantization, result.device.name):
+            say(line)
     say(f"next: deploynas check {folder}")
     return None
+
+
+def _quantized(found: Quantization, device: str) -> list[str]:
+    """What INT8 cost and gained, and which file to take."""
+    kept = f", with {', '.join(found.float_layers)} in float" if found.float_layers else ""
+    lines = [
+        f"int8: {found.accuracy_float:.2%} -> {found.accuracy_int8:.2%} on {found.num_images} "
+        f"validation images{kept}"
+    ]
+    if found.ratio is not None:
+        says = {True: "take int8", False: "take fp32", None: "no difference that can be told"}
+        lines.append(
+            f"int8 takes {found.ratio:.3f} times as long as float on {device} (95 % interval "
+            f"{found.ratio_low:.3f}-{found.ratio_high:.3f}): {says[found.is_faster]}"
+        )
+    return lines

@@ -108,7 +108,7 @@ def profile(
                 "num_layers": len(result.layers),
                 "num_measured": num_measured,
                 "device": result.identity.model_dump(),
-                "notes": target.notes,
+                "notes": list(target.notes),
                 "validation": validation.model_dump(),
             }
         )
@@ -244,7 +244,7 @@ def validate(
         "stated_error": judgement.half_width,
         "num_unstable": judgement.num_unstable,
         "picture": drawn and str(drawn),
-        "notes": device.notes,
+        "notes": list(device.notes),
     }
     if as_json:
         return print_json(document)

@@ -61,6 +61,20 @@ class Identity(Record):
         return f"{reached}{self.processor}, {self.runtime}, {self.provider}, {threads}"
 
 
+class Notes:
+    """What a person should know about a measurement: a line a topic, the last one said."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, str] = {}
+
+    def add(self, topic: str, line: str) -> None:
+        """Say ``line`` in place of what was said of ``topic``."""
+        self._lines[topic] = line
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines.values())
+
+
 class Device(Protocol):
     """Something that runs ONNX models and can say how long they take."""
 
@@ -70,7 +84,7 @@ class Device(Protocol):
         ...
 
     @property
-    def notes(self) -> list[str]:
+    def notes(self) -> Notes:
         """What a person should know about what was measured so far."""
         ...
 
@@ -93,7 +107,7 @@ class LocalDevice(ABC):
     """A device whose workers run on this machine, driven by the engine in this process."""
 
     def __init__(self) -> None:
-        self.notes: list[str] = []
+        self.notes = Notes()
 
     @property
     @abstractmethod

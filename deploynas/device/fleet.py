@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from deploynas.device.base import Device, Identity
+from deploynas.device.base import Device, Identity, Notes
 from deploynas.errors import DeviceError, DeviceMismatchError, ModelError
 from deploynas.onboard.conversation import Examination
 from deploynas.onboard.timing import Round, Samples, StopRule
 
+DROPS = (DeviceError, DeviceMismatchError)  # a member's own trouble; but see ModelError
 NUM_ANCHORS = 4  # models that every device measures, to compare them
 
 
@@ -31,15 +32,29 @@ class Fleet:
 
     def __init__(self, members: Mapping[str, Device]) -> None:
         self._members = dict(members)
-        self._notes: list[str] = []
-        self._anchors: dict[str, list[float]] = {name: [] for name in members}
-        first, *others = self._members.items()
-        for name, device in others:
-            if differences := first[1].identity.differences(device.identity):
+        self._own = Notes()
+        # member -> model, of which measurement -> milliseconds
+        self._anchors: dict[str, dict[tuple[int, str], float]] = {name: {} for name in members}
+        self._num_measurements = 0
+        identities = {}
+        for name, device in members.items():
+            try:
+                identities[name] = device.identity
+            except DeviceError as error:
+                self._drop(name, error)
+        if not identities:
+            raise DeviceError("no device of the fleet answers: " + "; ".join(self._own))
+        first, *others = identities
+        for name in others:
+            if differences := identities[first].differences(identities[name]):
                 raise DeviceMismatchError(
-                    f"{first[0]} and {name} are not of one kind: {'; '.join(differences)}",
+                    f"{first} and {name} are not of one kind: {'; '.join(differences)}",
                     "profile them apart",
                 )
+
+    def _drop(self, name: str, error: Exception) -> None:
+        del self._members[name]
+        self._own.add(f"dropped {name}", f"{name} dropped out: {error}")
 
     @property
     def identity(self) -> Identity:
@@ -47,10 +62,15 @@ class Fleet:
         return next(iter(self._members.values())).identity
 
     @property
-    def notes(self) -> list[str]:
+    def notes(self) -> Notes:
         """How far the devices agree, who dropped out, and what each has to say."""
-        own = [f"{name}: {n}" for name, d in self._members.items() for n in d.notes]
-        return [*self._notes, *([text] if (text := self._agreement()) else []), *own]
+        for name, device in self._members.items():
+            for line in device.notes:
+                self._own.add(f"{name} {line}", f"{name}: {line}")
+        if apart := self.disagreement:
+            text = ", ".join(f"{name} {share:+.1%}" for name, share in apart.items())
+            self._own.add("agreement", f"on the same models, against their median: {text}")
+        return self._own
 
     @property
     def disagreement(self) -> dict[str, float]:
@@ -58,22 +78,21 @@ class Fleet:
 
         Empty before anything was measured by two of them.
         """
-        times = {name: np.array(ms) for name, ms in self._anchors.items() if ms}
+        times = {name: found for name, found in self._anchors.items() if found}
         if len(times) < 2:
             return {}
-        centre = np.median(list(times.values()), axis=0)
-        return {name: float(np.median(ms / centre)) - 1 for name, ms in times.items()}
+        shared = set.intersection(*(set(found) for found in times.values()))
+        if not shared:
+            return {}
+        table = {
+            name: np.array([found[m] for m in sorted(shared)]) for name, found in times.items()
+        }
+        centre = np.median(list(table.values()), axis=0)
+        return {name: float(np.median(ms / centre)) - 1 for name, ms in table.items()}
 
     def examine(self, model: Path) -> Examination:
         """Of the first member; see :class:`deploynas.device.base.Device`."""
         return next(iter(self._members.values())).examine(model)
-
-    def _agreement(self) -> str:
-        apart = self.disagreement
-        if not apart:
-            return ""
-        text = ", ".join(f"{name} {share:+.1%}" for name, share in apart.items())
-        return f"on the same models, against their median: {text}"
 
     def rounds(
         self, models: Mapping[str, Path], rule: StopRule, samples: dict[str, Samples], seed: int
@@ -88,32 +107,33 @@ class Fleet:
             ModelError: One of them cannot run a model.
         """
         names = list(models)
+        self._num_measurements += 1
         compare = names[:: math.ceil(len(names) / NUM_ANCHORS)]
         pending = [name for name in names if name not in compare]
-        alive = list(self._members)
         while pending or compare:
             runs = []
-            for i, member in enumerate(alive):
-                own = {name: samples[name] for name in pending[i :: len(alive)]}
+            for i, (member, device) in enumerate(self._members.items()):
+                own = {name: samples[name] for name in pending[i :: len(self._members)]}
                 for name in compare:
                     own[name] = Samples(samples[name].model_bytes) if i else samples[name]
-                runs.append(_Run(member, self._members[member], own))
+                runs.append(_Run(member, device, own))
             yield from _merged([run for run in runs if run.samples], models, rule, samples, seed)
             failed = [run for run in runs if run.error]
             for run in runs:
-                if isinstance(run.error, ModelError):
+                mine = isinstance(run.error, DROPS) and not isinstance(run.error, ModelError)
+                if run.error is not None and not mine:
                     raise run.error
                 if run.error is None:
-                    own = run.samples
-                    self._anchors[run.name] += [own[n].estimate().median for n in compare]
+                    for name in compare:
+                        ms = run.samples[name].estimate().median
+                        self._anchors[run.name][self._num_measurements, name] = ms
             again = {name for run in failed for name in run.samples}
             pending = [name for name in pending if name in again]
             compare = compare if runs[0].error else []
-            for run in failed:
-                alive.remove(run.name)
-                self._notes.append(f"{run.name} dropped out: {run.error}")
-            if not alive:
+            if len(failed) == len(self._members):
                 raise DeviceError(f"no device of the fleet is left; the last: {failed[-1].error}")
+            for run in failed:
+                self._drop(run.name, run.error or DeviceError("?"))
 
 
 @dataclass
@@ -130,7 +150,7 @@ class _Run:
     device: Device
     samples: dict[str, Samples]
     done: float = 0.0
-    error: DeviceError | None = None
+    error: Exception | None = None
 
 
 def _merged(
@@ -145,9 +165,10 @@ def _merged(
         try:
             for one in run.device.rounds(part, rule, run.samples, seed):
                 out.put((run, one))
-        except DeviceError as error:
+        except Exception as error:  # raised where it is waited for
             run.error = error
-        out.put((run, None))
+        finally:
+            out.put((run, None))
 
     for run in runs:
         threading.Thread(target=work, args=(run,), daemon=True).start()

@@ -68,8 +68,8 @@ def measure(
     except ModelError as error:
         raise _explained(error, models.get(error.model)) from None
     if busiest > BUSY_CORES:
-        note = f"other programs kept up to {busiest:.1f} cores of the device busy meanwhile"
-        device.notes[:] = [*(n for n in device.notes if not n.startswith("other programs")), note]
+        text = f"other programs kept up to {busiest:.1f} cores of the device busy meanwhile"
+        device.notes.add("load", text)
     return samples
 
 

@@ -10,18 +10,22 @@ from typing import ClassVar
 from deploynas.artifacts import Artifact
 from deploynas.errors import InvalidInputError, UnknownNameError
 
+NUM_TYPED = 50
+
 
 class NamedDevices(Artifact):
     """The user's devices. Format 1 (0.1.0): first version.
 
     Attributes:
         devices: Name -> how it is reached: ``exec:COMMAND`` or ``ssh:HOST``.
+        typed: What was reached without a name: a profile may ask for it again.
     """
 
     SCHEMA: ClassVar[str] = "deploynas-devices"
     VERSION: ClassVar[int] = 1
 
     devices: dict[str, str] = {}
+    typed: tuple[str, ...] = ()
 
     @classmethod
     def load(cls) -> NamedDevices:
@@ -37,7 +41,11 @@ class NamedDevices(Artifact):
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]*", name):
             raise InvalidInputError(f"a device's name is letters, digits, . _ @ -, got {name!r}")
-        return NamedDevices(devices={**self.devices, name: reached})
+        return self.model_copy(update={"devices": {**self.devices, name: reached}})
+
+    def with_typed(self, reached: str) -> NamedDevices:
+        """With one more that a person typed."""
+        return self.model_copy(update={"typed": (*self.typed, reached)[-NUM_TYPED:]})
 
     def without(self, name: str) -> NamedDevices:
         """With one less.
@@ -47,7 +55,8 @@ class NamedDevices(Artifact):
         """
         if name not in self.devices:
             raise UnknownNameError("device", name, self.devices)
-        return NamedDevices(devices={n: r for n, r in self.devices.items() if n != name})
+        left = {n: r for n, r in self.devices.items() if n != name}
+        return self.model_copy(update={"devices": left})
 
     def save(self) -> Path:
         """Write the file; returns where."""

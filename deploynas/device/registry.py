@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from deploynas.device.base import Device, Identity
@@ -23,7 +24,7 @@ REACHED = ("exec", "ssh")  # elsewhere: exec:COMMAND, ssh:HOST
 
 
 def open_device(name: str, threads: int = 1, provider: str | None = None) -> Device:
-    """A device by name.
+    """A device that a person named.
 
     Args:
         name: One of :data:`DEVICE_NAMES`, ``exec:COMMAND``, ``ssh:HOST``, a name that the user
@@ -47,26 +48,41 @@ def open_device(name: str, threads: int = 1, provider: str | None = None) -> Dev
         if provider:
             raise InvalidInputError(f"--provider is for ONNX Runtime, which {name} does not use")
         return WebDevice(name, threads)
-    named = NamedDevices.load().devices
-    reached = named.get(name, name)
+    known = NamedDevices.load()
+    reached = known.devices.get(name, name)
     if reached.partition(":")[0] not in REACHED or ":" not in reached:
-        known = (*DEVICE_NAMES, *(f"{kind}:..." for kind in REACHED), *named)
-        raise UnknownNameError("device", name, known)
-    return RemoteDevice(name, command_of(reached), threads, provider)
+        names = [*DEVICE_NAMES, *(f"{kind}:..." for kind in REACHED), *known.devices]
+        raise UnknownNameError("device", name, names)
+    device = RemoteDevice(name, command_of(reached), threads, provider)
+    if name == reached and name not in known.typed:
+        with contextlib.suppress(OSError, DeploynasError):
+            known.with_typed(name).save()
+    return device
 
 
 def open_same(
     identity: Identity, threads: int | None = None, provider: str | None = None
 ) -> Device:
-    """The device that is set up as ``identity`` is, but for what is given.
+    """The device that a file's ``identity`` is of, set up as there but for what is given.
+
+    A file may come from anywhere, so that a command in it is run only where a person gave it a
+    name here, or typed it here before.
 
     Raises:
         DeviceMismatchError: This machine has no such provider or device, or fewer cores.
         MissingDependencyError: Something must be installed first; says what.
     """
+    name = identity.name
+    known = NamedDevices.load()
+    if name not in (*DEVICE_NAMES, *known.devices, *known.typed):
+        raise DeviceMismatchError(
+            f"measured on {identity.title}, of which this machine knows nothing",
+            f"if you trust it, name it: deploynas devices add {name.partition(':')[0]} ..., or "
+            "pass --device",
+        )
     own = identity.provider if identity.device == "cpu" else None
     try:
-        return open_device(identity.name, threads or identity.threads, provider or own)
+        return open_device(name, threads or identity.threads, provider or own)
     except (InvalidInputError, UnknownNameError) as error:
         raise DeviceMismatchError(
             f"measured on {identity.title}, which this machine cannot run: {error}"
@@ -83,8 +99,9 @@ def open_attached(
     try:
         device = open_same(identity)
         return None if identity.differences(device.identity) else device
-    except DeviceError as error:
-        on_note(f"{error}; what it would measure is predicted only")
+    except (DeviceError, DeviceMismatchError) as error:
+        if "reached" in identity.recorded:
+            on_note(f"{error}; what it would measure is predicted only")
     except DeploynasError:
         pass
     return None

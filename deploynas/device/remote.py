@@ -25,7 +25,7 @@ from typing import IO, Any, NoReturn
 
 import deploynas.errors
 import deploynas.onboard
-from deploynas.device.base import Identity
+from deploynas.device.base import Identity, Notes
 from deploynas.device.cpu import identity_of
 from deploynas.device.reference import write_references
 from deploynas.device.wire import Parcel
@@ -36,6 +36,7 @@ from deploynas.onboard.timing import Level, Round, Samples, StopRule
 
 START_SECONDS = 60.0  # that a device may take to say a first word
 SILENCE_SECONDS = 60.0  # that it may be silent later: it says every few seconds that it is alive
+MAX_LINE_BYTES = 50_000_000
 MAX_GREETING_LINES = 200  # that a login may print before Python speaks
 SSH = (
     "ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20",
@@ -54,25 +55,29 @@ _FIRST_LINE = (
     '_f = os.fdopen(os.dup(0), "rb"); exec(_f.read(int(_f.readline())))'
 )
 _UNPACK = """
-import io, shutil, tempfile, zipfile
+import io, os, shutil, tempfile, zipfile
 from pathlib import Path
-content = _f.read({size})
+def give_up(text):
+    print("deploynas: " + text, file=sys.stderr, flush=True)
+    os._exit(1)
+folder = None
 try:
-    folder = tempfile.mkdtemp(prefix="deploynas-")
+    content = _f.read({size})
     try:
-        zipfile.ZipFile(io.BytesIO(content)).extractall(folder)
-    except OSError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-except OSError as error:
-    sys.exit("cannot write to %s: %s" % (tempfile.gettempdir(), error.strerror))
-sys.path.insert(0, folder)
-try:
+        import numpy
+    except ModuleNotFoundError:
+        give_up("missing: numpy")
+    if tuple(map(int, numpy.__version__.split(".")[:2])) < (1, 21):
+        give_up("its numpy is " + numpy.__version__ + ", and 1.21 is needed")
+    folder = tempfile.mkdtemp(prefix="deploynas-")
+    zipfile.ZipFile(io.BytesIO(content)).extractall(folder)
+    sys.path.insert(0, folder)
     from deploynas.onboard.agent import serve
-except ImportError as error:
-    shutil.rmtree(folder, ignore_errors=True)
-    sys.exit("missing: %s" % error.name)
-serve(_f, Path(folder))
+    serve(_f, Path(folder))
+except BaseException as error:
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
+    give_up("it cannot start the agent: " + (str(error) or type(error).__name__))
 """
 _SSH_FAILURES = (
     (
@@ -198,18 +203,21 @@ class Link:
             if not isinstance(answer, dict):
                 self._fail(f"it says something unexpected: {line[:80]!r}")
             if "model" in answer:
-                raise ModelError("", answer["model"], answer["reason"])
+                raise ModelError("", str(answer["model"]), str(answer.get("reason")))
             if "error" in answer:
-                hint = PIP_HINT if "there has no" in answer["error"] else None
-                raise DeviceError(f"{self._name}: {answer['error']}", hint)
+                text = str(answer["error"])
+                raise DeviceError(
+                    f"{self._name}: {text}", PIP_HINT if "there has no" in text else None
+                )
             if "alive" not in answer:
-                return dict(answer)
+                return answer
 
     def _line(self, seconds: float) -> bytes:
         try:
             line = self._answers.get(timeout=seconds)
         except queue.Empty:
-            self._fail(f"it has said nothing for {seconds:.0f} seconds")
+            hint = None if self._speaks else "the command must pass its arguments on to a Python"
+            self._fail(f"it has said nothing for {seconds:.0f} seconds", hint)
         if line is None:
             self._fail(None)
         return line
@@ -236,7 +244,7 @@ class Link:
 def _read(process: subprocess.Popen[bytes], answers: queue.Queue[bytes | None]) -> None:
     assert process.stdout is not None
     with process.stdout, contextlib.suppress(OSError, ValueError):
-        for line in process.stdout:
+        while line := process.stdout.readline(MAX_LINE_BYTES):
             answers.put(line)
     answers.put(None)
 
@@ -269,22 +277,24 @@ def _reason(
 ) -> tuple[str, str | None]:
     """Why a command ended, by what it said, and what to do."""
     said = "\n".join(lines)
-    if Path(command[0]).name == "ssh":
-        host = command[-2]
+    if found := re.search(r"^deploynas: missing: (\w+)", said, re.MULTILINE):
+        return f"{command[-1]} there has no {found[1]}", PIP_HINT
+    if found := re.search(r"^deploynas: (.*)", said, re.MULTILINE):
+        return found[1], None
+    if Path(command[0]).name == "ssh" and code == 255 and not speaks:
+        host = command[-2] if len(command) > 2 else "HOST"
         for pattern, reason, hint in _SSH_FAILURES:
             if re.search(pattern, said):
                 return reason, hint.format(host=host)
-    if found := re.search(r"^missing: (\w+)", said, re.MULTILINE):
-        return f"{command[-1]} there has no {found[1]}", PIP_HINT
+    last = lines[-1] if lines else f"exit code {code}"
+    if speaks:
+        return f"the connection ended ({last})", "run it again: what was measured is kept"
     if code == 127 or re.search(r"not found|No such file", said):
         return (
             f"there is no {command[-1]!r} there",
             "name its Python: --device 'ssh:HOST venv/bin/python'",
         )
-    last = lines[-1] if lines else f"exit code {code}"
-    if not speaks:
-        return f"it does not start Python, but ends ({last})", None
-    return f"the connection ended ({last})", "run it again: what was measured is kept"
+    return f"it does not start Python, but ends ({last})", None
 
 
 class RemoteDevice:
@@ -300,7 +310,7 @@ class RemoteDevice:
     def __init__(
         self, name: str, command: list[str], threads: int = 1, provider: str | None = None
     ) -> None:
-        self.notes: list[str] = []
+        self.notes = Notes()
         self.bytes_sent = 0
         self._name, self._command = name, command
         self._threads, self._provider = threads, provider or DEFAULT_PROVIDER
@@ -336,9 +346,13 @@ class RemoteDevice:
             )  # fmt: skip
             while "round" in (answer := link.receive()):
                 one = round_of(answer["round"], list(models))
+                if one.number and not all(samples[name].ms for name in one.touches):
+                    raise DeviceError(f"{self._name}: it sent samples of no session")
                 for name, (ms, level) in one.touches.items():
                     samples[name].add(one.number == 0, ms, level)
                 yield one
+            if lacking := [name for name in models if not samples[name].ms]:
+                raise DeviceError(f"{self._name}: it sent no samples of {lacking[0]}")
             finished = True
         except ModelError as error:
             finished = True
@@ -400,7 +414,7 @@ def round_of(fields: Mapping[str, Any], names: list[str]) -> Round:
             for name, (ms, level) in fields["touches"].items()
         }
         one = Round(int(fields["number"]), touches, float(fields["done"]), float(fields["others"]))
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise DeviceError("the device sent samples that cannot be read") from None
     times = [t for ms, level in touches.values() for t in (ms, level.core_ms, level.memory_ms)]
     if not set(touches) <= set(names) or not all(0 < t < float("inf") for t in times):
@@ -431,5 +445,6 @@ def command_of(name: str) -> list[str]:
     if kind == "exec":
         return words
     python = words[1] if words[1:] else "python3"
-    # a shell there reads it: a name with spaces needs quotes, ~ must have none
-    return [*SSH, words[0], shlex.quote(python) if " " in python else python]
+    # a shell there reads it: ~ must have no quotes, anything else that it would change needs some
+    plain = re.fullmatch(r"[\w./~@+-]+", python)
+    return [*SSH, words[0], python if plain else shlex.quote(python)]

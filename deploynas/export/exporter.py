@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,13 @@ import deploynas
 from deploynas.artifacts import open_atomic, sha256
 from deploynas.data import Pixels, normalise, resize
 from deploynas.errors import ParityError
-from deploynas.export.manifest import BatchNorm, Manifest, Preprocessing, Weights
+from deploynas.export.manifest import (
+    BatchNorm,
+    Manifest,
+    Preprocessing,
+    Quantization,
+    Weights,
+)
 from deploynas.export.probe import probe
 from deploynas.graph import DEFAULT_OPSET, StateWeights, emit
 from deploynas.nn import StaticNetwork
@@ -23,6 +29,7 @@ from deploynas.search import Candidate, DataRecord, SearchResult
 from deploynas.spaces import SearchSpace
 
 PARITY_IMAGES = 256
+Quantize = Callable[[bytes, Manifest, Callable[[str, float], None]], tuple[bytes, Quantization]]
 NOISE_IMAGES = 32
 PARITY_TOLERANCE = 1e-4
 
@@ -39,6 +46,8 @@ def export_network(
     images: Pixels,
     result: SearchResult,
     opset: int = DEFAULT_OPSET,
+    quantize: Quantize | None = None,
+    on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> Manifest:
     """Write ``model.onnx`` and ``manifest.json`` into ``folder``.
 
@@ -53,6 +62,8 @@ def export_network(
         images: Real images for parity, uint8 ``(n, h, w, c)``; noise where there are none.
         result: The search: its budget, and whose its prediction is, are recorded.
         opset: ONNX operator set.
+        quantize: Makes the file that is written of the float one, whose parity was proved.
+        on_progress: Called with what is going on and its share done.
 
     Raises:
         ParityError: The exported file computes something else; nothing is written.
@@ -76,8 +87,6 @@ def export_network(
     inputs = normalise(resize(images, resolution), data.mean, data.std)
     difference = parity(network, content, inputs)
     path = folder / "model.onnx"
-    with open_atomic(path) as file:
-        file.write(content)
     manifest = Manifest(
         space=space.spec,  # type: ignore[arg-type]
         architecture=candidate.architecture,
@@ -102,8 +111,7 @@ def export_network(
         parity_max_abs_diff=difference,
         parity_num_images=len(images),
         parity_images="real" if is_real else "noise",
-        model_sha256=sha256(path),
-        recorded_outputs=tuple(tuple(map(float, x)) for x in probe(content)),
+        model_sha256="",
         versions={
             "deploynas": deploynas.__version__,
             **{
@@ -111,6 +119,17 @@ def export_network(
             },
         },
     )
+    if quantize is not None:
+        content, quantization = quantize(content, manifest, on_progress)
+        changed: dict[str, object] = {"quantization": quantization, "predicted_latency_ms": None}
+        if batch_norm == "calibrated":
+            changed |= {"accuracy": quantization.accuracy_int8, "accuracy_kind": "measured"}
+        manifest = manifest.model_copy(update=changed)
+    with open_atomic(path) as file:
+        file.write(content)
+    outputs = tuple(tuple(map(float, x)) for x in probe(content))
+    found = {"model_sha256": sha256(path), "recorded_outputs": outputs}
+    manifest = manifest.model_copy(update=found)
     manifest.write(folder / "manifest.json")
     return manifest
 

@@ -27,6 +27,33 @@ class Preprocessing(Record):
     crop: float = 1.0
 
 
+class Quantization(Record):
+    """What INT8 cost and gained.
+
+    Attributes:
+        accuracy_float, accuracy_int8: Of the two files, on ``num_images`` validation images.
+        float_layers: Layers that keep their precision, because they are sensitive.
+        ratio, ratio_low, ratio_high: Latency of the INT8 file over the float one's, measured in
+            turn, with its 95 % interval; None where the device was not attached.
+    """
+
+    accuracy_float: float
+    accuracy_int8: float
+    num_images: int
+    num_calibration_images: int
+    float_layers: tuple[str, ...]
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+
+    @property
+    def is_faster(self) -> bool | None:
+        """Whether INT8 is the faster one; None where that is not known."""
+        if self.ratio_low is None or self.ratio_high is None:
+            return None
+        return True if self.ratio_high < 1 else False if self.ratio_low > 1 else None
+
+
 class Manifest(Artifact):
     """``manifest.json`` beside ``model.onnx``. Format 1 (0.1.0): first version.
 
@@ -34,7 +61,8 @@ class Manifest(Artifact):
         core_ms, memory_ms: The reference level of ``predicted_latency_ms``.
         prediction_error: Relative half-width of the prediction's 95 % residual.
         data_size: Side in px at which the data was loaded, before it was resized.
-        predicted_latency_ms: None where the profile lacks the network's own classifier.
+        predicted_latency_ms: None where the profile lacks the network's own classifier, and for
+            INT8, which it does not know.
         weights: The supernet's own, trained further, trained anew, or published.
         batch_norm: Whether its statistics were set for this network; elsewhere they are slices
             of the largest network's, and its accuracy is unknown.
@@ -72,5 +100,6 @@ class Manifest(Artifact):
     parity_num_images: int
     parity_images: Literal["real", "noise"]
     model_sha256: str
+    quantization: Quantization | None = None
     recorded_outputs: tuple[tuple[float, ...], ...] = ()
     versions: dict[str, str]

@@ -7,7 +7,6 @@ and then ``done``. It keeps nothing but a temporary folder, and ends with its in
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import queue
@@ -16,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +28,7 @@ from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
 
 ALIVE_SECONDS = 5.0
 _DESCRIBE = (
-    "import json, sys; sys.path.insert(0, sys.argv[1]); "
+    "import sys; sys.path[0] = sys.argv[1]; import json; "
     "from deploynas.onboard.processor import describe; "
     "print(json.dumps(describe(sys.argv[2], int(sys.argv[3]))))"
 )
@@ -65,18 +64,21 @@ def serve(source: BinaryIO, folder: Path) -> None:
     questions: queue.Queue[dict[str, Any]] = queue.Queue()
 
     def listen() -> None:
-        with contextlib.suppress(OSError, ValueError):
+        try:
             for line in iter(source.readline, b""):
                 message = json.loads(line)
                 content = source.read(message.get("bytes", 0))
                 if message["do"] == "file":
                     try:
                         models.put(message["digest"], message["parts"], content)
-                    except (OSError, ValueError) as error:
+                    except (OSError, ValueError, MemoryError) as error:
                         say(failure(error, folder))
                 else:
                     questions.put(message)
-        leave()
+        except Exception as error:  # an agent that cannot hear must not stay
+            say(failure(error, folder))
+        finally:
+            leave()
 
     def beat() -> None:
         while True:
@@ -85,6 +87,19 @@ def serve(source: BinaryIO, folder: Path) -> None:
 
     for work in (listen, beat):
         threading.Thread(target=work, daemon=True).start()
+    try:
+        answer_all(questions, models, folder, say)
+    finally:
+        leave()
+
+
+def answer_all(
+    questions: queue.Queue[dict[str, Any]],
+    models: ModelFolder,
+    folder: Path,
+    say: Callable[[Mapping[str, object]], None],
+) -> None:
+    """Answer questions one after the other; an error is an answer, whatever it is."""
     while True:
         message = questions.get()
         try:
@@ -96,7 +111,7 @@ def serve(source: BinaryIO, folder: Path) -> None:
                 for one in measured(message, models):
                     say({"round": asdict(one)})
                 say({"done": True})
-        except (DeviceError, OSError, ValueError) as error:
+        except Exception as error:
             say(failure(error, folder))
 
 
@@ -107,7 +122,9 @@ def failure(error: Exception, folder: Path) -> dict[str, object]:
     if isinstance(error, OSError):
         free = shutil.disk_usage(folder).free / 1e6 if folder.exists() else 0.0
         return {"error": f"cannot write {folder}: {error.strerror} ({free:.0f} MB are free)"}
-    return {"error": str(error)}
+    if isinstance(error, (DeviceError, ValueError)):
+        return {"error": str(error)}
+    return {"error": f"{type(error).__name__} there: {error}"}
 
 
 def described(provider: str, threads: int, folder: Path) -> dict[str, object]:

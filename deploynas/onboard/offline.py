@@ -56,6 +56,8 @@ def _run(folder: Path, results: Path) -> None:
     lines = _so_far(results)
     if lines and lines[0].get("plan") != digest:
         raise ValueError(f"{results} holds something else: name another file")
+    if lines and _kind(lines[0]["identity"]) != _kind(facts):
+        raise ValueError(f"{results} was begun on another device or runtime: name another file")
     if lines and "end" in lines[-1]:
         return
     samples: dict[str, Samples] = {}
@@ -98,6 +100,11 @@ def _run(folder: Path, results: Path) -> None:
         write({"end": hashlib.sha256(content).hexdigest()})
 
 
+def _kind(facts: dict[str, Any]) -> tuple[object, ...]:
+    """What must not change between two runs: samples of two devices never mix."""
+    return facts.get("processor"), str(facts.get("runtime_version")).split(".")[:2]
+
+
 def _so_far(results: Path) -> list[dict[str, Any]]:
     """The lines of an interrupted run; a last one that was cut is dropped from the file."""
     if not results.exists():
@@ -105,8 +112,12 @@ def _so_far(results: Path) -> list[dict[str, Any]]:
     content = results.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     try:
-        lines = [dict(json.loads(line)) for line in whole.splitlines()]
-    except ValueError:
+        lines = [json.loads(line) for line in whole.splitlines()]
+        if lines and not ("plan" in lines[0] and "identity" in lines[0]):
+            raise ValueError
+        if not all("round" in line for line in lines[1:-1]):
+            raise ValueError
+    except (ValueError, TypeError):
         raise ValueError(f"{results} holds something else: name another file") from None
     if len(whole) < len(content):
         results.write_bytes(whole)

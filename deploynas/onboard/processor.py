@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+MIN_RUNTIME = (1, 12)  # opset 17, which the networks for timing have
 DEFAULT_PROVIDER = "CPUExecutionProvider"
 
 
@@ -17,10 +18,16 @@ def describe(provider: str, threads: int) -> dict[str, object]:
     """What an identity is made of: processor, runtime, and what is merely recorded.
 
     Raises:
-        ValueError: The machine has fewer cores, or the runtime no such provider.
+        ValueError: The machine has fewer cores, or the runtime no such provider, or is too old.
     """
     import onnxruntime
 
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if version < MIN_RUNTIME:
+        raise ValueError(
+            f"its onnxruntime is {onnxruntime.__version__}, and {MIN_RUNTIME[0]}.{MIN_RUNTIME[1]} "
+            "is needed"
+        )
     cores = available_cores()
     if not 1 <= threads <= len(cores):
         raise ValueError(f"--threads {threads}: it offers 1 to {len(cores)}")

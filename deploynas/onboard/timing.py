@@ -89,6 +89,11 @@ class Samples:
                 sessions.append([])
             sessions[-1].append(value)
 
+    def clear(self) -> None:
+        """Forget every touch."""
+        for sessions in self._columns:
+            sessions.clear()
+
     @property
     def _columns(self) -> tuple[list[list[float]], ...]:
         return self.ms, self.core_ms, self.memory_ms

@@ -118,7 +118,10 @@ def open_session(
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     # Many open sessions must not spin against each other.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(path, options, providers=[provider])
+    session = ort.InferenceSession(path, options, providers=[provider])
+    if session.get_providers()[0] != provider:
+        raise RuntimeError(f"{provider} does not start here, and another provider took its place")
+    return session
 
 
 def random_input(np: Any, rng: Any, info: Any) -> Any:

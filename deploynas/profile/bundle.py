@@ -14,7 +14,7 @@ from typing import Any
 import deploynas
 from deploynas import spaces
 from deploynas.artifacts import open_atomic
-from deploynas.device.base import Identity
+from deploynas.device.base import Identity, Notes
 from deploynas.device.cpu import identity_of
 from deploynas.device.reference import write_references
 from deploynas.device.remote import package, round_of
@@ -41,7 +41,7 @@ bundle = Path(sys.argv[0])
 with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
     try:
         zipfile.ZipFile(bundle).extractall(folder)
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:
         sys.exit("error: cannot unpack %s to %s: %s" % (bundle, folder, error))
     sys.path[0] = folder  # the worker is a process of its own, which reads no archive
     from deploynas.onboard.offline import main
@@ -140,7 +140,7 @@ class RecordedDevice:
 
     def __init__(self, identity: Identity, rounds: list[Round]) -> None:
         self.identity = identity
-        self.notes: list[str] = []
+        self.notes = Notes()
         self._rounds = rounds
 
     def examine(self, model: Path) -> Examination:
@@ -155,6 +155,8 @@ class RecordedDevice:
         Raises:
             DeviceMismatchError: One of them was never measured.
         """
+        for name in models:  # what an interrupted import left is here as well
+            samples[name].clear()
         for i, one in enumerate(self._rounds):
             touches = {name: touch for name, touch in one.touches.items() if name in models}
             if not touches:

@@ -12,7 +12,7 @@ import torch
 from deploynas.artifacts import RUNS, Artifact, ensure_writable, newest, sha256
 from deploynas.data import ImageDataset, Pixels, load_dataset
 from deploynas.errors import IncompleteProfileError, InvalidInputError
-from deploynas.export.exporter import PARITY_IMAGES, export_network
+from deploynas.export.exporter import PARITY_IMAGES, Quantize, export_network
 from deploynas.export.manifest import BatchNorm, Manifest, Weights
 from deploynas.graph import DEFAULT_OPSET
 from deploynas.nn import StaticNetwork, build
@@ -434,7 +434,12 @@ def _load(chosen: StagedSpace, candidate: Candidate, path: Path) -> StaticNetwor
 
 
 def export(
-    result: SearchResult, trained: TrainedNetwork, folder: Path, opset: int = DEFAULT_OPSET
+    result: SearchResult,
+    trained: TrainedNetwork,
+    folder: Path,
+    opset: int = DEFAULT_OPSET,
+    quantize: Quantize | None = None,
+    on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> Manifest:
     """Export one of a result's networks into ``folder``."""
     return export_network(
@@ -448,6 +453,8 @@ def export(
         images=trained.images,
         result=result,
         opset=opset,
+        quantize=quantize,
+        on_progress=on_progress,
     )
 
 

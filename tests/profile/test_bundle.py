@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -70,6 +69,13 @@ def test_results_become_a_profile(results, tmp_path):
     profile, measured = profile_space(found, device, tmp_path / "pi.json")
     assert measured == len(SPACE.layer_table)
     assert LatencyModel(SPACE, profile).predict_ms(SPACE.largest())[0] > 0
+    before = {key: record.samples for key, record in profile.layers.items()}
+    journal = tmp_path / "again.journal"
+    with pytest.raises(KeyboardInterrupt):  # an import that is interrupted, and repeated
+        profile_space(found, device, tmp_path / "again.json", on_progress=interrupt)
+    assert journal.exists()
+    again, _ = profile_space(found, device, tmp_path / "again.json")
+    assert {key: record.samples for key, record in again.layers.items()} == before
     _, measured = profile_space(found, device, tmp_path / "pi.json")
     assert measured == 0
     other = space("mobile-small", 10, 1, [28])
@@ -101,6 +107,11 @@ def test_results_that_are_not_there(tmp_path, bundle):
         read_results(bundle)
 
 
+def interrupt(text, share):
+    if share > 0.2:
+        raise KeyboardInterrupt
+
+
 def rewritten(bundle, path, name, content):
     with zipfile.ZipFile(bundle) as old, zipfile.ZipFile(path, "w") as new:
         for entry in old.namelist():
@@ -119,6 +130,12 @@ def test_a_bundle_that_was_tampered_with(bundle, tmp_path):
     other = rewritten(bundle, tmp_path / "model.pyz", model, content[:-1] + b"x")
     code, _, err = run(other, tmp_path)
     assert (code, err) == (1, "error: the bundle's models were changed after it was made\n")
+    flipped = bytearray(bundle.read_bytes())
+    flipped[len(flipped) // 2] ^= 0xFF
+    damaged = tmp_path / "damaged.pyz"
+    damaged.write_bytes(flipped)
+    code, _, err = run(damaged, tmp_path)
+    assert (code, err.count("\n")) == (1, 1)
     cut = tmp_path / "cut.pyz"
     cut.write_bytes(bundle.read_bytes()[:-3000])
     assert run(cut, tmp_path)[0] == 1
@@ -130,7 +147,18 @@ def test_what_a_device_may_lack(bundle, tmp_path):
     assert (code, err.count("\n")) == (1, 1)
     assert "has no numpy; try: pip install numpy onnxruntime" in err
     taken = tmp_path / "pi.results.jsonl"
-    taken.write_text("something else\n")
+    for text in ("something else\n", "5\n", '{"end": 1}\n{"end": 1}\n'):
+        taken.write_text(text)
+        code, _, err = run(bundle, tmp_path)
+        said = "error: pi.results.jsonl holds something else: name another file\n"
+        assert (code, err) == (1, said)
+
+
+def test_results_of_another_device_are_not_continued(bundle, results, tmp_path):
+    lines = results.read_text().splitlines(keepends=True)[:3]
+    first = json.loads(lines[0])
+    first["identity"]["runtime_version"] = "1.2.3"
+    (tmp_path / "pi.results.jsonl").write_text(json.dumps(first) + "\n" + "".join(lines[1:]))
     code, _, err = run(bundle, tmp_path)
-    assert (code, err) == (1, "error: pi.results.jsonl holds something else: name another file\n")
-    shutil.rmtree(tmp_path / "bare")
+    assert code == 1
+    assert "was begun on another device or runtime" in err
