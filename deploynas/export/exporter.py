@@ -29,7 +29,9 @@ from deploynas.search import Candidate, DataRecord, SearchResult
 from deploynas.spaces import SearchSpace
 
 PARITY_IMAGES = 256
-Quantize = Callable[[bytes, Manifest, Callable[[str, float], None]], tuple[bytes, Quantization]]
+Quantize = Callable[
+    [bytes, Preprocessing, Callable[[str, float], None]], tuple[bytes, Quantization]
+]
 NOISE_IMAGES = 32
 PARITY_TOLERANCE = 1e-4
 
@@ -120,7 +122,7 @@ def export_network(
         },
     )
     if quantize is not None:
-        content, quantization = quantize(content, manifest, on_progress)
+        content, quantization = quantize(content, preprocessing, on_progress)
         changed: dict[str, object] = {"quantization": quantization, "predicted_latency_ms": None}
         if batch_norm == "calibrated":
             changed |= {"accuracy": quantization.accuracy_int8, "accuracy_kind": "measured"}

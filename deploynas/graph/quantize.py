@@ -46,7 +46,10 @@ def quantize(model: bytes, images: Images, float_layers: Collection[str] = ()) -
         folder = Path(name)
         source, prepared, target = (folder / f"{n}.onnx" for n in ("float", "prepared", "int8"))
         source.write_bytes(model)
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        # shapes alone: batch norms are folded, and its optimizer would take HardSwish apart
+        quant_pre_process(
+            str(source), str(prepared), skip_symbolic_shape=True, skip_optimization=True
+        )
         nodes = onnx.load(prepared).graph.node
         quantization.quantize_static(
             str(prepared),
@@ -59,6 +62,10 @@ def quantize(model: bytes, images: Images, float_layers: Collection[str] = ()) -
             nodes_to_exclude=[node.name for node in nodes if _layer(node.name) in float_layers],
         )
         quantized = onnx.load(target)
+    used = {node.domain for node in quantized.graph.node}
+    imports = [entry for entry in quantized.opset_import if entry.domain in used]
+    del quantized.opset_import[:]
+    quantized.opset_import.extend(imports)
     del quantized.metadata_props[:]
     onnx.helper.set_model_props(quantized, metadata)
     content: bytes = quantized.SerializeToString()

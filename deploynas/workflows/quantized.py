@@ -14,8 +14,7 @@ from deploynas.check.verdict import Examples, onnx_accuracy
 from deploynas.data import ImageDataset, Split, normalise
 from deploynas.device import Device
 from deploynas.errors import InvalidInputError
-from deploynas.export import Manifest
-from deploynas.export.manifest import Quantization
+from deploynas.export.manifest import Preprocessing, Quantization
 from deploynas.graph.quantize import Images, layer_names, quantize
 
 NUM_CALIBRATION = 256  # training images
@@ -40,15 +39,14 @@ class Int8:
     device: Device | None
 
     def __call__(
-        self, model: bytes, manifest: Manifest, on_progress: OnProgress
+        self, model: bytes, preprocessing: Preprocessing, on_progress: OnProgress
     ) -> tuple[bytes, Quantization]:
         """The INT8 file of a float one, and what it cost and gained.
 
         Raises:
             InvalidInputError: Even with half of the layers in float, it loses too much.
         """
-        side = manifest.preprocessing.resolution
-        mean, std = manifest.preprocessing.mean, manifest.preprocessing.std
+        side, mean, std = preprocessing.resolution, preprocessing.mean, preprocessing.std
         rows = np.random.default_rng(0).permutation(len(self.dataset.train))[:NUM_CALIBRATION]
         images = normalise(self.dataset.train.resized(side)[rows], mean, std)
         val = self.dataset.val
