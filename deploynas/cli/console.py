@@ -16,10 +16,12 @@ from rich.markup import escape
 if TYPE_CHECKING:
     from deploynas.data import ImageDataset
     from deploynas.device import Device
+    from deploynas.profile.device_profile import Precision
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Threads = Annotated[int, typer.Option(help="Threads inside one operator.")]
+PrecisionName = Annotated[str, typer.Option("--precision", help="fp32 or int8.")]
 SpaceName = Annotated[str, typer.Option("--space", help="Search space.")]
 OnProgress = Callable[[str, float], None]
 
@@ -59,6 +61,21 @@ def open_data(
     for text in dataset.warnings:
         warn(text)
     return dataset
+
+
+def as_precision(name: str) -> Precision:
+    """A precision by name.
+
+    Raises:
+        UnknownNameError: There is no such.
+    """
+    from deploynas.errors import UnknownNameError
+    from deploynas.profile.device_profile import PRECISIONS
+
+    for known in PRECISIONS:
+        if name == known:
+            return known
+    raise UnknownNameError("precision", name, PRECISIONS)
 
 
 def reach(device: Device, name: str, quiet: bool) -> Device:

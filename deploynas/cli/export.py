@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploynas.cli.console import Json, Quiet, print_json, progress, say, warn
+from deploynas.cli.console import Json, Quiet, as_precision, print_json, progress, say, warn
 
 if TYPE_CHECKING:
     from deploynas.export.manifest import Quantization
@@ -28,7 +28,7 @@ def export(
     opset: Annotated[
         int | None, typer.Option(help="ONNX operator set, for an old runtime; 17.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
+    precision: Annotated[str | None, typer.Option(help="fp32 or int8; else the search's.")] = None,
     max_accuracy_drop: Annotated[
         str, typer.Option(help="That int8 may lose; sensitive layers stay in float for it.")
     ] = "1%",
@@ -37,12 +37,12 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Export the network of a search; parity with PyTorch is proved on real images."""
-    from deploynas.errors import InvalidInputError, UnknownNameError
+    from deploynas.errors import InvalidInputError
     from deploynas.graph import DEFAULT_OPSET
     from deploynas.workflows import networks
 
-    if precision not in ("fp32", "int8"):
-        raise UnknownNameError("precision", precision, ("fp32", "int8"))
+    if precision is not None:
+        as_precision(precision)
     run, result = networks.open_run(
         run, lambda picked: say(f"exporting {picked}", as_json=as_json)
     )
@@ -50,6 +50,7 @@ def export(
     note = networks.profile_note(result)
     if note:
         warn(note)
+    precision = precision or result.precision
     quantize = None
     if precision == "int8":
         from deploynas.check import percentage

@@ -12,9 +12,11 @@ import typer
 
 from deploynas.cli.console import (
     Json,
+    PrecisionName,
     Quiet,
     SpaceName,
     Threads,
+    as_precision,
     open_data,
     print_json,
     progress,
@@ -26,6 +28,7 @@ from deploynas.cli.console import (
 
 if TYPE_CHECKING:
     from deploynas.device import Device
+    from deploynas.profile.device_profile import Precision
     from deploynas.spaces import StagedSpace
 
 
@@ -48,6 +51,7 @@ def profile(
     in_channels: Annotated[int | None, typer.Option(help="Without --data.")] = None,
     resolution: Annotated[list[int] | None, typer.Option(help="May be repeated.")] = None,
     threads: Threads = 1,
+    precision_name: PrecisionName = "fp32",
     provider: Annotated[str | None, typer.Option(help="Execution provider.")] = None,
     output: Annotated[Path | None, typer.Option(help="Profile file.")] = None,
     bundle: Annotated[
@@ -76,14 +80,15 @@ def profile(
 
     if budget_minutes != math.inf:
         require_positive(budget_minutes, "--budget-minutes")
+    precision = as_precision(precision_name)
     if bundle is not None:
         if results is not None:
             raise InvalidInputError("give one of --bundle and --import")
         chosen = choose_space(space_name, data, num_classes, in_channels, resolution)
-        return _bundle(bundle, chosen, threads, provider, budget_minutes, as_json)
+        return _bundle(bundle, chosen, precision, threads, provider, budget_minutes, as_json)
     target: Device
     if results is not None:
-        chosen, target = read_results(results)
+        chosen, precision, target = read_results(results)
         name = results.name.partition(".")[0]
         threads = target.identity.threads
     else:
@@ -94,13 +99,14 @@ def profile(
     path = output or PROFILES / f"{name}{suffix}.json"
     with progress(quiet) as on_progress:
         result, num_measured = profile_space(
-            chosen, target, path, budget_minutes=budget_minutes, on_progress=on_progress
-        )
+            chosen, target, path, precision=precision, budget_minutes=budget_minutes,
+            on_progress=on_progress,
+        )  # fmt: skip
     from deploynas.profile.device_profile import space_key
     from deploynas.spaces import CandidateSpace
 
     warn_notes(target)
-    validation = result.validations[space_key(chosen, "fp32")]
+    validation = result.validations[space_key(chosen, precision)]
     if as_json:
         return print_json(
             {
@@ -119,12 +125,13 @@ def profile(
         f"{validation.mape:.1%}, within 5 %: {validation.within_5_percent:.0%}, Kendall tau "
         f"{validation.kendall_tau:.3f}, noise floor {validation.noise_floor:.1%}"
     )
-    model = LatencyModel(chosen, result)
+    model = LatencyModel(chosen, result, precision)
     ends = model.predict_ms(np.concatenate([chosen.smallest(), chosen.largest()]))
     say(f"networks of {chosen.name} take {ends[0]:.3g} to {ends[1]:.3g} ms here")
     middle = f"{float(np.sqrt(ends[0] * ends[1])):.2g}"
     named = "" if path == PROFILES / "cpu.json" else f" --profile {path}"
     how = "" if chosen.name == "mobile-small" else f" --space {chosen.name}"
+    how += "" if precision == "fp32" else f" --precision {precision}"
     how += " --strategy proxyless" if isinstance(chosen, CandidateSpace) else ""
     if data or (isinstance(chosen, CandidateSpace) and chosen.num_classes == 1000):
         how += f" --data {data or 'DIR'}"
@@ -133,14 +140,15 @@ def profile(
 
 
 def _bundle(
-    path: Path, space: StagedSpace, threads: int, provider: str | None, minutes: float,
-    as_json: bool,
+    path: Path, space: StagedSpace, precision: Precision, threads: int, provider: str | None,
+    minutes: float, as_json: bool,
 ) -> None:  # fmt: skip
     from deploynas.profile.bundle import write_bundle
 
     num_models, size = write_bundle(
-        path, space, threads=threads, provider=provider, budget_minutes=minutes
-    )
+        path, space, precision=precision, threads=threads, provider=provider,
+        budget_minutes=minutes,
+    )  # fmt: skip
     if as_json:
         return print_json({"bundle": str(path), "num_models": num_models, "bytes": size})
     say(f"{path}: {num_models} models of {space.name}, {size / 1e6:.1f} MB")
@@ -175,6 +183,7 @@ def validate(
     space_name: Annotated[
         str | None, typer.Option("--space", help="Where the profile holds several.")
     ] = None,
+    precision_name: PrecisionName = "fp32",
     num_networks: Annotated[int, typer.Option(help="Fresh networks.", min=4)] = 40,
     seed: Annotated[int, typer.Option(help="Of the networks.", min=0)] = 20_001,
     picture: Annotated[
@@ -199,9 +208,10 @@ def validate(
     hint = "make one: deploynas profile --device cpu"
     path = path or newest("*.json", PROFILES, "device profile", hint)
     result = DeviceProfile.read(path)
-    spaces = {s.name: s for s in profiled_spaces(result)}
+    precision = as_precision(precision_name)
+    spaces = {s.name: s for s in profiled_spaces(result, precision)}
     if not spaces:
-        raise IncompleteProfileError(f"{path} holds no calibrated space", hint)
+        raise IncompleteProfileError(f"{path} holds no calibrated space in {precision}", hint)
     if space_name is not None and space_name not in spaces:
         raise UnknownNameError("profiled space", space_name, list(spaces))
     chosen = spaces[space_name or list(spaces)[-1]]
@@ -210,8 +220,8 @@ def validate(
     result.require_same_device(
         device.identity, path, "validate it there, or profile this one: deploynas profile"
     )
-    model = LatencyModel(chosen, result)
-    archs = fresh_archs(chosen, result, num_networks, seed)
+    model = LatencyModel(chosen, result, precision)
+    archs = fresh_archs(chosen, result, num_networks, seed, precision)
     drawn: Path | None = picture or path.with_name(f"{path.stem}-validation.png")
     assert drawn is not None
     ensure_writable(drawn.parent)
@@ -236,6 +246,7 @@ def validate(
     document = {
         "profile": str(path),
         "space": chosen.name,
+        "precision": precision,
         **table.model_dump(),
         "mean_bias": judgement.bias,
         "drift": judgement.drift,

@@ -9,7 +9,9 @@ import typer
 
 from deploynas.cli.console import (
     Json,
+    PrecisionName,
     Quiet,
+    as_precision,
     open_data,
     print_json,
     progress,
@@ -78,6 +80,7 @@ def search(
         float | None,
         typer.Option(help="Of the latency losses sum and product; 0.3.", show_default=False),
     ] = None,
+    precision_name: PrecisionName = "fp32",
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Always on: training goes on.")] = True,
@@ -90,6 +93,7 @@ def search(
     from deploynas.spaces import space, space_names
     from deploynas.workflows import steps
 
+    precision = as_precision(precision_name)
     budget = steps.budget_from(latency_ms, max_flops, max_params, max_memory)
     if not budget.model_dump(exclude_none=True):
         raise typer.BadParameter("give a budget, for example --latency-ms 10")
@@ -142,7 +146,7 @@ def search(
                 ofa_weights, space_name, path, budget, run,
                 device=device, calibration_images=calibration_images, data=data,
                 strategy=strategy, seed=seed,
-                num_evaluations=evaluations or published.NUM_EVALUATIONS,
+                num_evaluations=evaluations or published.NUM_EVALUATIONS, precision=precision,
                 on_progress=on_progress, on_note=note,
             )  # fmt: skip
         elif is_gradient:
@@ -154,7 +158,7 @@ def search(
             result = proxyless.search(
                 space_for(space_name, dataset), dataset, path, budget, run, recipe,
                 device=device, num_evaluations=evaluations or proxyless.NUM_EVALUATIONS,
-                on_progress=on_progress, on_note=note,
+                precision=precision, on_progress=on_progress, on_note=note,
             )  # fmt: skip
         else:
             dataset = open_data(data, space_name=space_name)
@@ -162,7 +166,7 @@ def search(
             result = steps.train_and_search(
                 space_for(space_name, dataset), dataset, path, budget, run,
                 supernet=supernet, epochs=epochs, device=device, strategy=strategy, seed=seed,
-                num_evaluations=evaluations or steps.NUM_EVALUATIONS,
+                num_evaluations=evaluations or steps.NUM_EVALUATIONS, precision=precision,
                 on_progress=on_progress, on_note=note,
             )  # fmt: skip
     if device is not None:
@@ -179,6 +183,7 @@ def _document(result: SearchResult, run: Path) -> dict[str, object]:
         "space": result.space["name"],
         "budget": result.budget.model_dump(exclude_none=True),
         "not_binding": list(result.not_binding),
+        "precision": result.precision,
         "strategy": result.strategy,
         "seed": result.seed,
         "run": str(run),

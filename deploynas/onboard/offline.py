@@ -45,7 +45,7 @@ def _run(folder: Path, results: Path) -> None:
     plan: dict[str, Any] = json.loads(text)
     provider, threads = plan["provider"], plan["threads"]
     facts = described(provider, threads, folder)
-    about = ("space", "provider", "threads", "budget_minutes", "soft_seconds")
+    about = ("space", "precision", "provider", "threads", "budget_minutes", "soft_seconds")
     first = {"plan": digest, "identity": facts, **{name: plan[name] for name in about}}
     models = ModelFolder(folder)
     try:

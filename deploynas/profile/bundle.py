@@ -23,7 +23,7 @@ from deploynas.errors import DeviceError, DeviceMismatchError, InvalidInputError
 from deploynas.onboard.conversation import Examination
 from deploynas.onboard.processor import DEFAULT_PROVIDER
 from deploynas.onboard.timing import Round, Samples, StopRule
-from deploynas.profile.device_profile import DeviceProfile
+from deploynas.profile.device_profile import DeviceProfile, Precision
 from deploynas.profile.profiler import jobs_of, write_models
 from deploynas.spaces import StagedSpace
 
@@ -54,6 +54,7 @@ def write_bundle(
     path: Path,
     space: StagedSpace,
     *,
+    precision: Precision = "fp32",
     threads: int = 1,
     provider: str | None = None,
     budget_minutes: float = math.inf,
@@ -68,7 +69,7 @@ def write_bundle(
         OutputError: The file cannot be written.
     """
     plan, literals = _plan(
-        space, threads, provider or DEFAULT_PROVIDER, budget_minutes, soft_seconds
+        space, precision, threads, provider or DEFAULT_PROVIDER, budget_minutes, soft_seconds
     )
     text = json.dumps(plan).encode()
     files = {
@@ -83,11 +84,11 @@ def write_bundle(
     return sum(len(job["models"]) for job in plan["jobs"]), len(content)
 
 
-def read_results(path: Path) -> tuple[StagedSpace, RecordedDevice]:
+def read_results(path: Path) -> tuple[StagedSpace, Precision, RecordedDevice]:
     """What ``python3 BUNDLE`` wrote on the device.
 
     Returns:
-        The space, and a device that measures it by looking it up.
+        The space, its precision, and a device that measures it by looking it up.
 
     Raises:
         MissingFileError, InvalidInputError: The file is not there, unfinished, damaged or edited,
@@ -103,7 +104,9 @@ def read_results(path: Path) -> tuple[StagedSpace, RecordedDevice]:
         lines = [json.loads(line) for line in content.splitlines()]
         first, last = lines[0], lines[-1]
         plan, spec, facts = first["plan"], first["space"], first["identity"]
-        how = (first["threads"], first["provider"], first["budget_minutes"], first["soft_seconds"])
+        precision: Precision = first["precision"]
+        threads, provider = first["threads"], first["provider"]
+        limits = first["budget_minutes"], first["soft_seconds"]
     except (ValueError, IndexError, KeyError, TypeError):
         raise damaged from None
     if "end" not in last:
@@ -115,7 +118,7 @@ def read_results(path: Path) -> tuple[StagedSpace, RecordedDevice]:
         raise damaged
     space = spaces.space(**spec)
     assert isinstance(space, StagedSpace)
-    expected, _ = _plan(space, *how)
+    expected, _ = _plan(space, precision, threads, provider, *limits)
     if hashlib.sha256(json.dumps(expected).encode()).hexdigest() != plan:
         raise InvalidInputError(
             f"{path} was measured with a bundle of another version, or with changed models",
@@ -124,10 +127,10 @@ def read_results(path: Path) -> tuple[StagedSpace, RecordedDevice]:
     names = [name for job in expected["jobs"] for name in job["models"]]
     try:
         rounds = [round_of(line["round"], names) for line in lines[1:-1]]
-        identity = identity_of(facts, how[1], how[0])
+        identity = identity_of(facts, provider, threads)
     except (KeyError, TypeError, DeviceError):
         raise damaged from None
-    return space, RecordedDevice(identity, rounds)
+    return space, precision, RecordedDevice(identity, rounds)
 
 
 class RecordedDevice:
@@ -171,7 +174,12 @@ class RecordedDevice:
 
 
 def _plan(
-    space: StagedSpace, threads: int, provider: str, budget_minutes: float, soft_seconds: float
+    space: StagedSpace,
+    precision: Precision,
+    threads: int,
+    provider: str,
+    budget_minutes: float,
+    soft_seconds: float,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The plan, and digest -> bytes of each model that are sent."""
     literals: dict[str, bytes] = {}
@@ -187,8 +195,8 @@ def _plan(
         folder = Path(name)
         references = [put(path) for path in write_references(folder)]
         empty = DeviceProfile.model_construct(layers={}, networks={})
-        for job in jobs_of(space, empty, budget_minutes, soft_seconds):
-            paths = write_models(job.networks, folder)
+        for job in jobs_of(space, empty, precision, budget_minutes, soft_seconds):
+            paths = write_models(job, folder)
             jobs.append(
                 {
                     "title": job.title,
@@ -198,8 +206,9 @@ def _plan(
                 }
             )
     plan = {
-        "version": deploynas.__version__, "space": space.spec, "threads": threads,
-        "provider": provider, "budget_minutes": budget_minutes, "soft_seconds": soft_seconds,
+        "version": deploynas.__version__, "space": space.spec, "precision": precision,
+        "threads": threads, "provider": provider, "budget_minutes": budget_minutes,
+        "soft_seconds": soft_seconds,
         "jobs": jobs, "references": references, "parts": parts,
     }  # fmt: skip
     return plan, literals

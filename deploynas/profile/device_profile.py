@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,6 +24,8 @@ from deploynas.device import Estimate, Identity, Level, Samples
 from deploynas.errors import DeviceMismatchError, IncompleteProfileError, OutputError
 from deploynas.spaces import ArchRecord, Layer, StagedSpace
 
+Precision = Literal["fp32", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
 Correlation = Annotated[float, Field(ge=-1, le=1)]
@@ -174,15 +176,15 @@ class DeviceProfile(Artifact):
         """A latency at the profile's own reference level."""
         return samples.thaw().estimate(self.reference)
 
-    def layer_ms(self, layer: Layer, precision: str = "fp32") -> float:
+    def layer_ms(self, layer: Layer, precision: Precision = "fp32") -> float:
         """Median latency of a layer, milliseconds; KeyError where it is not measured."""
         return self._estimates[layer_key(layer, precision)].median
 
-    def missing(self, space: StagedSpace, precision: str = "fp32") -> list[Layer]:
+    def missing(self, space: StagedSpace, precision: Precision = "fp32") -> list[Layer]:
         """Layers of ``space`` that the profile lacks."""
         return [x for x in space.layer_table if layer_key(x, precision) not in self.layers]
 
-    def restrict(self, space: StagedSpace, precision: str = "fp32") -> StagedSpace:
+    def restrict(self, space: StagedSpace, precision: Precision = "fp32") -> StagedSpace:
         """``space`` with the resolutions whose every layer is measured.
 
         Raises:
@@ -217,22 +219,24 @@ class DeviceProfile(Artifact):
             )
 
 
-def layer_key(layer: Layer, precision: str) -> str:
+def layer_key(layer: Layer, precision: Precision) -> str:
     """Key of a layer in a profile."""
     return f"{precision}/{layer.key}"
 
 
-def space_key(space: StagedSpace, precision: str) -> str:
+def space_key(space: StagedSpace, precision: Precision) -> str:
     """Key of a space's calibration; its resolutions are pooled."""
     return f"{precision}/{space.name}/{space.num_classes}/{space.in_channels}"
 
 
-def profile_command(space: StagedSpace, identity: Identity) -> str:
+def profile_command(space: StagedSpace, identity: Identity, precision: Precision = "fp32") -> str:
     """The command that adds a space's layers to the profile of a device."""
+    how = f" --device {shlex.quote(identity.name)}"
+    how += "" if precision == "fp32" else f" --precision {precision}"
     threads = f" --threads {identity.threads}" if identity.threads > 1 else ""
     sides = "".join(f" --resolution {r}" for r in space.resolutions)
     return (
-        f"deploynas profile --device {shlex.quote(identity.name)}{threads} --space {space.name} "
+        f"deploynas profile{how}{threads} --space {space.name} "
         f"--num-classes {space.num_classes} --in-channels {space.in_channels}{sides}"
     )
 

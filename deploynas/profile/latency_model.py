@@ -17,6 +17,7 @@ import numpy.typing as npt
 from deploynas.errors import IncompleteProfileError
 from deploynas.profile.device_profile import (
     DeviceProfile,
+    Precision,
     Validation,
     profile_command,
     space_key,
@@ -47,15 +48,16 @@ class LatencyModel:
     """
 
     def __init__(
-        self, space: StagedSpace, profile: DeviceProfile, precision: str = "fp32"
+        self, space: StagedSpace, profile: DeviceProfile, precision: Precision = "fp32"
     ) -> None:
+        self.precision: Precision = precision
         self.space = profile_complete(space, profile, precision)
         self.profile = profile
         key = space_key(space, precision)
         if key not in profile.networks or key not in profile.validations:
             raise IncompleteProfileError(
                 f"the profile holds no calibration of {space.name}",
-                f"add it: {profile_command(space, profile.identity)}",
+                f"add it: {profile_command(space, profile.identity, precision)}",
             )
         self.validation = profile.validations[key]
         self.half_width = self.validation.residual_95
@@ -64,7 +66,7 @@ class LatencyModel:
         if lacking:  # a profile that was interrupted after its layers
             raise IncompleteProfileError(
                 f"the profile holds no calibration of {space.name} at {lacking[0]} px",
-                f"add it: {profile_command(space, profile.identity)}",
+                f"add it: {profile_command(space, profile.identity, precision)}",
             )
         archs = space.encode([r.architecture for r in records])
         measured = np.array([profile.estimate(r.samples).median for r in records])
@@ -105,7 +107,7 @@ class Features:
         table: ``(len(layer_table), num_features - 1)``; column 0 of the features is constant.
     """
 
-    def __init__(self, space: StagedSpace, profile: DeviceProfile, precision: str) -> None:
+    def __init__(self, space: StagedSpace, profile: DeviceProfile, precision: Precision) -> None:
         self._space = space
         layers = space.layer_table
         times = np.array([profile.layer_ms(layer, precision) for layer in layers])
@@ -208,7 +210,7 @@ def kendall_tau(first: Floats, second: Floats) -> float:
 
 
 def profile_complete(
-    space: StagedSpace, profile: DeviceProfile, precision: str = "fp32"
+    space: StagedSpace, profile: DeviceProfile, precision: Precision = "fp32"
 ) -> StagedSpace:
     """Return ``space`` if the profile holds all its layers, at every resolution.
 
@@ -220,6 +222,6 @@ def profile_complete(
         raise IncompleteProfileError(
             f"the profile lacks {len(missing)} layers of {space.name}, the first is "
             f"{missing[0].key}",
-            f"add them: {profile_command(space, profile.identity)}",
+            f"add them: {profile_command(space, profile.identity, precision)}",
         )
     return space

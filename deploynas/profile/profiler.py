@@ -15,6 +15,7 @@ import numpy as np
 from deploynas.device import Device, Level, Samples, StopRule, measure
 from deploynas.errors import DeviceMismatchError, InvalidInputError
 from deploynas.graph import RandomWeights, write_model
+from deploynas.graph.quantize import quantize
 from deploynas.onboard.timing import typical_level
 from deploynas.profile.device_profile import (
     DeviceProfile,
@@ -22,6 +23,7 @@ from deploynas.profile.device_profile import (
     LayerRecord,
     LevelRecord,
     NetworkRecord,
+    Precision,
     SampleRecord,
     layer_key,
     open_journal,
@@ -34,6 +36,7 @@ from deploynas.spaces.layers import Node, chain
 
 OnProgress = Callable[[str, float], None]
 NUM_CALIBRATION = 48
+NUM_NOISE = 2  # images that a network for timing is quantized with
 LAYER_RULE = StopRule(
     precision=0.01, min_sessions=4, max_sessions=16, rounds=10, session_seconds=6.0
 )
@@ -48,6 +51,7 @@ def profile_space(
     device: Device,
     path: Path,
     *,
+    precision: Precision = "fp32",
     budget_minutes: float = math.inf,
     soft_seconds: float = 100.0,
     on_progress: OnProgress = lambda text, share: None,
@@ -61,6 +65,7 @@ def profile_space(
         space: What is needed.
         device: Measures.
         path: The profile's file.
+        precision: Of the layers and networks; a profile can hold both.
         budget_minutes: Hard limit, half of it on layers.
         soft_seconds: Until then what is not yet precise is measured again and again.
         on_progress: Called with what is going on and its share done.
@@ -78,18 +83,18 @@ def profile_space(
         profile.require_same_device(device.identity, path, "choose another file with --output")
         old = _replay(journal, device)
         started = time.monotonic()
-        layer_job, network_job = jobs_of(space, profile, budget_minutes, soft_seconds)
-        missing = profile.missing(space)
+        layer_job, network_job = jobs_of(space, profile, precision, budget_minutes, soft_seconds)
+        missing = profile.missing(space, precision)
         measured = _measure(device, layer_job, journal, old, on_progress)
-        profile = _with_layers(profile, missing, measured)
+        profile = _with_layers(profile, missing, measured, precision)
         if measured:
             profile.write(path)
         left = started + soft_seconds - time.monotonic()
         network_job = replace(network_job, rule=replace(network_job.rule, soft_seconds=left))
         measured_networks = _measure(device, network_job, journal, old, on_progress)
-        archs = _calibration_archs(space, profile)
+        archs = _calibration_archs(space, profile, precision)
         samples = [measured_networks[name] for name in network_job.networks]
-        profile = _with_networks(profile, space, archs, samples)
+        profile = _with_networks(profile, space, archs, samples, precision)
         profile.write(path)
         journal.remove()
         return profile, len(missing)
@@ -102,38 +107,62 @@ class Job:
     title: str
     networks: dict[str, list[Node]]
     rule: StopRule
+    precision: Precision
 
 
 def jobs_of(
-    space: StagedSpace, profile: DeviceProfile, budget_minutes: float, soft_seconds: float
+    space: StagedSpace,
+    profile: DeviceProfile,
+    precision: Precision,
+    budget_minutes: float,
+    soft_seconds: float,
 ) -> tuple[Job, Job]:
     """The layers, then the calibration networks; times as of :func:`profile_space`."""
     hard = budget_minutes * 60 * 0.5
-    layers = {layer_key(x, "fp32"): chain([x]) for x in profile.missing(space)}
-    archs = _calibration_archs(space, profile)
-    prefix = space_key(space, "fp32")
+    missing = profile.missing(space, precision)
+    layers = {layer_key(x, precision): chain([x]) for x in missing}
+    archs = _calibration_archs(space, profile, precision)
+    prefix = space_key(space, precision)
     networks = {f"{prefix}#{_name(arch)}": space.layers(arch) for arch in archs}
     soft = soft_seconds * LAYER_SHARE
     return (
         Job(
             f"{len(layers)} layers", layers,
-            replace(LAYER_RULE, max_seconds=hard, soft_seconds=soft),
+            replace(LAYER_RULE, max_seconds=hard, soft_seconds=soft), precision,
         ),
         Job(
             f"{len(networks)} networks", networks,
-            replace(NETWORK_RULE, max_seconds=hard, soft_seconds=soft_seconds - soft),
+            replace(NETWORK_RULE, max_seconds=hard, soft_seconds=soft_seconds - soft), precision,
         ),
     )  # fmt: skip
 
 
-def write_models(networks: Mapping[str, list[Node]], folder: Path) -> dict[str, Path]:
+def write_models(
+    job: Job, folder: Path, on_progress: OnProgress = lambda text, share: None
+) -> dict[str, Path]:
     """Each network as ONNX with random weights; its file's name is what an error shows."""
-    return {
-        name: write_model(
-            folder / f"{i:04d} {name.replace('/', ' ')}.onnx", nodes, RandomWeights()
-        )
-        for i, (name, nodes) in enumerate(networks.items())
-    }
+    paths = {}
+    for i, (name, nodes) in enumerate(job.networks.items()):
+        path = folder / f"{i:04d} {name.replace('/', ' ')}.onnx"
+        paths[name] = write_timed(path, nodes, job.precision)
+        if job.precision != "fp32":
+            on_progress(f"quantizing {job.title}", (i + 1) / len(job.networks))
+    return paths
+
+
+def write_timed(path: Path, nodes: list[Node], precision: Precision, seed: int = 0) -> Path:
+    """A network for timing, with random weights."""
+    write_model(path, nodes, RandomWeights(seed))
+    if precision == "int8":
+        path.write_bytes(quantize_for_timing(path.read_bytes(), nodes[0].layer))
+    return path
+
+
+def quantize_for_timing(content: bytes, first: Layer) -> bytes:
+    """A network in 8 bits, calibrated on noise: how long it takes does not depend on scales."""
+    shape = (NUM_NOISE, first.in_channels, first.height, first.width)
+    noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    return quantize(content, noise)
 
 
 def _measure(
@@ -141,7 +170,7 @@ def _measure(
 ) -> dict[str, Samples]:
     """Write each network as ONNX and time it, journalling every round."""
     with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
-        paths = write_models(job.networks, Path(folder))
+        paths = write_models(job, Path(folder), on_progress)
         samples = {name: old[name] for name in paths if name in old}
 
         def on_round(number: int, touches: dict[str, tuple[float, Level]]) -> None:
@@ -183,12 +212,15 @@ def _replay(journal: Journal, device: Device) -> dict[str, Samples]:
 
 
 def _with_layers(
-    profile: DeviceProfile, layers: list[Layer], measured: Mapping[str, Samples]
+    profile: DeviceProfile,
+    layers: list[Layer],
+    measured: Mapping[str, Samples],
+    precision: Precision,
 ) -> DeviceProfile:
     records = dict(profile.layers)
     counted_by = "fvcore" if importlib.util.find_spec("fvcore") else "deploynas"
     for layer in layers:
-        key = layer_key(layer, "fp32")
+        key = layer_key(layer, precision)
         macs, params = _costs(layer, counted_by)
         records[key] = LayerRecord(
             macs=macs, params=params, counted_by=counted_by, samples=SampleRecord.of(measured[key])
@@ -211,12 +243,14 @@ def _costs(layer: Layer, counted_by: str) -> tuple[int, int]:
     return layer_costs.macs(layer), layer_costs.params(layer)
 
 
-def _calibration_archs(space: StagedSpace, profile: DeviceProfile) -> Archs:
+def _calibration_archs(
+    space: StagedSpace, profile: DeviceProfile, precision: Precision = "fp32"
+) -> Archs:
     """Networks that calibrate: half uniform, half spread over the space's range of sizes.
 
     A space that was calibrated at other resolutions keeps those networks beside the new ones.
     """
-    key = space_key(space, "fp32")
+    key = space_key(space, precision)
     known = {r.resolution for r in profile.networks.get(key, ())}
     new = [i for i, r in enumerate(space.resolutions) if r not in known]
     if not new:
@@ -235,9 +269,13 @@ def _calibration_archs(space: StagedSpace, profile: DeviceProfile) -> Archs:
 
 
 def _with_networks(
-    profile: DeviceProfile, space: StagedSpace, archs: Archs, samples: list[Samples]
+    profile: DeviceProfile,
+    space: StagedSpace,
+    archs: Archs,
+    samples: list[Samples],
+    precision: Precision = "fp32",
 ) -> DeviceProfile:
-    key = space_key(space, "fp32")
+    key = space_key(space, precision)
     records = list(profile.networks.get(key, ()))
     for arch, measured in zip(space.decode(archs), samples, strict=True):
         records.append(
@@ -249,7 +287,7 @@ def _with_networks(
     estimates = [profile.estimate(r.samples) for r in records]
     times = np.array([e.median for e in estimates])
     rows = whole.encode([r.architecture for r in records])
-    predicted = cross_validate(Features(whole, profile, "fp32")(rows), times)
+    predicted = cross_validate(Features(whole, profile, precision)(rows), times)
     validation = judge(predicted, times, [e.half_width for e in estimates])
     return profile.model_copy(
         update={

@@ -16,14 +16,15 @@ import numpy.typing as npt
 
 from deploynas import spaces
 from deploynas.device import Device, Estimate, StopRule, measure
-from deploynas.graph import RandomWeights, write_model
 from deploynas.profile.device_profile import (
     DeviceProfile,
     NetworkRecord,
+    Precision,
     Validation,
     space_key,
 )
 from deploynas.profile.latency_model import LatencyModel, judge
+from deploynas.profile.profiler import write_timed
 from deploynas.spaces import Archs, StagedSpace
 
 Floats = npt.NDArray[np.float64]
@@ -97,7 +98,7 @@ class Judgement:
         return sum(e.unstable for e in self.measured)
 
 
-def profiled_spaces(profile: DeviceProfile, precision: str = "fp32") -> list[StagedSpace]:
+def profiled_spaces(profile: DeviceProfile, precision: Precision = "fp32") -> list[StagedSpace]:
     """The spaces that a profile was calibrated for, at the resolutions that it holds."""
     found = []
     for key, records in profile.networks.items():
@@ -108,9 +109,15 @@ def profiled_spaces(profile: DeviceProfile, precision: str = "fp32") -> list[Sta
     return found
 
 
-def fresh_archs(space: StagedSpace, profile: DeviceProfile, num: int, seed: int = SEED) -> Archs:
+def fresh_archs(
+    space: StagedSpace,
+    profile: DeviceProfile,
+    num: int,
+    seed: int = SEED,
+    precision: Precision = "fp32",
+) -> Archs:
     """``num`` random architectures, none of which calibrated ``profile``."""
-    records = profile.networks.get(space_key(space, "fp32"), ())
+    records = profile.networks.get(space_key(space, precision), ())
     held = [r.architecture for r in records if r.resolution in space.resolutions]
     known = {row.tobytes() for row in space.encode(held)}
     drawn = space.sample(num + 8 * len(known), np.random.default_rng(seed))
@@ -152,7 +159,7 @@ def validate(
         known = model.space.encode([record.architecture for record in anchors])
         for i, arch in enumerate([*archs, *known]):
             path = Path(folder) / f"{i}.onnx"
-            paths[str(i)] = write_model(path, model.space.layers(arch), RandomWeights(i))
+            paths[str(i)] = write_timed(path, model.space.layers(arch), model.precision, i)
         samples = measure(
             device, paths, rule, seed=seed,
             on_progress=lambda p: on_progress(f"{len(archs)} networks", p.done),
@@ -161,7 +168,7 @@ def validate(
     then = np.array([profile.estimate(record.samples).median for record in anchors])
     now = np.array([e.median for e in estimates[len(archs) :]])
     drift = float(np.median(now / then)) - 1
-    layer_ms = np.array([profile.layer_ms(x) for x in model.space.layer_table])
+    layer_ms = np.array([profile.layer_ms(x, model.precision) for x in model.space.layer_table])
     return Judgement(
         archs=archs,
         predicted_ms=model.predict_ms(archs),
@@ -174,7 +181,7 @@ def validate(
 
 def _anchors(model: LatencyModel) -> list[NetworkRecord]:
     """Calibration networks of the model, evenly spaced from the fastest to the slowest."""
-    key = space_key(model.space, "fp32")
+    key = space_key(model.space, model.precision)
     records = [r for r in model.profile.networks[key] if r.resolution in model.space.resolutions]
     records.sort(key=lambda record: model.profile.estimate(record.samples).median)
     places = np.linspace(0, len(records) - 1, min(NUM_ANCHORS, len(records)))

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from deploynas.artifacts import Artifact, Record
 from deploynas.device import Identity
+from deploynas.profile.device_profile import Precision
 from deploynas.search.budget import Budget
 from deploynas.spaces import ArchRecord
 
@@ -110,6 +111,7 @@ class SearchResult(Artifact):
         not_binding: Limits that even the dearest network keeps.
         measured_latency_ms: Of the chosen network, where the device was attached.
         profile: Path of the device profile; ``device`` is whose it is.
+        precision: Of the latencies: what the network is to be exported in.
         core_ms, memory_ms: The reference level of the predicted latencies.
         supernet: Run of a trained supernet, the file of a published one, or the search's own run.
         weights: Which of the three: ``shared``, ``published``, or a set a path.
@@ -134,6 +136,7 @@ class SearchResult(Artifact):
     front: tuple[FrontPoint, ...]
     measured_latency_ms: float | None
     profile: str
+    precision: Precision = "fp32"
     device: Identity
     core_ms: float
     memory_ms: float

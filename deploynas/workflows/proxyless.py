@@ -20,6 +20,7 @@ from deploynas.errors import (
     require_positive,
 )
 from deploynas.nn import MixedNetwork
+from deploynas.profile.device_profile import Precision
 from deploynas.report.probabilities import draw_probabilities
 from deploynas.search import Budget, SearchResult
 from deploynas.search import search as run_search
@@ -137,6 +138,7 @@ def search(
     *,
     device: Device | None,
     num_evaluations: int,
+    precision: Precision = "fp32",
     on_progress: OnProgress,
     on_note: Callable[[str], None],
 ) -> SearchResult:
@@ -152,6 +154,7 @@ def search(
         recipe: How to learn.
         device: The profile's, which measures what was decided; None where it is elsewhere.
         num_evaluations: Of the random search beside it, under the same weights.
+        precision: Of the latencies.
         on_progress: Called with what is going on and its share done.
         on_note: Called with what a user should know.
 
@@ -164,7 +167,7 @@ def search(
     torch.manual_seed(recipe.seed)
     network = MixedNetwork(chosen).to(pick_device())
     require_splittable(dataset)
-    model = latency_model(chosen, profile_path, device, on_progress)
+    model = latency_model(chosen, profile_path, device, precision, on_progress)
     budget.require_reachable(model, np.random.default_rng(recipe.seed))
     ensure_writable(run)
     checkpoint = run / "proxyless-checkpoint.safetensors"
@@ -196,7 +199,7 @@ def search(
         strategy="proxyless",
         seed=recipe.seed,
         num_evaluations=num_evaluations,
-        measure_ms=measured_by(device, evaluator.extract),
+        measure_ms=measured_by(device, evaluator.extract, precision),
         decide=decide,
         on_progress=on_progress,
     )

@@ -21,6 +21,7 @@ from deploynas.data.published import (
 from deploynas.device import Device
 from deploynas.errors import InvalidInputError
 from deploynas.nn import StaticNetwork, Supernet, recalibrate
+from deploynas.profile.device_profile import Precision
 from deploynas.search import Budget, Candidate, DataRecord, SearchResult
 from deploynas.search import search as run_search
 from deploynas.search.imagenet import ImageNetPredictor, imagenet_predictor
@@ -112,6 +113,7 @@ def search(
     strategy: str,
     seed: int,
     num_evaluations: int,
+    precision: Precision = "fp32",
     on_progress: OnProgress,
     on_note: Callable[[str], None],
 ) -> SearchResult:
@@ -130,6 +132,7 @@ def search(
         strategy: A key of ``STRATEGIES``.
         seed: Of every draw.
         num_evaluations: Networks whose accuracy is predicted.
+        precision: Of the latencies.
         on_progress: Called with what is going on and its share done.
         on_note: Called with what a user should know.
 
@@ -147,7 +150,7 @@ def search(
     predictor = imagenet_predictor(space)
     sides = ", ".join(map(str, space.resolutions))
     on_note(f"searching at {sides} px: the accuracy predictor knows no other resolution")
-    model = latency_model(space, profile_path, device, on_progress)
+    model = latency_model(space, profile_path, device, precision, on_progress)
     budget.require_reachable(model, np.random.default_rng(seed))
     supernet = Supernet(space)
     supernet.load_ofa(weights)
@@ -163,7 +166,7 @@ def search(
         strategy=strategy,
         seed=seed,
         num_evaluations=num_evaluations,
-        measure_ms=measured_by(device, supernet.extract),
+        measure_ms=measured_by(device, supernet.extract, precision),
         on_progress=on_progress,
     )
     result = as_result(

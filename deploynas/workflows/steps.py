@@ -20,6 +20,8 @@ from deploynas.errors import IncompleteProfileError, InvalidInputError, require_
 from deploynas.export.exporter import network_bytes
 from deploynas.nn import StaticNetwork, Supernet
 from deploynas.profile import DeviceProfile, LatencyModel, profile_space
+from deploynas.profile.device_profile import Precision
+from deploynas.profile.profiler import quantize_for_timing
 from deploynas.search import Budget, DataRecord, SearchResult
 from deploynas.search import search as run_search
 from deploynas.search.result import DecisionRecord, SearchWeights
@@ -173,7 +175,11 @@ def open_supernet(
 
 
 def latency_model(
-    chosen: StagedSpace, path: Path, device: Device | None, on_progress: OnProgress
+    chosen: StagedSpace,
+    path: Path,
+    device: Device | None,
+    precision: Precision,
+    on_progress: OnProgress,
 ) -> LatencyModel:
     """What a search predicts latency with, at the resolutions that the profile holds.
 
@@ -185,12 +191,12 @@ def latency_model(
     """
     profile = DeviceProfile.read(path)
     try:
-        return LatencyModel(profile.restrict(chosen), profile)
+        return LatencyModel(profile.restrict(chosen, precision), profile, precision)
     except IncompleteProfileError:
         if device is None:
             raise
-    profile, _ = profile_space(chosen, device, path, on_progress=on_progress)
-    return LatencyModel(chosen, profile)
+    profile, _ = profile_space(chosen, device, path, precision=precision, on_progress=on_progress)
+    return LatencyModel(chosen, profile, precision)
 
 
 def train_and_search(
@@ -206,6 +212,7 @@ def train_and_search(
     strategy: str,
     seed: int,
     num_evaluations: int,
+    precision: Precision = "fp32",
     on_progress: OnProgress,
     on_note: Callable[[str], None],
 ) -> SearchResult:
@@ -222,7 +229,7 @@ def train_and_search(
         trained = open_supernet(supernet, dataset)
         assert isinstance(trained.network.space, StagedSpace)
         chosen = trained.network.space
-    model = latency_model(chosen, profile_path, device, on_progress)
+    model = latency_model(chosen, profile_path, device, precision, on_progress)
     if model.space.resolutions != chosen.resolutions:
         held = ", ".join(map(str, model.space.resolutions))
         on_note(f"searching at {held} px: the profile holds no other resolution of the space")
@@ -263,7 +270,7 @@ def search(
         strategy=strategy,
         seed=seed,
         num_evaluations=num_evaluations,
-        measure_ms=measured_by(device, evaluator.extract),
+        measure_ms=measured_by(device, evaluator.extract, model.precision),
         on_progress=on_progress,
     )
     inputs = [profile_path, supernet.run / "supernet.json", supernet.run / "supernet.safetensors"]
@@ -276,12 +283,20 @@ def search(
 
 
 def measured_by(
-    device: Device | None, extract: Callable[[Archs], StaticNetwork]
+    device: Device | None, extract: Callable[[Archs], StaticNetwork], precision: Precision
 ) -> MeasureMs | None:
     """Measures an architecture's upper confidence bound on ``device``; None where that is."""
     if device is None:
         return None
-    return lambda arch: measure_bytes(device, network_bytes(extract(arch))).estimate().high
+
+    def measure_ms(arch: Archs) -> float:
+        network = extract(arch)
+        content = network_bytes(network)
+        if precision == "int8":
+            content = quantize_for_timing(content, network.nodes[0].layer)
+        return measure_bytes(device, content).estimate().high
+
+    return measure_ms
 
 
 def as_result(
@@ -308,6 +323,7 @@ def as_result(
             "seed": seed,
             "budget": budget,
             "profile": str(profile_path),
+            "precision": model.precision,
             "device": model.profile.identity,
             "core_ms": level.core_ms,
             "memory_ms": level.memory_ms,

@@ -63,7 +63,8 @@ def results(bundle, tmp_path_factory):
 
 
 def test_results_become_a_profile(results, tmp_path):
-    found, device = read_results(results)
+    found, precision, device = read_results(results)
+    assert precision == "fp32"
     assert (found.name, found.num_classes, found.resolutions) == ("mobile-small", 10, (20,))
     assert not device.identity.differences(CpuDevice().identity)
     profile, measured = profile_space(found, device, tmp_path / "pi.json")

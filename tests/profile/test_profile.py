@@ -20,10 +20,10 @@ from deploynas.errors import (
     InvalidInputError,
     OutputError,
 )
-from deploynas.profile import DeviceProfile, LatencyModel, profile_space
+from deploynas.profile import DeviceProfile, LatencyModel, profile_space, profiler
 from deploynas.profile.device_profile import open_journal
 from deploynas.profile.latency_model import fit, judge, kendall_tau
-from deploynas.profile.validate import Judgement, fresh_archs
+from deploynas.profile.validate import Judgement, fresh_archs, profiled_spaces
 from deploynas.spaces import space
 
 SPACE = space("mobile-small", 10, 1, [20])
@@ -225,3 +225,28 @@ def test_fit_recovers_a_scale_and_judge_counts() -> None:
     assert table.mape == pytest.approx(0.1)
     assert table.within_5_percent == 0
     assert table.kendall_tau == 1
+
+
+def test_int8_stands_beside_float(
+    profile_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its layers and networks are of their own; a float profile is left as it was."""
+    monkeypatch.setattr(profiler, "NUM_CALIBRATION", 12)  # quantizing each takes its time
+    path = tmp_path / "both.json"
+    path.write_bytes(profile_path.read_bytes())
+    before = DeviceProfile.load(path)
+    with pytest.raises(IncompleteProfileError, match="--precision int8"):
+        LatencyModel(SPACE, before, "int8")
+    profile, measured = profile_space(
+        SPACE, CpuDevice(), path, precision="int8", budget_minutes=0.02, soft_seconds=0.0
+    )
+    assert measured == len(SPACE.layer_table)
+    assert len(profile.layers) == len(before.layers) + measured
+    assert {k: v for k, v in profile.layers.items() if k in before.layers} == before.layers
+    model = LatencyModel(SPACE, profile, "int8")
+    assert model.precision == "int8"
+    assert (model.predict_ms(SPACE.sample(5, np.random.default_rng(0))) > 0).all()
+    assert profiled_spaces(profile, "int8")[0].name == SPACE.name
+    float_model = LatencyModel(SPACE, profile)
+    both = np.concatenate([SPACE.smallest(), SPACE.largest()])
+    assert not np.allclose(model.predict_ms(both), float_model.predict_ms(both))
