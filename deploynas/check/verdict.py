@@ -20,6 +20,7 @@ from deploynas.errors import (
     EXIT_INCONCLUSIVE,
     EXIT_PASS,
     InvalidInputError,
+    MissingFileError,
 )
 from deploynas.export import Manifest
 from deploynas.export.probe import TOLERANCE, probe
@@ -120,9 +121,11 @@ def load_target(target: Path) -> tuple[Path, Manifest | None]:
         model = target / "model.onnx"
     else:
         manifest, model = None, target
-    ModelFile(model)
-    if manifest and sha256(model) != manifest.model_sha256:
+    if not model.is_file():
+        raise MissingFileError(f"{model} does not exist")
+    if manifest and model.stat().st_size and sha256(model) != manifest.model_sha256:
         raise InvalidInputError(f"{model} is not the file that {folder_manifest} describes")
+    ModelFile(model)
     return model, manifest
 
 
