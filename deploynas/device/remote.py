@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import queue
 import re
 import shlex
+import signal
 import subprocess
 import tempfile
 import threading
@@ -37,6 +39,7 @@ from deploynas.onboard.timing import Level, Round, Samples, StopRule
 START_SECONDS = 60.0  # that a device may take to say a first word
 SILENCE_SECONDS = 60.0  # that it may be silent later: it says every few seconds that it is alive
 MAX_LINE_BYTES = 50_000_000
+MAX_UNREAD_LINES = 10_000
 MAX_GREETING_LINES = 200  # that a login may print before Python speaks
 SSH = (
     "ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20",
@@ -141,17 +144,19 @@ class Link:
             self._process = subprocess.Popen(
                 [*command, "-i"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+                start_new_session=True,  # so that what it starts can be ended with it
             )  # fmt: skip
         except OSError as error:
             self._log.close()
             raise DeviceError(f"{name}: cannot start {command[0]!r}: {error.strerror}") from None
         self._speaks = False  # Python does, there
-        self._answers: queue.Queue[bytes | None] = queue.Queue()
+        self._answers: queue.Queue[bytes | None] = queue.Queue(MAX_UNREAD_LINES)
         self._outbox: queue.Queue[bytes | None] = queue.Queue()
-        ends = ((_read, self._answers), (_write, self._outbox))
-        for work, mail in ends:  # neither holds this object, so that it can be forgotten
-            threading.Thread(target=work, args=(self._process, mail), daemon=True).start()
-        self.close = weakref.finalize(self, _end, self._process, self._outbox, self._log)
+        ended = threading.Event()
+        # neither holds this object, so that it can be forgotten
+        for work, mail in ((_read, self._answers), (_write, self._outbox)):
+            threading.Thread(target=work, args=(self._process, mail, ended), daemon=True).start()
+        self.close = weakref.finalize(self, _end, self._process, self._outbox, self._log, ended)
         self._greet()
 
     def _greet(self) -> None:
@@ -225,7 +230,7 @@ class Link:
     def _fail(self, reason: str | None, hint: str | None = None) -> NoReturn:
         """Raise what went wrong; where ``reason`` is None, what the process said last."""
         if reason is not None:
-            self._process.kill()
+            _kill(self._process)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(2)
         self._log.seek(0)
@@ -241,15 +246,25 @@ class Link:
         self._outbox.put(content)
 
 
-def _read(process: subprocess.Popen[bytes], answers: queue.Queue[bytes | None]) -> None:
+Mail = queue.Queue[bytes | None]
+
+
+def _read(process: subprocess.Popen[bytes], answers: Mail, ended: threading.Event) -> None:
     assert process.stdout is not None
     with process.stdout, contextlib.suppress(OSError, ValueError):
-        while line := process.stdout.readline(MAX_LINE_BYTES):
-            answers.put(line)
-    answers.put(None)
+        while (line := process.stdout.readline(MAX_LINE_BYTES)) and not ended.is_set():
+            _put(answers, line, ended)
+    _put(answers, None, ended)
 
 
-def _write(process: subprocess.Popen[bytes], outbox: queue.Queue[bytes | None]) -> None:
+def _put(mail: Mail, content: bytes | None, ended: threading.Event) -> None:
+    """Wait for room: a device that says without end what nobody reads must not fill memory."""
+    while not ended.is_set():
+        with contextlib.suppress(queue.Full):
+            return mail.put(content, timeout=0.2)
+
+
+def _write(process: subprocess.Popen[bytes], outbox: Mail, ended: threading.Event) -> None:
     assert process.stdin is not None
     with contextlib.suppress(OSError, ValueError):
         while (content := outbox.get()) is not None:
@@ -259,16 +274,24 @@ def _write(process: subprocess.Popen[bytes], outbox: queue.Queue[bytes | None]) 
         process.stdin.close()
 
 
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the command and what it started."""
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def _end(
-    process: subprocess.Popen[bytes], outbox: queue.Queue[bytes | None], log: IO[bytes]
+    process: subprocess.Popen[bytes], outbox: Mail, log: IO[bytes], ended: threading.Event
 ) -> None:
     """End the agent by the end of its input, or its command by force."""
     outbox.put(None)
     try:
         process.wait(5)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        pass
+    _kill(process)
+    process.wait()
+    ended.set()
     log.close()
 
 

@@ -216,6 +216,15 @@ def test_no_agent_starts(device, said, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_a_command_that_talks_without_end_is_ended_with_what_it_started(own_folder):
+    mark = f"{own_folder}/endless"
+    loop = f"while true; do echo {mark}; done"
+    with pytest.raises(DeviceError, match="does not start Python"):
+        open_device(f"exec:sh -c \"sh -c '{loop}'; true\"").identity  # noqa: B018
+    listed = ["ps", "-axww", "-o", "args="]
+    wait_until(lambda: mark not in subprocess.run(listed, capture_output=True, text=True).stdout)
+
+
 def test_a_greeting_is_passed_over(models):
     python = shlex.quote(sys.executable)
     device = open_device(f"exec:sh -c 'echo Welcome to the board; exec {python} \"$@\"' sh")
