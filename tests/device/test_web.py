@@ -268,7 +268,7 @@ def test_an_unknown_device_suggests_a_name():
 
 
 def test_a_worker_that_does_not_end_is_killed(monkeypatch):
-    monkeypatch.setattr("deploynas.device.base.END_SECONDS", 0.2)
+    monkeypatch.setattr("deploynas.onboard.conversation.END_SECONDS", 0.2)
     worker = Worker([sys.executable, "-c", "import time; time.sleep(60)"])
     worker.close()
     assert worker._process.returncode == -signal.SIGKILL
