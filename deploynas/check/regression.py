@@ -91,7 +91,7 @@ class Regression:
         ratio: Candidate over baseline, with its 95 % interval.
         samples: Of the candidate.
         differences: Hard fields in which a record's device differs from this one.
-        slower: The nodes that the time went to, where it regressed and the device tells.
+        slower: What :func:`slower_layers` says, where it was asked.
     """
 
     outcome: Outcome
@@ -165,11 +165,7 @@ def compare(
     )
     if differences:
         outcome, reason = "inconclusive", f"{reason}; but on another device"
-    slower = []
-    if outcome == "regressed" and record is None:
-        on_progress("which layers are slower", 1.0)
-        slower = slower_layers(device, model, path)
-    return Regression(outcome, reason, ratio, samples["candidate"], differences, tuple(slower))
+    return Regression(outcome, reason, ratio, samples["candidate"], differences)
 
 
 def decide(ratio: Estimate, max_regression: float) -> Outcome:

@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from deploynas.artifacts import sha256
 from deploynas.check.model_file import ModelFile
-from deploynas.check.regression import Baseline, LatencyRecord, Regression, compare
+from deploynas.check.regression import Baseline, LatencyRecord, Regression, compare, slower_layers
 from deploynas.data import ImageDataset, Split, normalise
 from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
 from deploynas.errors import (
@@ -23,7 +23,7 @@ from deploynas.errors import (
     MissingFileError,
 )
 from deploynas.export import Manifest
-from deploynas.export.probe import TOLERANCE, probe
+from deploynas.export.probe import TOLERANCE, open_session, probe
 
 Verdict = Literal["pass", "over-budget", "regressed", "failed-gate", "inconclusive"]
 RULE = StopRule(precision=0.01, min_sessions=5, max_sessions=10, rounds=25)
@@ -163,7 +163,7 @@ def check(
     file, manifest = load_target(target)
     whole = ModelFile(file)
     budget = latency_ms or (manifest.latency_budget_ms if manifest else None)
-    regression, peak = None, None
+    regression, peak, accuracy = None, None, None
     with tempfile.TemporaryDirectory(prefix="deploynas-") as name:
         folder = Path(name)
         model = whole.fixed(input_shapes, folder)
@@ -179,14 +179,17 @@ def check(
                 baseline = replace(baseline, path=fixed)
             regression = compare(device, model, baseline, on_progress=on_progress)
             samples = regression.samples
+            if regression.outcome == "regressed" and baseline.path.suffix != ".json":
+                on_progress("which layers are slower", 1.0)
+                slower = slower_layers(device, model, baseline.path)
+                regression = replace(regression, slower=tuple(slower))
+        if examples is not None:
+            accuracy = onnx_accuracy(model, examples, on_progress)
     raw = samples.estimate()
     differences = manifest.device.differences(device.identity) if manifest else []
     normalised = None
     if manifest and not differences:
         normalised = samples.estimate(Level(manifest.core_ms, manifest.memory_ms))
-    accuracy = None
-    if examples is not None:
-        accuracy = onnx_accuracy(file, examples, on_progress)
     gates = []
     if budget is not None or regression is None:
         gates.append(Gate("latency", *judge(raw, normalised, budget)))
@@ -278,15 +281,11 @@ def onnx_accuracy(
     model: Path, examples: Examples, on_progress: Callable[[str, float], None]
 ) -> float:
     """Top-1 accuracy of the file on the test split, image by image, through ONNX Runtime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session: Any = onnxruntime.InferenceSession(
-        str(model), options, providers=["CPUExecutionProvider"]
-    )
-    (image,) = session.get_inputs()
+    session = open_session(model, str(model))
+    image, *others = session.get_inputs()
     channels = examples.split.images.shape[-1]
+    if others or len(image.shape) != 4:
+        raise InvalidInputError(f"{model} does not take one batch of images: no accuracy of it")
     if image.shape[1] != channels or not isinstance(image.shape[2], int):
         raise InvalidInputError(
             f"{model} takes an image of shape {image.shape}, the data has {channels} channels"

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from deploynas.device.base import Device
 from deploynas.errors import MissingFileError, ModelError
+from deploynas.onboard.processor import BUSY_CORES
 from deploynas.onboard.timing import Level, Samples, StopRule
-
-BUSY_CORES = 0.3  # that others keep busy while we measure: a person should know
 
 
 @dataclass(frozen=True)

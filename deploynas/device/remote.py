@@ -208,7 +208,8 @@ class Link:
             if not isinstance(answer, dict):
                 self._fail(f"it says something unexpected: {line[:80]!r}")
             if "model" in answer:
-                raise ModelError("", str(answer["model"]), str(answer.get("reason")))
+                runtime = f"{self._name}: {answer.get('runtime')}"
+                raise ModelError(runtime, str(answer["model"]), str(answer.get("reason")))
             if "error" in answer:
                 text = str(answer["error"])
                 raise DeviceError(
@@ -285,10 +286,8 @@ def _end(
 ) -> None:
     """End the agent by the end of its input, or its command by force."""
     outbox.put(None)
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(5)
-    except subprocess.TimeoutExpired:
-        pass
     _kill(process)
     process.wait()
     ended.set()
@@ -377,11 +376,9 @@ class RemoteDevice:
             if lacking := [name for name in models if not samples[name].ms]:
                 raise DeviceError(f"{self._name}: it sent no samples of {lacking[0]}")
             finished = True
-        except ModelError as error:
-            finished = True
-            raise ModelError(
-                f"{self._name}: {self.identity.runtime}", error.model, error.reason
-            ) from None
+        except ModelError:
+            finished = True  # the device is well
+            raise
         finally:
             self.bytes_sent += link.bytes_sent - before
             if not finished:  # it may still be measuring

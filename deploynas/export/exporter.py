@@ -22,7 +22,7 @@ from deploynas.export.manifest import (
     Quantization,
     Weights,
 )
-from deploynas.export.probe import probe
+from deploynas.export.probe import open_session, probe
 from deploynas.graph import DEFAULT_OPSET, StateWeights, emit
 from deploynas.nn import StaticNetwork
 from deploynas.search import Candidate, DataRecord, SearchResult
@@ -68,6 +68,7 @@ def export_network(
         on_progress: Called with what is going on and its share done.
 
     Raises:
+        InvalidInputError: The runtime here cannot load it.
         ParityError: The exported file computes something else; nothing is written.
         OutputError: The folder cannot be written.
     """
@@ -123,10 +124,12 @@ def export_network(
     )
     if quantize is not None:
         content, quantization = quantize(content, preprocessing, on_progress)
-        changed: dict[str, object] = {"quantization": quantization, "predicted_latency_ms": None}
+        changed: dict[str, object] = {"quantization": quantization}
         if batch_norm == "calibrated":
             changed |= {"accuracy": quantization.accuracy_int8, "accuracy_kind": "measured"}
         manifest = manifest.model_copy(update=changed)
+    if (quantize is not None) != (result.precision == "int8"):
+        manifest = manifest.model_copy(update={"predicted_latency_ms": None})
     with open_atomic(path) as file:
         file.write(content)
     outputs = tuple(tuple(map(float, x)) for x in probe(content))
@@ -161,15 +164,7 @@ def parity(network: StaticNetwork, content: bytes, inputs: np.ndarray) -> float:
     Raises:
         ParityError: It exceeds the tolerance, or a logit is not finite.
     """
-    import onnxruntime
-
-    try:
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors share no class of their own
-        reason = " ".join(str(error).split())
-        raise ParityError(
-            f"onnxruntime {onnxruntime.__version__} here cannot load it: {reason}"
-        ) from None
+    session = open_session(content, "the exported model")
     exported = np.concatenate([session.run(None, {"image": x[None]})[0] for x in inputs])
     device = next(network.parameters()).device
     expected = network(torch.from_numpy(inputs).to(device)).cpu().numpy()

@@ -61,8 +61,8 @@ class Manifest(Artifact):
         core_ms, memory_ms: The reference level of ``predicted_latency_ms``.
         prediction_error: Relative half-width of the prediction's 95 % residual.
         data_size: Side in px at which the data was loaded, before it was resized.
-        predicted_latency_ms: None where the profile lacks the network's own classifier, and for
-            INT8, which it does not know.
+        predicted_latency_ms: None where the profile lacks the network's own classifier, and in
+            another precision than the search's.
         weights: The supernet's own, trained further, trained anew, or published.
         batch_norm: Whether its statistics were set for this network; elsewhere they are slices
             of the largest network's, and its accuracy is unknown.

@@ -22,16 +22,9 @@ def probe(model: Path | bytes, name: str = "the model") -> list[npt.NDArray[np.f
     Raises:
         InvalidInputError: ONNX Runtime cannot load or run it.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    content = model if isinstance(model, bytes) else str(model)
+    session = open_session(model, name)
     answers = []
     try:
-        session: Any = onnxruntime.InferenceSession(
-            content, options, providers=["CPUExecutionProvider"]
-        )
         for number in range(NUM_PROBES):
             feeds = {
                 value.name: _noise(value, number, i)
@@ -41,11 +34,32 @@ def probe(model: Path | bytes, name: str = "the model") -> list[npt.NDArray[np.f
             flat = [np.ravel(x).astype(np.float64) for x in outputs if isinstance(x, np.ndarray)]
             answers.append(np.concatenate(flat))
     except Exception as error:  # the runtime's errors share no class of their own
-        reason = " ".join(str(error).split())
-        raise InvalidInputError(
-            f"onnxruntime {onnxruntime.__version__} cannot run {name}: {reason}"
-        ) from None
+        raise _refused(error, name) from None
     return answers
+
+
+def open_session(model: Path | bytes, name: str = "the model") -> Any:
+    """A session of ONNX Runtime on this machine's processor.
+
+    Raises:
+        InvalidInputError: It cannot load the model.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    content = model if isinstance(model, bytes) else str(model)
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise _refused(error, name) from None
+
+
+def _refused(error: Exception, name: str) -> InvalidInputError:
+    import onnxruntime
+
+    reason = " ".join(str(error).split())
+    return InvalidInputError(f"onnxruntime {onnxruntime.__version__} cannot run {name}: {reason}")
 
 
 def _noise(value: Any, number: int, index: int) -> Any:

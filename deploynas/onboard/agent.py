@@ -118,7 +118,10 @@ def answer_all(
 def failure(error: Exception, folder: Path) -> dict[str, object]:
     """An error as an answer."""
     if isinstance(error, ModelError):
-        return {"error": str(error), "model": error.model, "reason": error.reason}
+        return {
+            "error": str(error), "runtime": error.runtime, "model": error.model,
+            "reason": error.reason,
+        }  # fmt: skip
     if isinstance(error, OSError):
         free = shutil.disk_usage(folder).free / 1e6 if folder.exists() else 0.0
         return {"error": f"cannot write {folder}: {error.strerror} ({free:.0f} MB are free)"}

@@ -17,10 +17,9 @@ from typing import Any
 from deploynas.errors import DeviceError
 from deploynas.onboard.agent import described
 from deploynas.onboard.parts import ModelFolder
-from deploynas.onboard.processor import worker_command
+from deploynas.onboard.processor import BUSY_CORES, worker_command
 from deploynas.onboard.timing import Level, Samples, StopRule, run_rounds
 
-BUSY_CORES = 0.3
 SAY_SECONDS = 5.0
 
 

@@ -19,7 +19,13 @@ from deploynas.device.cpu import identity_of
 from deploynas.device.reference import write_references
 from deploynas.device.remote import package, round_of
 from deploynas.device.wire import Parcel
-from deploynas.errors import DeviceError, DeviceMismatchError, InvalidInputError, MissingFileError
+from deploynas.errors import (
+    DeploynasError,
+    DeviceError,
+    DeviceMismatchError,
+    InvalidInputError,
+    MissingFileError,
+)
 from deploynas.onboard.conversation import Examination
 from deploynas.onboard.processor import DEFAULT_PROVIDER
 from deploynas.onboard.timing import Round, Samples, StopRule
@@ -107,16 +113,16 @@ def read_results(path: Path) -> tuple[StagedSpace, Precision, RecordedDevice]:
         precision: Precision = first["precision"]
         threads, provider = first["threads"], first["provider"]
         limits = first["budget_minutes"], first["soft_seconds"]
-    except (ValueError, IndexError, KeyError, TypeError):
+        space, is_finished = spaces.space(**spec), "end" in last
+    except (ValueError, IndexError, KeyError, TypeError, DeploynasError):
         raise damaged from None
-    if "end" not in last:
+    if not is_finished:
         raise InvalidInputError(
             f"{path} is not finished", "run the bundle again on the device: it goes on"
         )
     before = content[: content.rstrip(b"\n").rfind(b"\n") + 1]
     if last["end"] != hashlib.sha256(before).hexdigest():
         raise damaged
-    space = spaces.space(**spec)
     assert isinstance(space, StagedSpace)
     expected, _ = _plan(space, precision, threads, provider, *limits)
     if hashlib.sha256(json.dumps(expected).encode()).hexdigest() != plan:

@@ -15,6 +15,7 @@ from deploynas.data import ImageDataset, Split, normalise
 from deploynas.device import Device
 from deploynas.errors import InvalidInputError
 from deploynas.export.manifest import Preprocessing, Quantization
+from deploynas.export.probe import open_session
 from deploynas.graph.quantize import Images, layer_names, quantize
 
 NUM_CALIBRATION = 256  # training images
@@ -114,10 +115,9 @@ class Int8:
 
 def _error(model: bytes, quantized: bytes, images: Images) -> float:
     """Squared error of the logits relative to their size, on a few images."""
-    import onnxruntime
 
     def logits(content: bytes) -> np.ndarray:
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        session = open_session(content)
         (image,) = session.get_inputs()
         return np.concatenate(
             [session.run(None, {image.name: x[None]})[0] for x in images[:NUM_PROBED]]

@@ -10,9 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from deploynas.check import Baseline, check, model_file, regression, verdict
+from deploynas.check import Baseline, Examples, check, model_file, regression, verdict
 from deploynas.check.model_file import ModelFile
 from deploynas.check.regression import slower_layers
+from deploynas.data.sources import _load_digits
 from deploynas.device import CpuDevice, open_device
 from deploynas.errors import DeploynasError, DeviceError, InvalidInputError, MissingFileError
 from deploynas.graph import RandomWeights, write_model
@@ -154,6 +155,16 @@ def test_inputs_of_an_unknown_kind(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
     with pytest.raises(DeploynasError, match="unsupported type"):
         check(path, CpuDevice())
+
+
+def test_accuracy_of_what_takes_no_images(tmp_path):
+    data = _load_digits((), seed=0, max_size=64)
+    examples = Examples.of(data, None)
+    two = relu(tmp_path / "two.onnx", (1, 1, 8, 8), names="ab", kind="Add")
+    flat = relu(tmp_path / "flat.onnx", (3,))
+    for path in (two, flat):
+        with pytest.raises(InvalidInputError, match="does not take one batch of images"):
+            check(path, CpuDevice(), examples=examples)
 
 
 def test_outputs_that_are_no_numbers(tmp_path):

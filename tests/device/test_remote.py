@@ -147,6 +147,9 @@ def test_conformance(name, models, tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), dynamic)
     with pytest.raises(DeviceError, match=r"dynamic shape \['n', 3\]"):
         measure(device, {"x": dynamic}, ONCE)
+    if not name.startswith("web"):
+        with pytest.raises(DeviceError, match=r"onnxruntime 1\.\d+ failed with .*dynamic shape"):
+            device.examine(dynamic)
     assert measure(device, models, ONCE)["large"].num_samples == 1  # the device goes on
 
 
