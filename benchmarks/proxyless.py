@@ -5,6 +5,7 @@ python benchmarks/proxyless.py step        [--space S] [--resolution R] [--batch
 python benchmarks/proxyless.py budgets     --data DIR [--device cpu|web] [--images N] [--epochs N]
 python benchmarks/proxyless.py comparison  --data DIR [--device cpu|web] [--images N] [--epochs N]
                                            [--standalone-epochs N] [--share S] [--minutes M]
+                                           [--workers N]
 gradients   of gates, expected latency and REINFORCE on a toy space, against finite differences
             and sums over every network.
 step        time and memory of a weight step over those of the static network of the same path.
@@ -14,7 +15,9 @@ comparison  at one latency, all trained from scratch by one recipe, three seeds:
             trained alone, judged by validation images), and MobileNetV2 and V3 scaled to the
             same latency. Accuracies are of test images.
 --images trains on so many images. Everything trained is kept in benchmarks/runs/proxyless, so that
-a run that was stopped goes on; --minutes stops it in time and prints what there is.
+a run that was stopped goes on; --minutes stops it in time and prints what there is. --workers
+trains so many networks at a time, each on its share of the cores; compute is counted in seconds of
+a processor.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +44,7 @@ from torch import nn
 import deploynas as dn
 from deploynas.check.verdict import measure_bytes
 from deploynas.data import ImageDataset, load_dataset, space_for
-from deploynas.device import Samples, StopRule, measure, open_device
+from deploynas.device import Device, Samples, StopRule, measure, open_device
 from deploynas.export.exporter import network_bytes
 from deploynas.graph import RandomWeights, write_model
 from deploynas.nn import MixedNetwork, StaticNetwork, build
@@ -75,6 +80,7 @@ def main() -> None:
     parser.add_argument("--standalone-epochs", type=float, default=12.0)
     parser.add_argument("--share", type=float, default=0.45, help="of the range of latencies")
     parser.add_argument("--minutes", type=float, default=np.inf)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--peak-of", choices=("static", "mixed"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak_of:
@@ -91,15 +97,15 @@ def main() -> None:
 
 
 class Stopwatch:
-    """Seconds of a work that may be stopped and gone on with, kept in a file."""
+    """Processor seconds of a work that may be stopped and gone on with, kept in a file."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._last, self._written = path, time.monotonic(), 0.0
+        self._path, self._last, self._written = path, time.process_time(), 0.0
         self.seconds = float(path.read_text()) if path.exists() else 0.0
 
     def tick(self) -> None:
         """Called while the work goes on."""
-        now = time.monotonic()
+        now = time.process_time()
         self.seconds, self._last = self.seconds + now - self._last, now
         if now - self._written > 10:
             self._path.write_text(str(self.seconds))
@@ -294,33 +300,40 @@ def budget_at(model: LatencyModel, share: float) -> float:
 
 
 def searched(
-    options: argparse.Namespace, prepared: tuple, latency_ms: float, seed: int
-) -> tuple[SearchResult, Path]:
-    """One search, now or before."""
-    dataset, space, device, path, _ = prepared
-    recipe = proxyless.recipe_for(dataset, options.epochs, seed, {})
-    budget = Budget(latency_ms=latency_ms)
-    name = _key(options.device, dataset.fingerprint, recipe.model_dump_json(), f"{latency_ms:.6f}")
+    dataset: ImageDataset,
+    space: CandidateSpace,
+    profile_path: Path,
+    epochs: float,
+    latency_ms: float,
+    seed: int,
+    device: Device | None = None,
+) -> tuple[SearchResult, float]:
+    """One search, now or before, and its seconds; without a device its prediction decides."""
+    recipe = proxyless.recipe_for(dataset, epochs, seed, {})
+    name = _key(
+        profile_path.name, dataset.fingerprint, recipe.model_dump_json(), f"{latency_ms:.6f}",
+        "measured" if device else "predicted",
+    )  # fmt: skip
     run = RUNS / f"search-{name}"
     if not SearchResult.file_in(run).exists():
         run.mkdir(parents=True, exist_ok=True)
         watch = Stopwatch(run / "seconds")
         proxyless.search(
-            space, dataset, path, budget, run, recipe, device=device, num_evaluations=4,
-            on_progress=lambda text, share: watch.tick(), on_note=lambda text: None,
+            space, dataset, profile_path, Budget(latency_ms=latency_ms), run, recipe,
+            device=device, num_evaluations=4, on_progress=lambda text, share: watch.tick(),
+            on_note=lambda text: None,
         )  # fmt: skip
-    return SearchResult.read(SearchResult.file_in(run)), run
+    return SearchResult.read(SearchResult.file_in(run)), float((run / "seconds").read_text())
 
 
 def budgets(options: argparse.Namespace) -> dict[str, object]:
     """Measured over budget, raw and at the profile's level of the machine."""
-    prepared = _prepared(options)
-    _, space, device, _, model = prepared
+    dataset, space, device, path, model = _prepared(options)
     document: dict[str, object] = {"device": options.device, "stated_error": model.half_width}
     for share in BUDGET_SHARES[:2] if options.quick else BUDGET_SHARES:
         limit = budget_at(model, share)
         # the budget is part of the search's key: the profile is kept, so that it is the same
-        result, _ = searched(options, prepared, limit, 0)
+        result, _ = searched(dataset, space, path, options.epochs, limit, 0, device)
         arch = space.encode([result.best.architecture])
         samples = measure_bytes(device, network_bytes(build(space, arch[0]).eval()))
         raw, level = samples.estimate(), samples.estimate(model.profile.reference)
@@ -339,48 +352,61 @@ def budgets(options: argparse.Namespace) -> dict[str, object]:
 def comparison(options: argparse.Namespace) -> dict[str, object]:
     """Test accuracies at equal measured latency, with 95 % intervals over networks and seeds."""
     started = time.monotonic()
-    prepared = _prepared(options)
-    dataset, space, device, _, model = prepared
-    recipe = Recipe(epochs=options.standalone_epochs, batch_size=64, learning_rate=0.1)
+    dataset, space, device, path, model = _prepared(options)
+    recipe = Recipe(epochs=options.standalone_epochs, batch_size=64)
     limit = budget_at(model, options.share)
     seeds = SEEDS[:1] if options.quick else SEEDS
-    found, seconds = [], []
-    for seed in seeds:
-        result, run = searched(options, prepared, limit, seed)
-        found.append(space.layers(space.encode([result.best.architecture])[0]))
-        seconds.append(float((run / "seconds").read_text()))
     baselines = {name: scaled(name, space, device, model, limit) for name in ("V2", "V3")}
     rng = np.random.default_rng(50_001)
     drawn = space.sample(20_000, rng)
     upper = model.upper_ms(drawn)
     fitting = drawn[(upper <= limit) & (upper >= (1 - 2 * BAND) * limit)]
     own = np.array_split(fitting, len(seeds))  # each seed's random search draws its own
-
-    def trained(nodes: list[Node], seed: int) -> tuple[float, float, float]:
-        if time.monotonic() - started > options.minutes * 60:
-            raise _OutOfTimeError
-        return standalone(nodes, dataset, recipe.model_copy(update={"seed": seed}))
-
+    found: list[list[Node]] = []
+    seconds: list[float] = []
     ours: list[float] = []
     scaled_to: dict[str, list[float]] = {name: [] for name in baselines}
-    at_random: list[list[tuple[float, float, float]]] = [[] for _ in seeds]
+    mean_random: list[float] = []
     best_random: list[float] = []
-    try:
-        for i, seed in enumerate(seeds):
-            ours.append(trained(found[i], seed)[1])
-            for name, nodes in baselines.items():
-                scaled_to[name].append(trained(nodes, seed)[1])
-            spent = 0.0
-            for arch in own[i]:  # random search: as long as the gradient search took
-                one = trained(space.layers(arch), seed)
-                at_random[i].append(one)
-                spent += one[2]
-                if spent >= seconds[i]:
-                    break
-            best_random.append(max(at_random[i])[1])
-    except _OutOfTimeError:
-        pass
-    mean_random = [one[1] for seed in at_random for one in seed]
+
+    def run_seed(seed: int, pool: Executor) -> None:
+        """Appends to the lists above; a list's items need not be in the order of the seeds."""
+
+        def trained(nodes: list[Node]) -> tuple[float, float, float]:
+            if time.monotonic() - started > options.minutes * 60:
+                raise _OutOfTimeError
+            own_recipe = recipe.model_copy(update={"seed": seed})
+            return pool.submit(standalone, nodes, dataset, own_recipe).result()
+
+        result, spent = pool.submit(
+            searched, dataset, space, path, options.epochs, limit, seed
+        ).result()
+        nodes = space.layers(space.encode([result.best.architecture])[0])
+        found.append(nodes)
+        seconds.append(spent)
+        ours.append(trained(nodes)[1])
+        for name, scaled_nodes in baselines.items():
+            scaled_to[name].append(trained(scaled_nodes)[1])
+        at_random: list[tuple[float, float, float]] = []
+        for arch in own[seed]:  # random search: as long as the gradient search took
+            at_random.append(trained(space.layers(arch)))
+            mean_random.append(at_random[-1][1])
+            if sum(one[2] for one in at_random) >= spent:
+                break
+        best_random.append(max(at_random)[1])
+
+    threads = max(1, torch.get_num_threads() // options.workers)
+    with (
+        ProcessPoolExecutor(
+            options.workers, get_context("spawn"), torch.set_num_threads, (threads,)
+        ) as pool,
+        ThreadPoolExecutor(len(seeds)) as seeds_at_once,
+    ):
+        for one in [seeds_at_once.submit(run_seed, seed, pool) for seed in seeds]:
+            try:
+                one.result()
+            except _OutOfTimeError:
+                continue
     latencies = measured_ms([*found, *baselines.values(), space.layers(fitting[0])], device, model)
     document: dict[str, object] = {
         "device": options.device,
@@ -389,18 +415,19 @@ def comparison(options: argparse.Namespace) -> dict[str, object]:
         "train_images": len(dataset.train),
         "search_epochs": options.epochs,
         "standalone_epochs": options.standalone_epochs,
-        "search_seconds": float(np.mean(seconds)),
+        "search_processor_seconds": float(np.mean(seconds)),
         "random_networks": len(mean_random),
         "found": _interval(ours),
         "random_mean": _interval(mean_random),
         "random_search": _interval(best_random),
         **{f"MobileNet{name}_scaled": _interval(v) for name, v in scaled_to.items()},
     }
-    if ours and mean_random:
-        document["over_random_mean"] = _difference(ours, mean_random)
-        document["over_random_search"] = _difference(ours, best_random)
-        better = max(scaled_to.values(), key=np.mean)
-        document["over_better_scaled"] = _difference(ours, better)
+    others = {
+        "random_mean": mean_random,
+        "random_search": best_random,
+        "better_scaled": max(scaled_to.values(), key=lambda v: np.mean(v) if v else 0.0),
+    }
+    document |= {f"over_{k}": _difference(ours, v) for k, v in others.items() if ours and v}
     document["minutes_now"] = (time.monotonic() - started) / 60
     return document
 

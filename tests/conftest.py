@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from deploynas.check import regression, verdict
 from deploynas.device import CpuDevice, Samples
-from deploynas.profile import DeviceProfile
+from deploynas.profile import DeviceProfile, profiler, validate
 from deploynas.profile.device_profile import layer_key
 from deploynas.profile.profiler import _calibration_archs, _with_networks
 from deploynas.spaces import layers as layer_costs
@@ -18,6 +21,18 @@ SIDE = 64  # small: weights and wiring do not depend on it
 def own_settings(monkeypatch, tmp_path):
     """The user's own names of devices stay as they are."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+@pytest.fixture
+def short_sessions(monkeypatch):
+    """Real measurements of seconds instead of a minute, where differences are far above noise."""
+    short = {"min_sessions": 2, "max_sessions": 2, "rounds": 4, "session_seconds": 0.0}
+    for module, name in (
+        (verdict, "RULE"), (validate, "RULE"), (profiler, "LAYER_RULE"), (profiler, "NETWORK_RULE")
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, replace(getattr(module, name), **short))
+    monkeypatch.setattr(regression, "SESSION", replace(regression.SESSION, rounds=4))
+    monkeypatch.setattr(regression, "MIN_SESSIONS", 2)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import numpy as np
 from deploynas.artifacts import sha256
 from deploynas.check.model_file import ModelFile
 from deploynas.check.regression import Baseline, LatencyRecord, Regression, compare, slower_layers
-from deploynas.data import ImageDataset, Split, normalise
+from deploynas.data import ImageDataset, Split, framed, normalise
 from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
 from deploynas.errors import (
     EXIT_FAILED,
@@ -24,6 +24,7 @@ from deploynas.errors import (
 )
 from deploynas.export import Manifest
 from deploynas.export.probe import TOLERANCE, open_session, probe
+from deploynas.graph.preprocess import centre
 
 Verdict = Literal["pass", "over-budget", "regressed", "failed-gate", "inconclusive"]
 RULE = StopRule(precision=0.01, min_sessions=5, max_sessions=10, rounds=25)
@@ -39,11 +40,18 @@ GRAVITY: tuple[Verdict, ...] = ("failed-gate", "over-budget", "regressed", "inco
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled test images, and how they are normalised: a value a channel, fractions of 1."""
+    """Labelled test images, and how a model that takes them is fed.
+
+    Attributes:
+        split: The images, cropped.
+        mean: A value a channel, a fraction of 1, as ``std``.
+        crop: Share of the shorter side that a model which crops keeps.
+    """
 
     split: Split
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop: float = 1.0
 
     @classmethod
     def of(cls, dataset: ImageDataset, manifest: Manifest | None) -> Examples:
@@ -60,7 +68,8 @@ class Examples:
                 f"{len(manifest.classes)}"
             )
         prepared = dataset.with_channels(manifest.preprocessing.channels)
-        return cls(prepared.test, manifest.preprocessing.mean, manifest.preprocessing.std)
+        own = manifest.preprocessing
+        return cls(prepared.test, own.mean, own.std, own.crop if own.image_size else 1.0)
 
 
 @dataclass(frozen=True)
@@ -280,20 +289,30 @@ def measure_bytes(device: Device, content: bytes) -> Samples:
 def onnx_accuracy(
     model: Path, examples: Examples, on_progress: Callable[[str, float], None]
 ) -> float:
-    """Top-1 accuracy of the file on the test split, image by image, through ONNX Runtime."""
+    """Top-1 accuracy of the file on the test split, image by image, through ONNX Runtime.
+
+    A model that takes floats, channels first, gets normalised images; one that takes uint8,
+    channels last, gets pixels, those of its own crop in the centre of a frame.
+    """
     session = open_session(model, str(model))
     image, *others = session.get_inputs()
     channels = examples.split.images.shape[-1]
     if others or len(image.shape) != 4:
         raise InvalidInputError(f"{model} does not take one batch of images: no accuracy of it")
-    if image.shape[1] != channels or not isinstance(image.shape[2], int):
+    takes_pixels = image.type == "tensor(uint8)" and image.shape[3] == channels
+    height, width = image.shape[1:3] if takes_pixels else image.shape[2:]
+    if not (isinstance(height, int) and isinstance(width, int)) or (
+        not takes_pixels and image.shape[1] != channels
+    ):
         raise InvalidInputError(
             f"{model} takes an image of shape {image.shape}, the data has {channels} channels"
         )
-    images, labels = examples.split.resized(image.shape[2]), examples.split.labels
+    box = centre(height, width, examples.crop)
+    images, labels = examples.split.resized(box.side), examples.split.labels
     correct = 0
     for start in range(0, len(images), 500):
-        batch = normalise(images[start : start + 500], examples.mean, examples.std)
+        pixels = framed(images[start : start + 500], height, width, *box)
+        batch = pixels if takes_pixels else normalise(pixels, examples.mean, examples.std)
         for x, label in zip(batch, labels[start : start + 500], strict=True):
             correct += int(np.argmax(session.run(None, {image.name: x[None]})[0]) == label)
         on_progress("test images", min(1.0, (start + 500) / len(images)))

@@ -32,13 +32,21 @@ def export(
     max_accuracy_drop: Annotated[
         str, typer.Option(help="That int8 may lose; sensitive layers stay in float for it.")
     ] = "1%",
+    with_preprocessing: Annotated[
+        bool, typer.Option("--with-preprocessing", help="uint8 image in, probabilities out.")
+    ] = False,
+    image_size: Annotated[
+        str | None,
+        typer.Option(help="HEIGHTxWIDTH of the images that the model crops and resizes itself."),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Directory of exports.")] = Path("exports"),
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Export the network of a search; parity with PyTorch is proved on real images."""
+    from deploynas.device import open_attached
     from deploynas.errors import InvalidInputError
-    from deploynas.graph import DEFAULT_OPSET
+    from deploynas.export.exporter import InModel
     from deploynas.workflows import networks
 
     if precision is not None:
@@ -50,28 +58,35 @@ def export(
     note = networks.profile_note(result)
     if note:
         warn(note)
+    in_model = None
+    if with_preprocessing or image_size:
+        in_model = InModel(_size(image_size) if image_size else None)
     precision = precision or result.precision
+    is_elsewhere = result.device.name != "cpu"
+    device = None
+    if is_elsewhere or precision == "int8":
+        device = open_attached(result.device, warn)
+        if device is None:
+            does = "measured" if precision == "int8" else "tried"
+            warn(f"not {does}: {result.device.title} is not attached")
     quantize = None
     if precision == "int8":
         from deploynas.check import percentage
-        from deploynas.device import open_attached
         from deploynas.workflows.quantized import Int8
 
         if trained.batch_norm == "uncalibrated":
             raise InvalidInputError(
                 "int8 needs calibrated batch norms", "search again with --calibration-images DIR"
             )
-        device = open_attached(result.device, warn)
-        if device is None:
-            warn(f"not measured: {result.device.title} is not attached")
         quantize = Int8(
             networks.open_data(trained.data, data), percentage(max_accuracy_drop), device
         )
     folder = output / (name or (run.name if quantize is None else f"{run.name}-int8"))
     with progress(quiet or quantize is None) as on_progress:
         manifest = networks.export(
-            result, trained, folder, opset or DEFAULT_OPSET, quantize, on_progress
-        )
+            result, trained, folder, opset, quantize, in_model,
+            device if is_elsewhere else None, on_progress,
+        )  # fmt: skip
     if manifest.batch_norm == "uncalibrated":
         warn(
             "batch norms are uncalibrated, so that the accuracy is unknown; search again with "
@@ -89,6 +104,8 @@ def export(
                 "accuracy_kind": manifest.accuracy_kind,
                 "parity_max_abs_diff": manifest.parity_max_abs_diff,
                 "precision": precision,
+                "opset": manifest.opset,
+                "preprocessing_max_abs_diff": manifest.preprocessing_max_abs_diff,
                 "quantization": manifest.quantization and manifest.quantization.model_dump(),
             }
         )
@@ -97,11 +114,28 @@ def export(
         f"{manifest.parity_max_abs_diff:.1e} on {manifest.parity_num_images} "
         f"{'images' if manifest.parity_images == 'real' else 'images of noise'}"
     )
+    if manifest.preprocessing_max_abs_diff is not None:
+        height, width = (
+            manifest.preprocessing.image_size or [manifest.preprocessing.resolution] * 2
+        )
+        say(
+            f"takes uint8 images of {height} x {width} px and gives probabilities: largest "
+            f"difference from preprocessing outside {manifest.preprocessing_max_abs_diff:.1e}"
+        )
     if manifest.quantization:
         for line in _quantized(manifest.quantization, result.device.name):
             say(line)
     say(f"next: deploynas check {folder}")
     return None
+
+
+def _size(text: str) -> tuple[int, int]:
+    from deploynas.errors import InvalidInputError
+
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise InvalidInputError(f"--image-size {text!r} is not HEIGHTxWIDTH, like 480x640")
+    return int(sides[0]), int(sides[1])
 
 
 def _quantized(found: Quantization, device: str) -> list[str]:

@@ -160,6 +160,25 @@ def resize(images: Pixels, resolution: int) -> Pixels:
     return result
 
 
+def framed(images: Pixels, height: int, width: int, top: int, left: int, side: int) -> Pixels:
+    """Images as a black frame of ``(height, width)`` px holds them, in a square at ``top, left``.
+
+    Args:
+        images: uint8 (n, h, w, c).
+        height: Of the frame.
+        width: Of the frame.
+        top: Of the square.
+        left: Of the square.
+        side: Of the square, to which the images are resized.
+    """
+    inner = resize(images, side)
+    if (side, side) == (height, width):
+        return inner
+    frames = np.zeros((len(images), height, width, images.shape[-1]), np.uint8)
+    frames[:, top : top + side, left : left + side] = inner
+    return frames
+
+
 def normalise(images: Pixels, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
     """Turn pixels into network input: ``(images / 255 - mean) / std``, channels first.
 

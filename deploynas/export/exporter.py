@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 
 import deploynas
 from deploynas.artifacts import open_atomic, sha256
-from deploynas.data import Pixels, normalise, resize
+from deploynas.data import Pixels, framed, normalise, resize
 from deploynas.errors import ParityError
 from deploynas.export.manifest import (
     BatchNorm,
@@ -24,6 +26,12 @@ from deploynas.export.manifest import (
 )
 from deploynas.export.probe import open_session, probe
 from deploynas.graph import DEFAULT_OPSET, StateWeights, emit
+from deploynas.graph.preprocess import (
+    ANTIALIAS_OPSET,
+    centre,
+    needs_resize,
+    with_preprocessing,
+)
 from deploynas.nn import StaticNetwork
 from deploynas.search import Candidate, DataRecord, SearchResult
 from deploynas.spaces import SearchSpace
@@ -34,6 +42,19 @@ Quantize = Callable[
 ]
 NOISE_IMAGES = 32
 PARITY_TOLERANCE = 1e-4
+PIXEL_TOLERANCE = 0.1  # of a probability, where pixels are resized or activations rounded
+
+
+@dataclass(frozen=True)
+class InModel:
+    """Preprocessing that becomes part of the model.
+
+    Attributes:
+        image_size: Height and width of the images that it crops and resizes; both are left to
+            the caller where None.
+    """
+
+    image_size: tuple[int, int] | None = None
 
 
 def export_network(
@@ -47,8 +68,10 @@ def export_network(
     data: DataRecord,
     images: Pixels,
     result: SearchResult,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     quantize: Quantize | None = None,
+    in_model: InModel | None = None,
+    run_on_device: Callable[[Path], None] | None = None,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> Manifest:
     """Write ``model.onnx`` and ``manifest.json`` into ``folder``.
@@ -63,20 +86,27 @@ def export_network(
         data: Classes and preprocessing.
         images: Real images for parity, uint8 ``(n, h, w, c)``; noise where there are none.
         result: The search: its budget, and whose its prediction is, are recorded.
-        opset: ONNX operator set.
+        opset: ONNX operator set; where None, the oldest common one that has what is needed.
         quantize: Makes the file that is written of the float one, whose parity was proved.
+        in_model: Makes preprocessing a part of it.
+        run_on_device: Raises where the device that it is for cannot run the file.
         on_progress: Called with what is going on and its share done.
 
     Raises:
         InvalidInputError: The runtime here cannot load it.
         ParityError: The exported file computes something else; nothing is written.
+        DeviceError: The device cannot run it; nothing is written.
         OutputError: The folder cannot be written.
     """
     resolution = network.nodes[0].layer.height
     preprocessing = Preprocessing(
         resolution=resolution, channels=data.channels, mean=data.mean, std=data.std,
-        crop=data.crop,
+        crop=data.crop, in_model=in_model is not None,
+        image_size=in_model.image_size if in_model else None,
     )  # fmt: skip
+    if opset is None:
+        resizes = needs_resize(resolution, data.crop, preprocessing.image_size)
+        opset = ANTIALIAS_OPSET if resizes else DEFAULT_OPSET
     metadata = {
         "classes": json.dumps(data.classes),
         "preprocessing": preprocessing.model_dump_json(),
@@ -130,6 +160,15 @@ def export_network(
         manifest = manifest.model_copy(update=changed)
     if (quantize is not None) != (result.precision == "int8"):
         manifest = manifest.model_copy(update={"predicted_latency_ms": None})
+    if in_model is not None:
+        content, difference = _in_model(content, preprocessing, images, quantize is None)
+        changed = {"predicted_latency_ms": None, "preprocessing_max_abs_diff": difference}
+        manifest = manifest.model_copy(update=changed)
+    if run_on_device is not None:
+        with tempfile.TemporaryDirectory(prefix="deploynas-") as temporary:
+            copy = Path(temporary) / path.name
+            copy.write_bytes(content)
+            run_on_device(copy)
     with open_atomic(path) as file:
         file.write(content)
     outputs = tuple(tuple(map(float, x)) for x in probe(content))
@@ -137,6 +176,36 @@ def export_network(
     manifest = manifest.model_copy(update=found)
     manifest.write(folder / "manifest.json")
     return manifest
+
+
+def _in_model(
+    model: bytes, preprocessing: Preprocessing, images: Pixels, is_float: bool
+) -> tuple[bytes, float]:
+    """The model that preprocesses, and its largest difference of a probability."""
+    side, mean, std = preprocessing.resolution, preprocessing.mean, preprocessing.std
+    size, crop = preprocessing.image_size, preprocessing.crop
+    content = with_preprocessing(model, mean, std, crop=crop, image_size=size)
+    whole = open_session(content, "the exported model")
+    network = open_session(model, "the exported model")
+    frames = resize(images, side)
+    if size is not None:
+        frames = framed(images, *size, *centre(*size, crop))
+    difference = 0.0
+    for frame, image in zip(frames, images, strict=True):
+        found = whole.run(None, {"image": frame[None]})[0]
+        pixels = resize(image[None], centre(*size, crop).side) if size else image[None]
+        prepared = normalise(resize(pixels, side), mean, std)
+        logits = network.run(None, {"image": prepared})[0].astype(np.float64)
+        expected = np.exp(logits - logits.max())
+        difference = max(difference, float(np.abs(found - expected / expected.sum()).max()))
+    is_exact = is_float and not needs_resize(side, crop, size)
+    limit = PARITY_TOLERANCE if is_exact else PIXEL_TOLERANCE
+    if not difference <= limit:
+        raise ParityError(
+            f"with preprocessing in the model its probabilities differ by {difference:.3g} "
+            f"(tolerance {limit:g}): nothing was exported"
+        )
+    return content, difference
 
 
 def network_bytes(

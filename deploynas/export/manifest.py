@@ -15,8 +15,14 @@ BatchNorm = Literal["calibrated", "uncalibrated"]
 class Preprocessing(Record):
     """From an image to the model's input.
 
-    The centre square of ``crop`` times the shorter side, resized (bilinear), divided by 255,
-    normalised.
+    The centre square of ``crop`` times the shorter side, resized (bilinear, antialiased), divided
+    by 255, normalised.
+
+    Attributes:
+        in_model: Whether the model does it: its input is uint8 ``(1, height, width, channels)``,
+            its output probabilities. Elsewhere the input is float32 and the output logits.
+        image_size: Height and width of the images that such a model crops and resizes; it leaves
+            both to the caller where None.
     """
 
     resolution: int
@@ -25,6 +31,8 @@ class Preprocessing(Record):
     std: tuple[float, ...]
     resize: str = "bilinear"
     crop: float = 1.0
+    in_model: bool = False
+    image_size: tuple[int, int] | None = None
 
 
 class Quantization(Record):
@@ -70,7 +78,9 @@ class Manifest(Artifact):
             expects, as ``accuracy_kind`` says.
         parity_max_abs_diff: Largest difference of a logit, PyTorch against the exported file,
             over ``parity_num_images`` images, which are real ones or noise.
-        recorded_outputs: Logits for fixed inputs, which :mod:`deploynas.export.probe` makes again.
+        preprocessing_max_abs_diff: Largest difference of a probability between this file, which
+            preprocesses, and its network after the preprocessing of training; None in others.
+        recorded_outputs: Answers to fixed inputs, which :mod:`deploynas.export.probe` makes again.
     """
 
     SCHEMA: ClassVar[str] = "deploynas-export"
@@ -101,5 +111,6 @@ class Manifest(Artifact):
     parity_images: Literal["real", "noise"]
     model_sha256: str
     quantization: Quantization | None = None
+    preprocessing_max_abs_diff: float | None = None
     recorded_outputs: tuple[tuple[float, ...], ...] = ()
     versions: dict[str, str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ import torch
 
 from deploynas.artifacts import RUNS, Artifact, ensure_writable, newest, sha256
 from deploynas.data import ImageDataset, Pixels, load_dataset
+from deploynas.device import Device, StopRule, measure
 from deploynas.errors import IncompleteProfileError, InvalidInputError
-from deploynas.export.exporter import PARITY_IMAGES, Quantize, export_network
+from deploynas.export.exporter import PARITY_IMAGES, InModel, Quantize, export_network
 from deploynas.export.manifest import BatchNorm, Manifest, Weights
-from deploynas.graph import DEFAULT_OPSET
 from deploynas.nn import StaticNetwork, build
 from deploynas.profile import DeviceProfile, LatencyModel
 from deploynas.search import Candidate, DataRecord, SearchResult
@@ -38,6 +39,7 @@ from deploynas.workflows.steps import (
 )
 
 FINE_TUNING = Recipe(epochs=3.0, batch_size=64, learning_rate=0.1)
+ONE_RUN = StopRule(precision=1.0, min_sessions=1, max_sessions=1, rounds=1)
 FROM_SCRATCH = Recipe(epochs=12.0, batch_size=64, learning_rate=0.1)
 
 
@@ -437,11 +439,13 @@ def export(
     result: SearchResult,
     trained: TrainedNetwork,
     folder: Path,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     quantize: Quantize | None = None,
+    in_model: InModel | None = None,
+    device: Device | None = None,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> Manifest:
-    """Export one of a result's networks into ``folder``."""
+    """Export one of a result's networks into ``folder``, once ``device`` has run it."""
     return export_network(
         trained.network,
         trained.candidate,
@@ -454,8 +458,14 @@ def export(
         result=result,
         opset=opset,
         quantize=quantize,
+        in_model=in_model,
+        run_on_device=None if device is None else partial(_run_once, device),
         on_progress=on_progress,
     )
+
+
+def _run_once(device: Device, model: Path) -> None:
+    measure(device, {model.stem: model}, ONE_RUN)
 
 
 def profile_note(result: SearchResult) -> str | None:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
 import deploynas as dn
-from deploynas.check import Baseline, check, junit, markdown, percentage, regression, verdict
+from deploynas.check import Baseline, check, junit, markdown, percentage
 from deploynas.check.regression import RECORD_MARGIN, compare, decide
 from deploynas.device import CpuDevice, Estimate
 from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
 from deploynas.graph import RandomWeights, write_model
 
-
-@pytest.fixture(autouse=True)
-def short_sessions(monkeypatch):
-    """Seconds instead of a minute; what is compared here differs by far more than noise."""
-    monkeypatch.setattr(regression, "SESSION", replace(regression.SESSION, rounds=4))
-    monkeypatch.setattr(regression, "MIN_SESSIONS", 2)
-    monkeypatch.setattr(verdict, "RULE", replace(verdict.RULE, min_sessions=2, rounds=4))
+pytestmark = pytest.mark.usefixtures("short_sessions")
 
 
 @pytest.fixture(scope="module")

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import deploynas
+from deploynas.cli.main import main
 from deploynas.cli.profile import choose_space
 from deploynas.graph import RandomWeights, write_model
 from deploynas.profile import DeviceProfile
 from deploynas.spaces import Layer, StagedSpace
 from deploynas.spaces.layers import chain
 
+pytestmark = pytest.mark.usefixtures("short_sessions")
 # the package under test, whichever copy is installed
 PACKAGE = str(Path(deploynas.__file__).parents[1])
 VERBS = {
@@ -35,8 +42,8 @@ VERBS = {
                "--data", "--seed", "--output", "--resume", "--architecture-update",
                "--latency-loss", "--latency-weight", "--precision", "--json", "--quiet"},
     "retrain": {"--from-scratch", "--data", "--epochs", "--json", "--quiet"},
-    "export": {"--name", "--opset", "--precision", "--max-accuracy-drop", "--output", "--json",
-               "--quiet"},
+    "export": {"--name", "--with-preprocessing", "--image-size", "--opset", "--precision",
+               "--max-accuracy-drop", "--output", "--json", "--quiet"},
     "check": {"--device", "--threads", "--latency-ms", "--baseline", "--max-regression",
               "--timeout", "--allow-other-device", "--record", "--max-size", "--max-memory",
               "--input-shape",
@@ -47,15 +54,35 @@ VERBS = {
 }  # fmt: skip
 
 
-def run(*arguments: str, cwd: Path, without: str = "") -> subprocess.CompletedProcess[str]:
-    """The command line, as if the package ``without`` were not installed."""
-    hide = f"import sys; sys.modules[{without!r}] = None;" if without else ""
-    code = f"{hide}from deploynas.cli.main import main; main()"
+def environment(cwd: Path) -> dict[str, str]:
+    return {"PATH": "/usr/bin:/bin", "COLUMNS": "200", "HOME": str(cwd), "PYTHONPATH": PACKAGE}
+
+
+def run_without(package: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command line, as if ``package`` were not installed."""
+    hide = f"import sys; sys.modules[{package!r}] = None;"
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *arguments],
-        capture_output=True, text=True, cwd=cwd, timeout=300,
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", "HOME": str(cwd), "PYTHONPATH": PACKAGE},
+        [sys.executable, "-W", "ignore", "-c",
+         f"{hide}from deploynas.cli.main import main; main()", *arguments],
+        capture_output=True, text=True, cwd=cwd, timeout=300, env=environment(cwd),
     )  # fmt: skip
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command line, in this process: another one would import torch each time."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(cwd),
+        patch.dict(os.environ, environment(cwd), clear=True),
+        patch.object(sys, "argv", ["deploynas", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(action="ignore"),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    code = ended.value.code
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -152,7 +179,7 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     with Image.open(tmp_path / validated["picture"]) as picture:
         assert picture.width > 300
     few = (*validate, "--num-networks", "4", "--quiet", "--picture", "no.png")
-    done = run(*few, cwd=tmp_path, without="matplotlib")
+    done = run_without("matplotlib", *few, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "mean absolute error" in done.stdout
     assert "pip install 'deploynas[report]'" in done.stderr
@@ -189,6 +216,24 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     assert exported["weights"] == "inherited"
     assert json.loads(Path(tmp_path, exported["manifest"]).read_text())["opset"] == 18
     assert "changed since the search" not in done.stderr
+
+    pixels = ("export", "--image-size", "40x30", "--name", "pixels", "--json")
+    done = run(*pixels, "--opset", "17", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "--opset 18" in json.loads(done.stdout)["error"]["message"]
+    done = run("export", "--image-size", "40", cwd=tmp_path)
+    assert (done.returncode, "like 480x640" in done.stderr) == (1, True)
+    done = run(*pixels, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    takes_pixels = json.loads(done.stdout)
+    assert takes_pixels["opset"] == 18
+    assert 0 < takes_pixels["preprocessing_max_abs_diff"] < 0.1
+    done = run("check", takes_pixels["path"], "--latency-ms", "1e4", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    accuracy_of_pixels = json.loads(done.stdout)["accuracy"]
+    done = run("export", "--with-preprocessing", "--name", "own-side", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["preprocessing_max_abs_diff"] < 1e-4
 
     profile = tmp_path / "profiles" / "cpu.json"
     profile.write_text(profile.read_text() + "\n")
@@ -253,6 +298,7 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
         checked = json.loads(done.stdout)
         assert 0 < checked["latency_ms"]["low"] <= checked["latency_ms"]["high"]
         assert 0 <= checked["accuracy"] <= 1
+    assert accuracy_of_pixels > 0.9  # two classes of noise, bright and dark
 
     # an export is measured as its manifest says, unless the command line says otherwise
     manifest_path = tmp_path / exported["manifest"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploynas.device import CpuDevice, Estimate
+from deploynas.device import CpuDevice, Estimate, StopRule
 from deploynas.errors import (
     DeviceMismatchError,
     IncompleteProfileError,
@@ -27,13 +27,17 @@ from deploynas.profile.validate import Judgement, fresh_archs, profiled_spaces
 from deploynas.spaces import space
 
 SPACE = space("mobile-small", 10, 1, [20])
+SHORT = StopRule(min_sessions=2, max_sessions=2, rounds=4)
 KEY = "fp32/mobile-small/10/1"
 
 
 @pytest.fixture(scope="module")
 def profile_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("profile") / "cpu.json"
-    profile, measured = profile_space(SPACE, CpuDevice(), path, soft_seconds=10)
+    with pytest.MonkeyPatch.context() as patched:  # real samples, few of them
+        patched.setattr(profiler, "NETWORK_RULE", SHORT)
+        patched.setattr(profiler, "LAYER_RULE", SHORT)
+        profile, measured = profile_space(SPACE, CpuDevice(), path)
     assert measured == len(SPACE.layer_table) == len(profile.layers)
     return path
 
@@ -188,7 +192,7 @@ def test_validation_table() -> None:
     assert judgement.table.within_5_percent == pytest.approx(0.6)
 
 
-def test_killed_profile_goes_on(tmp_path: Path) -> None:
+def test_killed_profile_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "cpu.json"
     code = (
         "import sys; from pathlib import Path; from deploynas.device import CpuDevice;"
@@ -208,7 +212,8 @@ def test_killed_profile_goes_on(tmp_path: Path) -> None:
     before = journal.read_text().splitlines() if journal.exists() else []
     assert len(before) > 16, "the profile was not caught in the middle"
     first = json.loads(before[1])["touches"]
-    profile, _ = profile_space(SPACE, CpuDevice(), path, soft_seconds=10)
+    monkeypatch.setattr(profiler, "NETWORK_RULE", SHORT)
+    profile, _ = profile_space(SPACE, CpuDevice(), path, soft_seconds=0)
     assert not journal.exists()
     for name, (ms, _, _) in list(first.items())[:5]:
         assert profile.layers[name].samples.ms[0][0] == pytest.approx(ms, abs=1e-6)
