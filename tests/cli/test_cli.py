@@ -351,6 +351,44 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_precision_is_part_of_the_choice(tmp_path: Path) -> None:
+    """An INT8 profile, a search under its budget, an INT8 file that says which is faster."""
+    data = str(make_images(tmp_path / "images", per_class=80))
+    profile = ("profile", "--data", data, "--resolution", "24", "--json")
+    done = run(*profile, "--precision", "int8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    search = ("search", "--data", data, "--epochs", "3", "--evaluations", "8", "--json")
+    int8 = ("--precision", "int8")
+    done = run(*search, *int8, "--latency-ms", "1000", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["precision"] == "int8"
+    assert 0 < found["predicted_latency_ms"] < 1000
+    assert found["measured_latency_ms"] > 0
+
+    done = run("export", "--max-accuracy-drop", "30%", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    exported = json.loads(done.stdout)
+    assert exported["precision"] == "int8"
+    quantization = exported["quantization"]
+    assert quantization["accuracy_int8"] == exported["accuracy"]
+    assert quantization["accuracy_int8"] >= quantization["accuracy_float"] - 0.3
+    assert 0 < quantization["ratio_low"] <= quantization["ratio_high"]
+    manifest = json.loads((tmp_path / exported["manifest"]).read_text())
+    assert manifest["predicted_latency_ms"] == found["predicted_latency_ms"]
+    done = run("check", exported["path"], "--latency-ms", "1000", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["accuracy"] > 0.5
+
+    # the same network in float: priced in another precision, so that nothing is predicted
+    floats = ("export", "--precision", "fp32", "--name", "floats", "--json")
+    done = run(*floats, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "exports" / "floats" / "manifest.json").read_text())
+    assert manifest["predicted_latency_ms"] is None
+    assert manifest["quantization"] is None
+
+
 def test_a_gradient_search_from_profile_to_checked_file(
     board_profile: Callable[[StagedSpace], DeviceProfile], tmp_path: Path
 ) -> None:
