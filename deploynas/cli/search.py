@@ -22,7 +22,7 @@ from deploynas.cli.console import (
 
 if TYPE_CHECKING:
     from deploynas.search import Candidate, SearchResult
-    from deploynas.search.result import DecisionRecord
+    from deploynas.search.result import DecisionRecord, TradeOff
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +35,9 @@ def search(
     max_flops: Annotated[float | None, typer.Option(help="MACs of one image.")] = None,
     max_params: Annotated[float | None, typer.Option(help="Parameters.")] = None,
     max_memory: Annotated[float | None, typer.Option(help="Peak memory in bytes.")] = None,
-    strategy: Annotated[str, typer.Option(help="ofa, predictor, proxyless or random.")] = "ofa",
+    strategy: Annotated[
+        str, typer.Option(help="ofa, evolution, pareto, predictor, proxyless or random.")
+    ] = "ofa",
     space_name: Annotated[
         str | None,
         typer.Option(
@@ -190,6 +192,7 @@ def _document(result: SearchResult, run: Path) -> dict[str, object]:
         "measured_latency_ms": result.measured_latency_ms,
         "random_best": result.random_best and result.random_best.model_dump(),
         "front": [point.model_dump() for point in result.front],
+        "trade_off": result.trade_off and result.trade_off.model_dump(),
         "decision": result.decision and result.decision.model_dump(),
     }
 
@@ -213,6 +216,9 @@ def _print(result: SearchResult, run: Path) -> None:
         )
     if result.decision:
         say(_decision(result.decision))
+    if result.strategy == "pareto" and result.trade_off:
+        for line in _front(result, result.trade_off):
+            say(line)
     say(f"architecture: {best.architecture}")
     if result.weights == "published" and (
         ChosenRecord.read(ChosenRecord.file_in(run)).batch_norm == "uncalibrated"
@@ -224,6 +230,17 @@ def _print(result: SearchResult, run: Path) -> None:
     after = "retrain" if result.weights == "paths" else "export"
     anew = " --from-scratch" if result.weights == "paths" else ""
     say(f"saved in {run}; next: deploynas {after} {run}{anew}")
+
+
+def _front(result: SearchResult, found: TradeOff) -> list[str]:
+    """The trade-off, cheapest first; the knee is marked."""
+    lines = [
+        f"{point.predicted_latency_ms:9.3f} ms  {point.accuracy:7.2%}"
+        f"{'  knee' if i == found.knee else ''}"
+        for i, point in enumerate(result.front)
+    ]
+    title = f"the front has {len(lines)} networks, hypervolume {found.hypervolume:.3f}:"
+    return [title, *lines]
 
 
 def _decision(decision: DecisionRecord) -> str:

@@ -1,8 +1,9 @@
 """Accuracy predictors fitted to what a search has measured so far.
 
-Three kinds are compared on held-out pairs and the best is used: ridge regression on the gap to a
-ceiling (:mod:`deploynas.search.accuracy_model`), a small MLP, and gradient-boosted trees. Their
-features are masked: a block past its stage's depth has no say.
+Four kinds are compared on held-out pairs and the best is used: ridge regression on the gap to a
+ceiling (:mod:`deploynas.search.accuracy_model`), a small MLP, gradient-boosted trees, and a
+Gaussian process that knows nothing but in how many choices two networks differ. Features are
+masked: a block past its stage's depth has no say.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from deploynas.profile.latency_model import kendall_tau
 from deploynas.search import accuracy_model
 from deploynas.search.accuracy_model import Floats
-from deploynas.spaces import Archs, StagedSpace
+from deploynas.spaces import Archs, SearchSpace, StagedSpace
 
 Model = Callable[[Floats], Floats]
 NUM_FOLDS = 5
@@ -39,36 +40,64 @@ class AccuracyPredictor:
         held_out: Every kind's error there.
     """
 
-    space: StagedSpace
+    space: SearchSpace
     kind: str
     held_out: dict[str, HeldOut]
     _model: Model
 
     def predict(self, archs: Archs) -> Floats:
         """``(n,)`` accuracies."""
-        return self._model(accuracy_model.features(self.space, archs))
+        return self._model(_features(self.space, self.kind, archs))
 
 
-def fit_predictor(space: StagedSpace, archs: Archs, accuracies: Floats) -> AccuracyPredictor:
+def fit_predictor(
+    space: SearchSpace, archs: Archs, accuracies: Floats, kind: str | None = None
+) -> AccuracyPredictor:
     """Compare the kinds by cross-validation, and fit the best to all pairs.
 
     Args:
         space: Of the architectures.
         archs: ``(n, num_choices)``, at least 10 of them.
         accuracies: ``(n,)`` fractions.
+        kind: To fit, where it was chosen before.
     """
-    x = accuracy_model.features(space, archs)
-    folds = np.random.default_rng(0).permutation(len(x)) % NUM_FOLDS
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):  # matrices so small wait for threads longer than they compute
+        held_out = {} if kind else _compared(space, archs, accuracies)
+        best = kind or min(held_out, key=lambda name: held_out[name].rmse)
+        model = KINDS[best](_features(space, best, archs), accuracies)
+    return AccuracyPredictor(space, best, held_out, model)
+
+
+def _compared(space: SearchSpace, archs: Archs, accuracies: Floats) -> dict[str, HeldOut]:
+    """Every kind's error by cross-validation."""
+    folds = np.random.default_rng(0).permutation(len(archs)) % NUM_FOLDS
     held_out = {}
-    for kind, fit in KINDS.items():
+    for name, fit in KINDS.items():
+        x = _features(space, name, archs)
         predicted = np.empty(len(x), np.float64)
         for fold in range(NUM_FOLDS):
             out = folds == fold
             predicted[out] = fit(x[~out], accuracies[~out])(x[out])
         rmse = float(np.sqrt(np.mean((predicted - accuracies) ** 2)))
-        held_out[kind] = HeldOut(rmse, kendall_tau(predicted, accuracies))
-    best = min(held_out, key=lambda kind: held_out[kind].rmse)
-    return AccuracyPredictor(space, best, held_out, KINDS[best](x, accuracies))
+        held_out[name] = HeldOut(rmse, kendall_tau(predicted, accuracies))
+    return held_out
+
+
+def _features(space: SearchSpace, kind: str, archs: Archs) -> Floats:
+    """What a kind of predictor sees of architectures: ``(n, num_features)``."""
+    if kind == "process":
+        return archs.astype(np.float64)
+    if isinstance(space, StagedSpace):
+        return accuracy_model.features(space, archs)
+    options = [
+        archs[:, [column]] == np.arange(num)[None] for column, num in enumerate(space.num_options)
+    ]
+    free = [  # as many as accuracy_model.NUM_FREE
+        np.ones(len(archs)), np.log1p(space.macs(archs)), np.log1p(space.params(archs)),
+    ]  # fmt: skip
+    return np.concatenate([np.stack(free, axis=1), *options], axis=1).astype(np.float64)
 
 
 def _ridge(x: Floats, accuracies: Floats) -> Model:
@@ -82,7 +111,7 @@ def _mlp(x: Floats, accuracies: Floats) -> Model:
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
     centre, spread = accuracies.mean(), accuracies.std() + 1e-9
     network = MLPRegressor(
-        hidden_layer_sizes=(32, 32), alpha=0.1, solver="lbfgs", max_iter=500, random_state=0
+        hidden_layer_sizes=(32, 32), alpha=0.1, solver="lbfgs", max_iter=200, random_state=0
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that more steps would fit the noise better
@@ -105,6 +134,44 @@ def _trees(x: Floats, accuracies: Floats) -> Model:
     return lambda new: np.asarray(trees.predict(new), np.float64)
 
 
+def _process(x: Floats, accuracies: Floats) -> Model:
+    """Gaussian process: covariance falls exponentially with the number of choices that differ."""
+    mean, spread = accuracies.mean(), accuracies.std() + 1e-9
+    y = (accuracies - mean) / spread
+    differ = _differing(x, x)
+    best: tuple[float, float, float] | None = None
+    part = np.random.default_rng(0).permutation(len(x))[:300]  # enough for two numbers
+    for length in LENGTHS:
+        for noise in NOISES:
+            covariance = np.exp(-differ[np.ix_(part, part)] / length) + noise * np.eye(len(part))
+            factor = np.linalg.cholesky(covariance)
+            whitened = np.linalg.solve(factor, y[part])
+            # of the marginal likelihood, at its own best scale
+            loss = len(part) / 2 * np.log(whitened @ whitened) + np.log(np.diag(factor)).sum()
+            if best is None or loss < best[0]:
+                best = (float(loss), length, noise)
+    assert best is not None
+    _, length, noise = best
+    weights = np.linalg.solve(np.exp(-differ / length) + noise * np.eye(len(x)), y)
+
+    def predict(new: Floats) -> Floats:
+        found: Floats = np.exp(-_differing(new, x) / length) @ weights * spread + mean
+        return found
+
+    return predict
+
+
+LENGTHS, NOISES = (0.5, 0.7, 1.0, 1.5, 2.5, 4.0, 8.0), (1e-4, 1e-2, 0.3)
+
+
+def _differing(a: Floats, b: Floats) -> Floats:
+    """``(len(a), len(b))`` numbers of columns that differ."""
+    total = np.zeros((len(a), len(b)), np.float64)
+    for one, other in zip(a.T, b.T, strict=True):
+        total += one[:, None] != other[None, :]
+    return total
+
+
 KINDS: dict[str, Callable[[Floats, Floats], Model]] = {
-    "ridge": _ridge, "mlp": _mlp, "trees": _trees,
+    "ridge": _ridge, "mlp": _mlp, "trees": _trees, "process": _process,
 }  # fmt: skip

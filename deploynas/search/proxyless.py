@@ -48,10 +48,11 @@ class ProxylessRecipe(Recipe):
     """
 
     epochs: float = 10.0
+    batch_size: int = 64
     learning_rate: float = 0.1
-    weights_only: float = 0.25
+    weights_only: float = 0.5
     held_out: float = 0.2
-    architecture_every: int = 1
+    architecture_every: int = 2
     architecture: ArchitectureRecipe = ArchitectureRecipe()
 
 

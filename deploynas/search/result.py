@@ -53,6 +53,23 @@ class FrontPoint(Record):
     accuracy: float
 
 
+class TradeOff(Record):
+    """What a front is worth.
+
+    Attributes:
+        hypervolume: That the front dominates up to ``worst_ms`` and ``worst_accuracy``, the
+            corner of what was evaluated, as a share of the box between that corner and the
+            front's own best latency and accuracy: 1 where one network is best in both.
+        knee: Index in the front of the member furthest above the line between its ends: beyond it
+            accuracy gets dear.
+    """
+
+    hypervolume: float
+    worst_ms: float
+    worst_accuracy: float
+    knee: int
+
+
 class DecisionRecord(Record):
     """How a gradient search came from probabilities to a network.
 
@@ -107,7 +124,8 @@ class SearchResult(Artifact):
         best: The chosen network; ``random_best``: the best of a random search with as many
             evaluations; ``uniform_best``: the best evaluated network with one depth, kernel
             size and expand ratio everywhere, where one keeps the budget.
-        front: The Pareto front among what the strategy evaluated, cheapest first.
+        front: The Pareto front among what the strategy evaluated, cheapest first; ``trade_off``
+            says what it is worth.
         not_binding: Limits that even the dearest network keeps.
         measured_latency_ms: Of the chosen network, where the device was attached.
         profile: Path of the device profile; ``device`` is whose it is.
@@ -134,6 +152,7 @@ class SearchResult(Artifact):
     largest: Candidate
     smallest: Candidate
     front: tuple[FrontPoint, ...]
+    trade_off: TradeOff | None = None
     measured_latency_ms: float | None
     profile: str
     precision: Precision = "fp32"

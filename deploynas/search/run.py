@@ -11,8 +11,16 @@ import numpy as np
 from deploynas.errors import InfeasibleBudgetError
 from deploynas.profile import LatencyModel
 from deploynas.search.budget import Budget
-from deploynas.search.result import AccuracyKind, Candidate, FrontPoint
-from deploynas.search.strategies import STRATEGIES, Evaluate, Floats, History, random_search
+from deploynas.search.result import AccuracyKind, Candidate, FrontPoint, TradeOff
+from deploynas.search.strategies import (
+    STRATEGIES,
+    Evaluate,
+    Floats,
+    History,
+    hypervolume,
+    knee,
+    random_search,
+)
 from deploynas.spaces import Archs
 
 
@@ -61,6 +69,7 @@ class Outcome:
     largest: Candidate
     smallest: Candidate
     front: tuple[FrontPoint, ...]
+    trade_off: TradeOff | None
     not_binding: tuple[str, ...]
     num_evaluations: int
     measured_latency_ms: float | None
@@ -166,6 +175,7 @@ def search(
         largest=candidate(space.largest()[0]),
         smallest=candidate(space.smallest()[0]),
         front=_front(history, model),
+        trade_off=_trade_off(history, model),
         not_binding=tuple(not_binding),
         num_evaluations=num_evaluations,
         measured_latency_ms=measured,
@@ -233,6 +243,23 @@ def _front(history: History, model: LatencyModel) -> tuple[FrontPoint, ...]:
             }
         )
         for row, arch in zip(rows, decoded, strict=True)
+    )
+
+
+def _trade_off(history: History, model: LatencyModel) -> TradeOff | None:
+    """Of the front; None where it has a single member."""
+    costs, accuracies = model.predict_ms(history.archs), history.accuracies
+    front = history.front(costs)
+    if len(front) < 2:
+        return None
+    worst_ms, worst_accuracy = float(costs.max()), float(accuracies.min())
+    box = (worst_ms - costs[front].min()) * (accuracies[front].max() - worst_accuracy)
+    found = hypervolume(costs[:, None], accuracies, (worst_ms, worst_accuracy))
+    return TradeOff(
+        hypervolume=min(1.0, found / box) if box > 0 else 1.0,
+        worst_ms=worst_ms,
+        worst_accuracy=worst_accuracy,
+        knee=knee(costs[front], accuracies[front]),
     )
 
 

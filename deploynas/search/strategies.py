@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +12,15 @@ import numpy.typing as npt
 from deploynas.errors import InfeasibleBudgetError
 from deploynas.profile import LatencyModel
 from deploynas.search.budget import Budget
-from deploynas.spaces import Archs
+from deploynas.spaces import Archs, SearchSpace
 
 Floats = npt.NDArray[np.float64]
 Evaluate = Callable[[Archs], Floats]  # (n, num_choices) -> (n,) accuracies, fractions
 MAX_DRAWS = 200  # batches drawn before a budget counts as unreachable by sampling
 MAX_FIRST, MAX_PARENTS, GENERATIONS = 500, 100, 200
-PREDICTOR_ROUNDS, PREDICTED = 4, 4_000
+POPULATION, TOURNAMENT = 100, 10  # of regularised evolution
+CAP_TOURNAMENT = 30
+PREDICTOR_ROUNDS, PREDICTED = 12, 3_000
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,44 @@ class History:
         return [int(i) for i in np.argsort(-self.accuracies, kind="stable")[:k]]
 
     def front(self, costs: Floats) -> list[int]:
-        """Indices of the Pareto front, cheapest first: no other is as cheap and as accurate."""
-        order = np.lexsort((-self.accuracies, costs))
-        reached = np.maximum.accumulate(self.accuracies[order])
-        better = np.append(True, self.accuracies[order][1:] > reached[:-1])
-        return [int(i) for i in order[better]]
+        """Indices of the Pareto front, cheapest first: no other is as cheap and as accurate.
+
+        Args:
+            costs: ``(n,)``, or ``(n, num_costs)``, of which none may be beaten.
+        """
+        columns = costs.reshape(len(self.accuracies), -1)
+        order = np.lexsort((*columns.T[::-1], -self.accuracies))  # nothing later beats earlier
+        front: list[int] = []
+        for i in order:
+            if not (columns[front] <= columns[i]).all(axis=1).any():
+                front.append(int(i))
+        return sorted(front, key=lambda i: tuple(columns[i]))
+
+
+@dataclass(frozen=True)
+class SoftFitness:
+    """Accuracy minus what exceeds the limits, in place of refusing what does.
+
+    Fitness = accuracy - latency * max(0, ms / limit - 1) - flops * max(0, MACs / limit - 1): a
+    population may pass through networks that are a little too slow. The result still keeps every
+    limit.
+    """
+
+    latency: float
+    flops: float
+
+    def __call__(
+        self, archs: Archs, accuracies: Floats, budget: Budget, model: LatencyModel
+    ) -> Floats:
+        """``(n,)``."""
+        fitness = accuracies
+        for weight, limit, cost in (
+            (self.latency, budget.latency_ms, model.upper_ms),
+            (self.flops, budget.macs, model.space.macs),
+        ):
+            if limit is not None:
+                fitness = fitness - weight * np.maximum(0, cost(archs) / limit - 1)
+        return fitness
 
 
 def admitted_samples(
@@ -80,6 +116,154 @@ def random_search(
     """Evaluate random architectures within budget: what every strategy must beat."""
     archs = admitted_samples(num_evaluations, budget, model, rng)
     return History(archs, evaluate(archs))
+
+
+def regularised_evolution(
+    budget: Budget,
+    model: LatencyModel,
+    evaluate: Evaluate,
+    rng: np.random.Generator,
+    num_evaluations: int,
+    *,
+    population: int = POPULATION,
+    tournament: int = TOURNAMENT,
+    soft: SoftFitness | None = None,
+) -> History:
+    """Regularised evolution (Real et al. 2019, section 3): the oldest dies, not the weakest.
+
+    A first population of random networks, at most a third of the evaluations; then the fittest
+    of a random tournament has a child with one choice changed, which takes the place of the
+    oldest. No network is evaluated twice: a child that is known, or outside the budget, is drawn
+    again, a bounded number of times.
+
+    Args:
+        budget: Hard limits.
+        model: Space and latency.
+        evaluate: Accuracies.
+        rng: Of every draw.
+        num_evaluations: At most so many.
+        population: Networks that are alive.
+        tournament: Networks of which the fittest is a parent.
+        soft: Fitness for networks outside the budget too; those are evaluated, but no result.
+    """
+    first = admitted_samples(max(1, min(population, -(-num_evaluations // 3))), budget, model, rng)
+    scores = evaluate(first)
+    archs, accuracies = list(first), [float(score) for score in scores]
+    seen = {arch.tobytes() for arch in first}
+
+    def fitness(rows: Archs, found: Floats) -> Floats:
+        return found if soft is None else soft(rows, found, budget, model)
+
+    alive = deque(zip(first, fitness(first, scores), strict=True), maxlen=len(first))
+    num_children = max(1, num_evaluations // (GENERATIONS * 10))
+    stuck = 0
+    while len(archs) < num_evaluations and stuck < MAX_DRAWS:
+        size = min(num_children, num_evaluations - len(archs))
+        drawn = [
+            rng.choice(len(alive), min(tournament, len(alive)), replace=False)
+            for _ in range(max(4, size))
+        ]
+        parents = np.stack([alive[max(one, key=lambda i: alive[i][1])][0] for one in drawn])
+        children = one_changed(model.space, parents, rng)
+        if stuck > MAX_DRAWS // 2:  # what is near is known: go further
+            children = one_changed(model.space, children, rng)
+        if soft is None:
+            children = children[budget.admits(children, model)]
+        fresh = _unseen(children, seen, size)
+        stuck = 0 if len(fresh) else stuck + 1
+        if len(fresh):
+            scores = evaluate(fresh)
+            archs += list(fresh)
+            accuracies += [float(score) for score in scores]
+            alive.extend(zip(fresh, fitness(fresh, scores), strict=True))
+    history = History(np.stack(archs), np.array(accuracies))
+    if soft is None:
+        return history
+    kept = budget.admits(history.archs, model)
+    return History(history.archs[kept], history.accuracies[kept])
+
+
+def one_changed(space: SearchSpace, archs: Archs, rng: np.random.Generator) -> Archs:
+    """Each architecture with another option in one choice, where there is another."""
+    free = np.flatnonzero(space.num_options > 1)
+    if not len(free):
+        return archs
+    columns = free[rng.integers(len(free), size=len(archs))]
+    rows = np.arange(len(archs))
+    changed = archs.copy()
+    num = space.num_options[columns]
+    step = 1 + (rng.random(len(archs)) * (num - 1)).astype(np.int64)
+    changed[rows, columns] = (archs[rows, columns] + step) % num
+    return space.canonical(changed)
+
+
+def _unseen(archs: Archs, seen: set[bytes], n: int) -> Archs:
+    """The first ``n`` that are not in ``seen``, which grows."""
+    found: list[Archs] = []
+    for arch in archs:
+        if len(found) < n and arch.tobytes() not in seen:
+            seen.add(arch.tobytes())
+            found.append(arch)
+    return np.stack(found) if found else archs[:0]
+
+
+def pareto(
+    budget: Budget,
+    model: LatencyModel,
+    evaluate: Evaluate,
+    rng: np.random.Generator,
+    num_evaluations: int,
+    *,
+    costs: Sequence[str] = ("latency_ms",),
+) -> History:
+    """The whole trade-off between accuracy and costs, in one run.
+
+    Evolution under caps: for every child a cap is drawn for each cost within the range that was
+    seen so far; of a tournament among all networks that keep the caps the most accurate is the
+    parent, and the child has one choice changed and keeps the caps too. Costs are known without
+    evaluation, so that ranking by dominance and crowding (NSGA-II, Deb et al. 2002), which treats
+    them as unknown, spends far more evaluations on the same front.
+
+    Args:
+        budget: Hard limits; a part of the trade-off outside them is not looked at.
+        model: Space and latency.
+        evaluate: Accuracies.
+        rng: Of every draw.
+        num_evaluations: At most so many.
+        costs: Of :data:`COSTS`.
+    """
+    num_first = max(1, min(POPULATION // 2, -(-num_evaluations // 3)))
+    archs = admitted_samples(num_first, budget, model, rng)
+    accuracies = evaluate(archs)
+    values = costs_of(model, archs, costs)
+    seen = {arch.tobytes() for arch in archs}
+    num_children = max(1, num_evaluations // (GENERATIONS * 10))
+    stuck = 0
+    while len(archs) < num_evaluations and stuck < 2 * MAX_DRAWS:
+        low, high = values.min(axis=0), values.max(axis=0)
+        children = []
+        for _ in range(max(4, num_children)):
+            caps = rng.uniform(low, high)
+            fitting = np.flatnonzero((values <= caps).all(axis=1))
+            if not len(fitting):
+                continue
+            drawn = rng.choice(fitting, min(CAP_TOURNAMENT, len(fitting)), replace=False)
+            parent = archs[drawn[np.argmax(accuracies[drawn])]]
+            tries = one_changed(model.space, np.repeat(parent[None], 8, axis=0), rng)
+            if stuck > MAX_DRAWS:
+                tries = one_changed(model.space, tries, rng)
+            kept = (costs_of(model, tries, costs) <= caps).all(axis=1)
+            children += list(tries[kept & budget.admits(tries, model)])
+        fresh = _unseen(
+            np.stack(children) if children else archs[:0], seen,
+            min(num_children, num_evaluations - len(archs)),
+        )  # fmt: skip
+        stuck = 0 if len(fresh) else stuck + 1
+        if len(fresh):
+            archs = np.concatenate([archs, fresh])
+            accuracies = np.concatenate([accuracies, evaluate(fresh)])
+            values = np.concatenate([values, costs_of(model, fresh, costs)])
+    return History(archs, accuracies)
 
 
 def evolution(
@@ -156,16 +340,20 @@ def predictor_search(
 
     As the once-for-all search fits a predictor to pairs of architecture and accuracy and evolves
     under it (Cai et al. 2020, section 3.4), but in rounds (Wen et al. 2020, "Neural predictor for
-    neural architecture search", section 3, has one). Half of the evaluations are random subnets
-    and uniform ones, as in :func:`evolution`.
+    neural architecture search", section 3, has one). A third of the evaluations are random
+    subnets and uniform ones, as in :func:`evolution`.
     """
     from deploynas.search.predictor import fit_predictor
 
-    archs = _first_population(max(1, num_evaluations // 2), budget, model, rng)
+    archs = _first_population(max(1, -(-num_evaluations // 3)), budget, model, rng)
     accuracies = evaluate(archs)
     num_round = max(1, (num_evaluations - len(archs)) // PREDICTOR_ROUNDS)
+    kind, chosen_at = None, 0
     while 10 <= len(archs) < num_evaluations:
-        predictor = fit_predictor(model.space, archs, accuracies)
+        if len(archs) >= 1.4 * chosen_at:  # comparing the kinds takes longer than fitting one
+            kind, chosen_at = None, len(archs)
+        predictor = fit_predictor(model.space, archs, accuracies, kind)
+        kind = predictor.kind
         known = {row.tobytes() for row in archs}
         found = evolution(budget, model, predictor.predict, rng, PREDICTED)
         order = found.archs[np.argsort(-found.accuracies, kind="stable")]
@@ -193,4 +381,64 @@ def _first_population(
     return np.unique(np.concatenate([dearest, rest]), axis=0)
 
 
-STRATEGIES = {"ofa": evolution, "predictor": predictor_search, "random": random_search}
+def hypervolume(costs: Floats, accuracies: Floats, worst: Sequence[float]) -> float:
+    """What a set of networks dominates, up to a worst corner (Zitzler and Thiele 1998).
+
+    Args:
+        costs: ``(n, num_costs)``, one or more.
+        accuracies: ``(n,)``.
+        worst: The corner: each cost's, then the accuracy's.
+    """
+    *limits, least = worst
+    inside = (costs < limits).all(axis=1) & (accuracies > least)
+    costs, accuracies = costs[inside], accuracies[inside]
+    if not len(accuracies):
+        return 0.0
+    order = np.argsort(costs[:, 0], kind="stable")
+    costs, accuracies = costs[order], accuracies[order]
+    widths = np.diff(np.append(costs[:, 0], limits[0]))  # slices along the first cost
+    if costs.shape[1] == 1:
+        return float(widths @ (np.maximum.accumulate(accuracies) - least))
+    return sum(
+        float(width) * hypervolume(costs[: i + 1, 1:], accuracies[: i + 1], worst[1:])
+        for i, width in enumerate(widths)
+        if width > 0
+    )
+
+
+def knee(costs: Floats, accuracies: Floats) -> int:
+    """Index of the front's member that is furthest above the line between its ends.
+
+    Args:
+        costs: ``(n,)`` of a front, cheapest first.
+        accuracies: ``(n,)``.
+    """
+
+    def scaled(values: Floats) -> Floats:
+        return np.asarray((values - values.min()) / max(np.ptp(values), 1e-12))
+
+    return int(np.argmax(scaled(accuracies) - scaled(costs)))
+
+
+COSTS: dict[str, Callable[[LatencyModel, Archs], Floats]] = {
+    "latency_ms": lambda model, archs: model.upper_ms(archs),
+    "macs": lambda model, archs: model.space.macs(archs).astype(np.float64),
+    "params": lambda model, archs: model.space.params(archs).astype(np.float64),
+    "peak_memory_bytes": lambda model, archs: model.space.peak_memory_bytes(archs).astype(
+        np.float64
+    ),
+}
+
+
+def costs_of(model: LatencyModel, archs: Archs, names: Sequence[str]) -> Floats:
+    """``(n, len(names))`` values of :data:`COSTS`."""
+    return np.stack([COSTS[name](model, archs) for name in names], axis=1)
+
+
+STRATEGIES: dict[str, Callable[..., History]] = {
+    "ofa": evolution,
+    "evolution": regularised_evolution,
+    "pareto": pareto,
+    "predictor": predictor_search,
+    "random": random_search,
+}

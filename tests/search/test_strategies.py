@@ -76,7 +76,7 @@ def test_beats_random_search(name, num, model):
 def test_the_best_kind_of_predictor_is_used(model):
     archs = SPACE.sample(150, np.random.default_rng(0))
     predictor = fit_predictor(SPACE, archs[:100], accuracy(archs[:100]))
-    assert set(predictor.held_out) == {"ridge", "mlp", "trees"}
+    assert set(predictor.held_out) == {"ridge", "mlp", "trees", "process"}
     best = min(predictor.held_out.values(), key=lambda error: error.rmse)
     assert predictor.held_out[predictor.kind] == best
     assert best.kendall_tau > 0.7

@@ -1,0 +1,160 @@
+"""Do the strategies find what is there to be found? On a tabular space whose optimum is known.
+
+python benchmarks/strategies.py [--json] [--quick] [--seeds 20]
+An NK landscape (Kauffman and Weinberger 1989): 8 choices of 4 options, each choice's share of the
+accuracy a random table over itself and the next 3 choices: 65,536 architectures, very rugged. Each
+option has a random cost, and costs add up. Printed: in how many landscapes a strategy finds one
+of the best 0.1 % within 300 evaluations, and the hypervolume of the Pareto front (accuracy against
+cost, from the worst corner of all) after 1,000, as a share of the exhaustive front's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from deploynas.search import STRATEGIES, Budget
+from deploynas.search.strategies import hypervolume
+from deploynas.spaces import Archs, Choice, Layer, SearchSpace, Slot
+
+NUM_CHOICES, NUM_OPTIONS, NEIGHBOURS = 8, 4, 3
+TOP = 0.001
+EVALUATIONS, FRONT_EVALUATIONS = 300, 1_000
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="4 landscapes")
+    parser.add_argument("--seeds", type=int, default=20)
+    options = parser.parse_args()
+    seeds = range(4 if options.quick else options.seeds)
+    document: dict[str, object] = {"landscapes": len(seeds)}
+    for name in STRATEGIES:
+        started = time.monotonic()
+        hits = sum(finds_the_top(name, seed) for seed in seeds)
+        seconds = (time.monotonic() - started) / len(seeds)
+        document[f"{name}_hits"] = hits
+        print(f"{name:10} {hits} of {len(seeds)}, {seconds:.1f} s a search", file=sys.stderr)
+    for name in ("pareto", "random"):
+        shares = [front_share(name, seed) for seed in seeds]
+        document[f"{name}_hypervolume"] = float(np.mean(shares))
+        document[f"{name}_hypervolume_worst"] = float(np.min(shares))
+    if options.json:
+        print(json.dumps(document))
+        return
+    for key, value in document.items():
+        print(f"{key:28} {value:.4f}" if isinstance(value, float) else f"{key:28} {value}")
+
+
+def finds_the_top(name: str, seed: int) -> bool:
+    """Whether a strategy finds one of the best 0.1 % of a landscape."""
+    land = Landscape(seed)
+    best = np.sort(land.accuracies(land.everything))
+    history = STRATEGIES[name](
+        Budget(), land, land.accuracies, np.random.default_rng(seed), EVALUATIONS
+    )
+    assert len(history.archs) <= EVALUATIONS
+    return bool(history.accuracies.max() >= best[-int(TOP * len(best))])
+
+
+def front_share(name: str, seed: int) -> float:
+    """Hypervolume of what a strategy evaluated, over that of the exhaustive front."""
+    land = Landscape(seed)
+    scores, costs = land.accuracies(land.everything), land.upper_ms(land.everything)
+    worst = (float(costs.max()), float(scores.min()))
+    history = STRATEGIES[name](
+        Budget(), land, land.accuracies, np.random.default_rng(seed), FRONT_EVALUATIONS
+    )
+    found = hypervolume(land.upper_ms(history.archs)[:, None], history.accuracies, worst)
+    return found / hypervolume(costs[:, None], scores, worst)
+
+
+class TableSpace(SearchSpace):
+    """Choices and nothing else: every option is a layer of some size, no network is built."""
+
+    def __init__(self, num_choices: int = NUM_CHOICES, num_options: int = NUM_OPTIONS) -> None:
+        self.name, self.num_classes, self.in_channels, self.resolutions = "table", 2, 1, (8,)
+        options = tuple(range(num_options))
+        self.choices = tuple(Choice(f"choice{i}", options) for i in range(num_choices))
+        self.layer_table = tuple(Layer("conv", 1, 1 + i, 8, 8) for i in options)
+        self.slots = tuple(Slot((i,), np.arange(num_options)) for i in range(num_choices))
+
+    @property
+    def size(self) -> int:
+        """Number of architectures."""
+        return int(np.prod(self.num_options))
+
+    def canonical(self, archs: Archs) -> Archs:
+        """Every choice has an effect."""
+        return self._checked(archs).astype(np.uint8)
+
+    def encode(self, dicts: Sequence) -> Archs:
+        """Dict form -> rows."""
+        return self.canonical(np.array([one["options"] for one in dicts], np.uint8))
+
+    def decode(self, archs: Archs) -> list[dict[str, object]]:
+        """Rows -> dict form."""
+        return [{"options": row.tolist()} for row in self._checked(archs)]
+
+    def with_resolutions(self, resolutions: Sequence[int]) -> Self:
+        """There is one."""
+        return self
+
+    def uniform(self) -> Archs:
+        """The same option everywhere."""
+        num = len(self.choices[0].options)
+        return np.repeat(np.arange(num, dtype=np.uint8)[:, None], len(self.choices), axis=1)
+
+
+@dataclass
+class Landscape:
+    """An NK landscape with costs: in place of a latency model, and of an evaluator."""
+
+    seed: int
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.seed)
+        self.space = TableSpace()
+        self.half_width = 0.0
+        shape = (NUM_OPTIONS,) * (NEIGHBOURS + 1)
+        self._tables = rng.random((NUM_CHOICES, *shape))
+        self._costs = np.sort(rng.random((NUM_CHOICES, NUM_OPTIONS)), axis=1)
+
+    @property
+    def everything(self) -> Archs:
+        """Every architecture."""
+        rows = itertools.product(range(NUM_OPTIONS), repeat=NUM_CHOICES)
+        return np.array(list(rows), np.uint8)
+
+    def accuracies(self, archs: Archs) -> np.ndarray:
+        """``(n,)`` fractions."""
+        shares = [
+            table[tuple(archs[:, (i + k) % NUM_CHOICES] for k in range(NEIGHBOURS + 1))]
+            for i, table in enumerate(self._tables)
+        ]
+        return np.mean(shares, axis=0)
+
+    def upper_ms(self, archs: Archs) -> np.ndarray:
+        """``(n,)`` costs."""
+        return self._costs[np.arange(NUM_CHOICES), archs].sum(axis=1)
+
+    predict_ms = upper_ms
+
+    @property
+    def layer_ms(self) -> np.ndarray:
+        """``(len(layer_table),)``; layers are not what costs here."""
+        return np.zeros(len(self.space.layer_table))
+
+
+if __name__ == "__main__":
+    main()

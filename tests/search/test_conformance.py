@@ -1,0 +1,176 @@
+"""Every strategy on a tabular space, in seconds and without torch: the promises that all share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import strategies as bench
+
+from deploynas.errors import InfeasibleBudgetError
+from deploynas.search import STRATEGIES, Budget
+from deploynas.search.strategies import (
+    History,
+    SoftFitness,
+    hypervolume,
+    knee,
+    one_changed,
+    pareto,
+    regularised_evolution,
+)
+
+LAND = bench.Landscape(0)
+COSTS = np.sort(LAND.upper_ms(LAND.everything))
+BUDGETS = {
+    "none": Budget(),
+    "feasible": Budget(latency_ms=float(np.quantile(COSTS, 0.5))),
+    "tight": Budget(latency_ms=float(COSTS[30])),
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
+@pytest.mark.parametrize("num", [1, 40])
+def test_every_strategy(name, budget, num):
+    asked = []
+
+    def evaluate(archs):
+        asked.extend(arch.tobytes() for arch in archs)
+        return LAND.accuracies(archs)
+
+    history = STRATEGIES[name](budget, LAND, evaluate, np.random.default_rng(3), num)
+    assert 0 < len(asked) <= num
+    assert len(set(asked)) == len(asked)  # nothing twice
+    assert {arch.tobytes() for arch in history.archs} == set(asked)
+    assert budget.admits(history.archs, LAND).all()
+    np.testing.assert_allclose(history.accuracies, LAND.accuracies(history.archs))
+    again = STRATEGIES[name](budget, LAND, LAND.accuracies, np.random.default_rng(3), num)
+    assert np.array_equal(again.archs, history.archs)
+    other = STRATEGIES[name](Budget(), LAND, LAND.accuracies, np.random.default_rng(4), 40)
+    assert not np.array_equal(other.archs[:10], history.archs[:10])
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_impossible_budget_ends(name):
+    budget = Budget(latency_ms=float(COSTS[0]) * 0.99)
+    with pytest.raises(InfeasibleBudgetError):
+        STRATEGIES[name](budget, LAND, LAND.accuracies, np.random.default_rng(0), 40)
+    with pytest.raises(InfeasibleBudgetError, match="lowest reachable"):
+        budget.require_reachable(LAND, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("name", ["evolution", "pareto"])
+def test_better_than_random(name):
+    found = [bench.finds_the_top(name, seed) for seed in range(8)]
+    at_random = [bench.finds_the_top("random", seed) for seed in range(8)]
+    assert sum(found) > sum(at_random) + 2
+
+
+def test_no_strategy_here_imports_torch():
+    """The predictor needs scikit-learn, which does not bring it."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(bench.__file__).parent)!r});"
+        "sys.modules['torch'] = None; import strategies as s;"
+        "[s.finds_the_top(n, 0) for n in s.STRATEGIES if n != 'predictor']"
+    )
+    package = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": package}
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_oldest_dies():
+    """The best of the first population is a parent no longer once as many have come after it."""
+    best = {}
+
+    def evaluate(archs):
+        scores = LAND.accuracies(archs)
+        if not best:  # nothing that comes later is as good
+            best["row"] = archs[-1]  # the youngest of the first population
+            scores[-1] = 2.0
+        return scores
+
+    def near(arch):
+        return (arch != best["row"]).sum() == 1
+
+    history = regularised_evolution(
+        Budget(), LAND, evaluate, np.random.default_rng(0), 120, population=20, tournament=20
+    )
+    children = history.archs[20:]
+    parents = [near(child) for child in children]
+    # with a tournament among all, it is the only parent while it lives, and none after
+    assert all(parents[:20])
+    assert not all(parents[20:])
+    assert sum(parents[20:]) < 40
+
+
+def test_one_choice_changes():
+    archs = LAND.space.sample(200, np.random.default_rng(0))
+    changed = one_changed(LAND.space, archs, np.random.default_rng(1))
+    assert ((changed != archs).sum(axis=1) == 1).all()
+    assert (changed < LAND.space.num_options).all()
+
+
+def test_soft_fitness_passes_through_what_is_too_slow():
+    budget = BUDGETS["feasible"]
+    soft = SoftFitness(latency=0.5, flops=0.0)
+    asked = []
+
+    def evaluate(archs):
+        asked.append(budget.admits(archs, LAND))
+        return LAND.accuracies(archs)
+
+    history = regularised_evolution(
+        budget, LAND, evaluate, np.random.default_rng(0), 120, soft=soft
+    )
+    assert not np.concatenate(asked).all()
+    assert budget.admits(history.archs, LAND).all()
+    rows = LAND.everything[::4096]
+    excess = np.maximum(0, LAND.upper_ms(rows) / budget.latency_ms - 1)
+    scores = LAND.accuracies(rows)
+    np.testing.assert_allclose(soft(rows, scores, budget, LAND), scores - 0.5 * excess)
+
+
+def test_hypervolume_of_known_sets():
+    costs = np.array([[1.0], [2.0], [3.0], [2.5]])
+    scores = np.array([1.0, 2.0, 3.0, 0.5])
+    assert hypervolume(costs, scores, (4, 0)) == pytest.approx(1 * 1 + 1 * 2 + 1 * 3)
+    assert hypervolume(costs, scores, (2, 1)) == 0.0
+    # three objectives against a count of a fine grid
+    rng = np.random.default_rng(0)
+    costs, scores = rng.integers(0, 10, (12, 2)).astype(float), rng.integers(1, 10, 12) * 1.0
+    grid = np.stack(np.meshgrid(*[np.arange(10) + 0.5] * 3, indexing="ij"), axis=-1)
+    dominated = np.zeros((10, 10, 10), bool)
+    for (a, b), s in zip(costs, scores, strict=True):
+        dominated |= (grid[..., 0] > a) & (grid[..., 1] > b) & (grid[..., 2] < s)
+    assert hypervolume(costs, scores, (10, 10, 0)) == pytest.approx(dominated.sum())
+
+
+def test_the_knee_is_above_the_line():
+    assert knee(np.array([0.0, 1.0, 10.0]), np.array([0.0, 0.9, 1.0])) == 1
+
+
+def test_a_front_under_several_costs():
+    rng = np.random.default_rng(0)
+    costs, scores = rng.integers(0, 6, (80, 2)).astype(float), rng.integers(0, 6, 80) * 1.0
+    front = History(np.arange(80)[:, None], scores).front(costs)
+    for i in range(80):
+        beats = (costs <= costs[i]).all(axis=1) & (scores >= scores[i])
+        strictly = beats & ((costs < costs[i]).any(axis=1) | (scores > scores[i]))
+        if i in front:
+            assert not strictly.any()
+        else:
+            assert beats[front].any()
+
+
+def test_pareto_under_two_costs_keeps_both():
+    history = pareto(
+        Budget(), LAND, LAND.accuracies, np.random.default_rng(0), 60,
+        costs=("latency_ms", "params"),
+    )  # fmt: skip
+    assert len(history.archs) == 60
+    assert len(history.front(np.stack([LAND.upper_ms(history.archs)], axis=1))) > 2
