@@ -47,12 +47,16 @@ def check(
         Path | None,
         typer.Option(help="ONNX file, export, or record: what it must not be slower than."),
     ] = None,
-    max_regression: Annotated[str, typer.Option(help="Slower than the baseline by so much.")] = (
-        "5%"
-    ),
+    max_regression: Annotated[
+        str | None,
+        typer.Option(help="Slower than the baseline by so much; 5%.", show_default=False),
+    ] = None,
     timeout: Annotated[
-        float, typer.Option(help="Seconds after which a comparison is inconclusive.")
-    ] = 120.0,
+        float | None,
+        typer.Option(
+            help="Seconds after which a comparison is inconclusive; 120.", show_default=False
+        ),
+    ] = None,
     allow_other_device: Annotated[
         bool, typer.Option("--allow-other-device", help="Of a record: never better than exit 4.")
     ] = False,
@@ -90,11 +94,20 @@ def check(
         require_positive(max_size, "--max-size")
     if max_memory is not None:
         require_positive(max_memory, "--max-memory")
-    require_positive(timeout, "--timeout")
+    if baseline is None:
+        for option, value in (
+            ("--max-regression", max_regression), ("--timeout", timeout),
+            ("--allow-other-device", allow_other_device or None),
+        ):  # fmt: skip
+            if value is not None:
+                raise InvalidInputError(f"{option} goes with --baseline")
+    seconds = require_positive(120.0 if timeout is None else timeout, "--timeout")
     against = None
     if baseline is not None:
         of_export = baseline / "model.onnx" if baseline.is_dir() else baseline
-        against = Baseline(of_export, percentage(max_regression), timeout, allow_other_device)
+        against = Baseline(
+            of_export, percentage(max_regression or "5%"), seconds, allow_other_device
+        )
     for file in (record, summary, junit):
         if file is not None:
             ensure_writable(file.parent)

@@ -115,6 +115,8 @@ def test_light_imports(tmp_path: Path) -> None:
         (("profile", "--device", "cpuu"), 1, "did you mean 'cpu'"),
         (("check", "nothing.onnx"), 1, "does not exist"),
         (("check",), 1, "deploynas export"),
+        (("check", "m.onnx", "--max-regression", "2%"), 1, "goes with --baseline"),
+        (("check", "m.onnx", "--timeout", "9"), 1, "--timeout goes with --baseline"),
         (("train", "--epochs", "nan"), 1, "--epochs must be a positive number"),
         (("export",), 1, "deploynas search"),
         (("retrain",), 1, "deploynas search"),
