@@ -98,7 +98,7 @@ def test_a_frame_holds_what_the_model_crops():
     image = np.arange(6 * 6 * 3, dtype=np.uint8).reshape(1, 6, 6, 3)
     frame = framed(image, 9, 13, *centre(9, 13, 2 / 3))
     assert frame.shape == (1, 9, 13, 3)
-    np.testing.assert_array_equal(frame[0, 1:7, 3:9], image[0])
+    np.testing.assert_array_equal(frame[0, 2:8, 4:10], image[0])
     assert frame.sum() == image.sum()
 
 
