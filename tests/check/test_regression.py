@@ -34,6 +34,12 @@ def models(tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="module")
+def record(models):
+    """Of the small network, measured as a user's is: its interval never gets narrower."""
+    return check(models["small"], CpuDevice(1)).record
+
+
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [(1.051, 1.09, "regressed"), (1.02, 1.05, "pass"), (0.9, 0.95, "pass"),
@@ -65,28 +71,27 @@ def test_a_limit_that_nothing_can_tell_ends_with_the_timeout(models):
     pytest.fail("three times an interval of equal models lay beside 1")
 
 
-def test_against_a_record(models, tmp_path):
+def test_against_a_record(models, record, tmp_path):
     device = CpuDevice(1)
-    record = tmp_path / "record.json"
-    check(models["small"], device).record.write(record)
-    again = compare(device, models["small"], Baseline(record, max_regression=0.5))
+    path = tmp_path / "record.json"
+    record.write(path)
+    again = compare(device, models["small"], Baseline(path, max_regression=1.0))
     assert again.outcome == "pass"
-    assert again.ratio.low < 1 - RECORD_MARGIN / 2
-    slower = compare(device, models["large"], Baseline(record))
+    assert again.ratio.low < again.ratio.median * (1 - RECORD_MARGIN / 2)
+    slower = compare(device, models["large"], Baseline(path))
     assert slower.outcome == "regressed"
-    document = json.loads(record.read_text())
+    document = json.loads(path.read_text())
     document["identity"]["processor"] = "another"
-    record.write_text(json.dumps(document))
+    path.write_text(json.dumps(document))
     with pytest.raises(DeviceMismatchError, match="processor: another"):
-        compare(device, models["small"], Baseline(record))
-    allowed = Baseline(record, allow_other_device=True)
+        compare(device, models["small"], Baseline(path))
+    allowed = Baseline(path, allow_other_device=True)
     assert compare(device, models["large"], allowed).outcome == "inconclusive"
 
 
-def test_a_slower_machine_is_taken_out_of_a_record(models, tmp_path):
+def test_a_slower_machine_is_taken_out_of_a_record(models, record, tmp_path):
     """A record whose references took half as long: of a machine at twice the clock."""
     device = CpuDevice(1)
-    record = check(models["small"], device).record
     samples = record.samples
     halved = {
         name: tuple(tuple(v / 2 for v in session) for session in getattr(samples, name))
@@ -100,9 +105,9 @@ def test_a_slower_machine_is_taken_out_of_a_record(models, tmp_path):
     )
     path = tmp_path / "quick.json"
     quick.write(path)
-    found = compare(device, models["small"], Baseline(path, max_regression=0.5))
-    assert found.outcome == "pass"
-    assert found.ratio.median == pytest.approx(1, abs=0.2)
+    found = compare(device, models["small"], Baseline(path, max_regression=0.9))
+    assert found.outcome == "pass"  # with the level left in, the ratio is 2
+    assert found.ratio.median == pytest.approx(1, abs=0.3)
 
 
 def test_refusals(models, tmp_path):
