@@ -22,7 +22,7 @@ def inspect(
         Path,
         typer.Argument(
             metavar="ARCH_OR_NET_OR_ONNX",
-            help="ONNX file, export or run folder, published net.config, or an architecture.",
+            help="ONNX file, export or run folder, net.config, architecture or genotype.",
         ),
     ],
     profile: Annotated[Path | None, typer.Option(help="Device profile, for latency.")] = None,

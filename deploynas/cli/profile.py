@@ -29,7 +29,7 @@ from deploynas.cli.console import (
 if TYPE_CHECKING:
     from deploynas.device import Device
     from deploynas.profile.device_profile import Precision
-    from deploynas.spaces import StagedSpace
+    from deploynas.spaces import SearchSpace
 
 
 def register(app: typer.Typer) -> None:
@@ -140,7 +140,7 @@ def profile(
 
 
 def _bundle(
-    path: Path, space: StagedSpace, precision: Precision, threads: int, provider: str | None,
+    path: Path, space: SearchSpace, precision: Precision, threads: int, provider: str | None,
     minutes: float, as_json: bool,
 ) -> None:  # fmt: skip
     from deploynas.profile.bundle import write_bundle
@@ -163,13 +163,13 @@ def choose_space(
     num_classes: int | None,
     in_channels: int | None,
     resolutions: list[int] | None,
-) -> StagedSpace:
+) -> SearchSpace:
     """The space to profile: by numbers, as published, or as the data or its default needs it."""
     from deploynas.data import space_for
-    from deploynas.spaces import space, space_names
+    from deploynas.spaces import is_known, space
 
     given = num_classes is not None or in_channels is not None
-    is_published = name in space_names() and space(name).num_classes == 1000
+    is_published = is_known(name) and space(name).num_classes == 1000
     if data is None and (given or is_published):
         channels = 3 if in_channels is None else in_channels
         return space(name, num_classes, channels, resolutions)

@@ -92,7 +92,7 @@ def search(
     """Search a space under a profile's latency and other limits."""
     from deploynas.data import space_for
     from deploynas.errors import InvalidInputError, UnknownNameError
-    from deploynas.spaces import space, space_names
+    from deploynas.spaces import space
     from deploynas.workflows import steps
 
     precision = as_precision(precision_name)
@@ -105,8 +105,7 @@ def search(
     if not is_gradient and strategy not in STRATEGIES:
         raise UnknownNameError("strategy", strategy, [*STRATEGIES, "proxyless"])
     space_name = space_name or ("proxyless-small" if is_gradient else "mobile-small")
-    if space_name not in space_names():
-        space(space_name)
+    space(space_name)  # one that is not known ends here
     if is_gradient and (ofa_weights or supernet):
         raise InvalidInputError("a gradient search trains its own weights: leave out the others'")
     architecture = {

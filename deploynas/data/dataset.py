@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deploynas.errors import InvalidInputError
-from deploynas.spaces import StagedSpace, space
+from deploynas.spaces import SearchSpace, space
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -217,7 +217,7 @@ def resolutions_for(size: int) -> tuple[int, ...]:
 
 def space_for(
     name: str, dataset: ImageDataset, resolutions: Sequence[int] | None = None
-) -> StagedSpace:
+) -> SearchSpace:
     """A search space with the data's classes, channels and (where None) resolutions.
 
     A space that has one resolution gets the data's own.

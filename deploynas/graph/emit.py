@@ -8,6 +8,7 @@ torch nor a tracer: a board without torch can profile, and an export takes milli
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploynas.errors import InvalidInputError
 from deploynas.onboard.parts import draw
-from deploynas.spaces.layers import Activation, Layer, Node
+from deploynas.spaces.layers import RELU_FIRST, Activation, Layer, Node, halves
 
 DEFAULT_OPSET = 17
 MIN_OPSET = 14  # HardSwish
+INT64_MAX = 2**63 - 1
 RANDOM_SEED = "random_weights_seed"  # metadata of models for timing
 Float = npt.NDArray[np.float32]
 
@@ -123,8 +125,8 @@ def emit(
     graph = _Graph(weights)
     outputs: list[str] = []
     for i, node in enumerate(nodes):
-        source = "image" if node.inputs == (-1,) else outputs[node.inputs[0]]
-        outputs.append(graph.layer(f"layers.{i}", node.layer, source))
+        sources = ["image" if source < 0 else outputs[source] for source in node.inputs]
+        outputs.append(graph.layer(f"layers.{i}", node.layer, sources))
     first, last = nodes[0].layer, nodes[-1].layer
     is_network = last.kind == "head"
     name = "logits" if is_network else "features"
@@ -171,9 +173,17 @@ class _Graph:
         outputs = self.nodes[-1].output
         outputs[list(outputs).index(old)] = new
 
-    def layer(self, name: str, layer: Layer, x: str) -> str:
+    def layer(self, name: str, layer: Layer, sources: list[str]) -> str:
         self._layer, self._first = name, len(self.nodes)
-        eps = layer.batch_norm_eps
+        eps, x = layer.batch_norm_eps, sources[0]
+        if layer.kind == "add":
+            return functools.reduce(lambda a, b: self._op("Add", [a, b]), sources)
+        if layer.kind == "concat":
+            return self._op("Concat", sources, axis=1)
+        if layer.kind in ("avg_pool", "max_pool"):
+            return self._pool(layer, x)
+        if layer.kind in RELU_FIRST:
+            return self._relu_first(name, layer, x)
         if layer.kind == "conv":
             # A lone convolution and its batch norm are siblings: layers.0.conv, layers.0.bn
             x = self._conv(
@@ -183,9 +193,11 @@ class _Graph:
             return self._activation(x, layer.activation)
         if layer.kind == "mbconv":
             return self._mbconv(name, layer, x)
-        x = self._conv(f"{name}.expand.conv", x, layer.in_channels, layer.mid_channels, eps=eps)
-        x = self._op("GlobalAveragePool", [self._activation(x, layer.activation)])
-        channels = layer.mid_channels
+        channels = layer.mid_channels or layer.in_channels
+        if layer.mid_channels:
+            x = self._conv(f"{name}.expand.conv", x, layer.in_channels, channels, eps=eps)
+            x = self._activation(x, layer.activation)
+        x = self._op("GlobalAveragePool", [x])
         if layer.feature_channels:
             x = self._conv(f"{name}.features", x, channels, layer.feature_channels)
             x = self._activation(x, layer.activation)
@@ -197,6 +209,45 @@ class _Graph:
         return self._op(
             "Gemm", [x, *self._constants(f"{name}.classifier", weight, bias)], transB=1
         )
+
+    def _pool(self, layer: Layer, x: str) -> str:
+        kind = "MaxPool" if layer.kind == "max_pool" else "AveragePool"
+        extra = {} if kind == "MaxPool" else {"count_include_pad": 0}
+        return self._op(
+            kind, [x], kernel_shape=[layer.kernel_size] * 2, strides=[layer.stride] * 2,
+            pads=[layer.kernel_size // 2] * 4, **extra,
+        )  # fmt: skip
+
+    def _relu_first(self, name: str, layer: Layer, x: str) -> str:
+        eps, cin, cout = layer.batch_norm_eps, layer.in_channels, layer.out_channels
+        x = self._op("Relu", [x])
+        if layer.kind == "relu_conv":
+            return self._conv(f"{name}.conv", x, cin, cout, layer.kernel_size, eps=eps)
+        if layer.kind == "factorised_reduce":
+            first, second = halves(cout)
+            a = self._conv(f"{name}.first.conv", x, cin, first, stride=2, eps=eps)
+            # from one pixel further down and right; what lies past an odd side is zero
+            ints = [np.array(v, np.int64) for v in ([1, 1], [INT64_MAX] * 2, [2, 3])]
+            names = [f"{name}.shift.{what}" for what in ("starts", "ends", "axes")]
+            for initializer, values in zip(names, ints, strict=True):
+                self.initializers.append(numpy_helper.from_array(values, initializer))
+            shifted = self._op("Slice", [x, *names])
+            ends = (layer.height % 2, layer.width % 2)
+            b = self._conv(
+                f"{name}.second.conv", shifted, cin, second, stride=2, eps=eps, ends=ends
+            )
+            return self._op("Concat", [a, b], axis=1)
+        turns = [("", layer.stride, cout)]
+        if layer.kind == "sep_conv":
+            turns = [("first.", layer.stride, cin), ("second.", 1, cout)]
+        for number, (turn, stride, channels) in enumerate(turns):
+            x = self._op("Relu", [x]) if number else x
+            x = self._conv(
+                f"{name}.{turn}depthwise.conv", x, cin, cin, layer.kernel_size, stride,
+                groups=cin, dilation=layer.dilation,
+            )  # fmt: skip
+            x = self._conv(f"{name}.{turn}pointwise.conv", x, cin, channels, eps=eps)
+        return x
 
     def _mbconv(self, name: str, layer: Layer, source: str) -> str:
         eps, mid, x = layer.batch_norm_eps, layer.mid_channels, source
@@ -221,13 +272,17 @@ class _Graph:
     def _conv(
         self, name: str, x: str, in_channels: int, out_channels: int, kernel_size: int = 1,
         stride: int = 1, groups: int = 1, *, eps: float | None = None, bias: bool = False,
+        dilation: int = 1, ends: tuple[int, int] | None = None,
     ) -> str:  # fmt: skip
+        """A convolution padded to keep the side, or at its ends alone by ``ends``."""
+        border = [dilation * (kernel_size // 2)] * 2
+        dilated = {"dilations": [dilation] * 2} if dilation != 1 else {}
         shape = (out_channels, in_channels // groups, kernel_size, kernel_size)
         weight, offset = self._weights.conv(name, shape, eps=eps, bias=bias)
         return self._op(
             "Conv", [x, *self._constants(name, weight, offset)],
             kernel_shape=[kernel_size] * 2, strides=[stride] * 2,
-            pads=[kernel_size // 2] * 4, group=groups,
+            pads=[*border, *border] if ends is None else [0, 0, *ends], group=groups, **dilated,
         )  # fmt: skip
 
     def _activation(self, x: str, activation: Activation) -> str:

@@ -27,15 +27,16 @@ def fvcore_costs(layer: Layer) -> tuple[int, int]:
 
     module = build_layer(layer).eval()
     image = torch.zeros(1, layer.in_channels, layer.height, layer.width)
+    images = (image,) * layer.num_inputs
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's deprecation notes
-        analysis = FlopCountAnalysis(module, image)
+        analysis = FlopCountAnalysis(module, images)
         by_operator = (
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()
         )
     macs = int(by_operator["conv"] + by_operator["linear"])
-    params = int(parameter_count(module)[""])
+    params = int(parameter_count(module).get("", 0))
     assert macs == layer_costs.macs(layer), (layer, macs)
     assert params == layer_costs.params(layer), (layer, params)
     return macs, params

@@ -1,13 +1,16 @@
 """The over-parameterised network of ProxylessNAS (Cai et al. 2019, section 3.1).
 
-Every candidate operation of a block has weights of its own, and an architecture parameter whose
-softmax is the probability of its path. One path runs at a time; a step that learns the
-architecture runs a second candidate in each block, for its output alone.
+Every candidate operation of a block has an architecture parameter whose softmax is the
+probability of its path, and weights of its own, or, where candidates differ in kernel size and
+width alone, its part of common weights (Stamoulis et al. 2019, "Single-Path NAS", section 3). One
+path runs at a time; a step that learns the architecture runs a second candidate in each block,
+for its output alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,28 +18,63 @@ from torch import Tensor, nn
 
 from deploynas.errors import InvalidInputError
 from deploynas.nn.static import StaticNetwork, build_layer, initialise
+from deploynas.nn.supernet import ElasticLayer
 from deploynas.spaces.base import Archs, SearchSpace, Slot
+from deploynas.spaces.layers import Layer
 
 
 class Candidates(nn.Module):
     """What can stand in one slot; an option without a layer is the identity.
 
+    Args:
+        space: Whose slot it is.
+        slot: Where.
+        column: The choice that decides; None where there is nothing to choose.
+        shared: Whether candidates that can share weights do.
+
     Attributes:
         layer_ids: Indices into the space's layer table, -1 for the identity.
-        column: The choice that decides; None where there is nothing to choose.
+        column: As given.
     """
 
-    def __init__(self, space: SearchSpace, slot: Slot, column: int | None) -> None:
+    def __init__(
+        self, space: SearchSpace, slot: Slot, column: int | None, *, shared: bool
+    ) -> None:
         super().__init__()
         self.column = column
         self.layer_ids = [int(i) for i in slot.layer_ids.ravel()]  # at most one axis is longer
-        self.options = nn.ModuleList(
-            nn.Identity() if i < 0 else build_layer(space.layer_table[i]) for i in self.layer_ids
-        )
+        self._layers = [None if i < 0 else space.layer_table[i] for i in self.layer_ids]
+        present = [layer for layer in self._layers if layer is not None]
+        kinds = {replace(x, kernel_size=1, mid_channels=0, se_channels=0) for x in present}
+        self.elastic: ElasticLayer | None = None
+        if shared and len(set(present)) > 1 and len(kinds) == 1 and present[0].mid_channels:
+            self.elastic = ElasticLayer(present)
+        else:
+            self.options = nn.ModuleList(
+                nn.Identity() if layer is None else build_layer(layer) for layer in self._layers
+            )
 
-    def under(self, arch: Archs) -> nn.Module:
-        """The layer that an architecture chooses."""
-        return self.options[0 if self.column is None else int(arch[self.column])]
+    def forward(self, x: Tensor, arch: Archs) -> Tensor:
+        """Run what an architecture chooses."""
+        layer, option = self._under(arch)
+        if layer is None:
+            return x
+        module = self.options[option] if self.elastic is None else self.elastic
+        out: Tensor = module(x) if self.elastic is None else module(x, layer)
+        return out
+
+    def state_under(self, arch: Archs) -> dict[str, Tensor] | None:
+        """State of the static layer that an architecture chooses; None for the identity."""
+        layer, option = self._under(arch)
+        if layer is None:
+            return None
+        if self.elastic is None:
+            return self.options[option].state_dict()
+        return self.elastic.weights(layer)
+
+    def _under(self, arch: Archs) -> tuple[Layer | None, int]:
+        option = 0 if self.column is None else int(arch[self.column])
+        return self._layers[option], option
 
 
 class MixedLayer(Candidates):
@@ -48,8 +86,8 @@ class MixedLayer(Candidates):
 
     column: int
 
-    def __init__(self, space: SearchSpace, slot: Slot, column: int) -> None:
-        super().__init__(space, slot, column)
+    def __init__(self, space: SearchSpace, slot: Slot, column: int, *, shared: bool) -> None:
+        super().__init__(space, slot, column, shared=shared)
         self.alpha = nn.Parameter(torch.zeros(len(self.layer_ids)))
 
     def gated(self, x: Tensor, active: Archs, other: Archs, gates: Tensor) -> Tensor:
@@ -59,8 +97,8 @@ class MixedLayer(Candidates):
         and the gates' gradients are those of Cai et al. 2019, section 3.2.1.
         """
         with torch.no_grad():
-            beside = self.under(other)(x)
-        out: Tensor = gates[0] * self.under(active)(x) + gates[1] * beside
+            beside = self(x, other)
+        out: Tensor = gates[0] * self(x, active) + gates[1] * beside
         return out
 
 
@@ -69,6 +107,7 @@ class MixedNetwork(nn.Module):
 
     Args:
         space: At one resolution; every choice decides one block, every block has one choice.
+        shared: Whether candidates that differ in kernel size and width alone share weights.
 
     Attributes:
         mixed: The blocks that have a choice, in order of execution.
@@ -77,7 +116,7 @@ class MixedNetwork(nn.Module):
         InvalidInputError: The space has several resolutions, or choices of another kind.
     """
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, *, shared: bool = True) -> None:
         super().__init__()
         self.space = space
         deciding = [_deciding(space, slot) for slot in space.slots]
@@ -93,7 +132,9 @@ class MixedNetwork(nn.Module):
                 f"{len(space.resolutions)}: take one of {list(space.resolutions)}"
             )
         self._parts = [
-            MixedLayer(space, slot, columns[0]) if columns else Candidates(space, slot, None)
+            MixedLayer(space, slot, columns[0], shared=shared)
+            if columns
+            else Candidates(space, slot, None, shared=shared)
             for slot, columns in zip(space.slots, deciding, strict=True)
         ]
         self.slots = nn.ModuleList(self._parts)
@@ -119,7 +160,7 @@ class MixedNetwork(nn.Module):
     def forward(self, x: Tensor, arch: Archs) -> Tensor:
         """Logits ``(n, num_classes)`` of images ``(n, c, r, r)`` along one path."""
         for part in self._parts:
-            x = part.under(arch)(x)
+            x = part(x, arch)
         return x
 
     def forward_gated(self, x: Tensor, active: Archs, other: Archs, gates: Tensor) -> Tensor:
@@ -136,17 +177,17 @@ class MixedNetwork(nn.Module):
             if isinstance(part, MixedLayer):
                 x = part.gated(x, active, other, next(own))
             else:
-                x = part.under(active)(x)
+                x = part(x, active)
         return x
 
     @torch.no_grad()
     def extract(self, arch: Archs) -> StaticNetwork:
         """The static network of ``arch`` with copies of its path's weights."""
         network = StaticNetwork(self.space.layers(arch))
-        chosen = [part.under(arch) for part in self._parts]
-        present = [layer for layer in chosen if not isinstance(layer, nn.Identity)]
-        for target, source in zip(network.layers.children(), present, strict=True):
-            target.load_state_dict(source.state_dict())
+        states = [part.state_under(arch) for part in self._parts]
+        present = [state for state in states if state is not None]
+        for target, state in zip(network.layers.children(), present, strict=True):
+            target.load_state_dict({k: v.detach().clone() for k, v in state.items()})
         device = next(self.parameters()).device
         return network.to(device).eval()
 

@@ -5,7 +5,7 @@ Module names are the names under which :mod:`deploynas.graph.emit` looks for wei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from deploynas.errors import InvalidInputError
 from deploynas.nn.norm import BatchNorm2d
 from deploynas.nn.published import load_published
 from deploynas.spaces.base import Archs, SearchSpace
-from deploynas.spaces.layers import Activation, Layer, Node
+from deploynas.spaces.layers import Activation, Layer, Node, halves
 from deploynas.spaces.published import parse_net
 
 
@@ -35,11 +35,12 @@ class ConvBnAct(nn.Module):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int, act: Activation,
         *, groups: int = 1, eps: float = 1e-5, bias: bool = False, batch_norm: bool = True,
+        dilation: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups,
-            bias=bias,
+            in_channels, out_channels, kernel_size, stride, dilation * (kernel_size // 2),
+            dilation, groups, bias,
         )  # fmt: skip
         self.bn = BatchNorm2d(out_channels, eps=eps) if batch_norm else nn.Identity()
         self.act = activation(act)
@@ -90,20 +91,99 @@ class Head(nn.Module):
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
-        self.expand = ConvBnAct(
-            layer.in_channels, layer.mid_channels, 1, 1, layer.activation, eps=layer.batch_norm_eps
+        cin, mid, act = layer.in_channels, layer.mid_channels, layer.activation
+        self.expand = (
+            ConvBnAct(cin, mid, 1, 1, act, eps=layer.batch_norm_eps) if mid else nn.Identity()
         )
-        features = layer.feature_channels
-        self.features = (
-            nn.Conv2d(layer.mid_channels, features, 1, bias=False) if features else nn.Identity()
-        )
-        self.act = activation(layer.activation) if features else nn.Identity()
-        self.classifier = nn.Linear(features or layer.mid_channels, layer.out_channels)
+        features, mid = layer.feature_channels, mid or cin
+        self.features = nn.Conv2d(mid, features, 1, bias=False) if features else nn.Identity()
+        self.act = activation(act) if features else nn.Identity()
+        self.classifier = nn.Linear(features or mid, layer.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.expand(x).mean((2, 3), keepdim=True)
         logits: Tensor = self.classifier(self.act(self.features(pooled)).flatten(1))
         return logits
+
+
+class ReluConv(nn.Module):
+    """ReLU, convolution, batch norm; the convolution's input stays as it was."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        conv = ConvBnAct(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, "none",
+            eps=layer.batch_norm_eps,
+        )  # fmt: skip
+        self.conv, self.bn = conv.conv, conv.bn
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.bn(self.conv(torch.relu(x)))
+        return out
+
+
+class FactorisedReduce(nn.Module):
+    """ReLU, two 1x1 convolutions of stride 2, one pixel apart, side by side, batch norm."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        first, second = halves(layer.out_channels)
+        cin, eps = layer.in_channels, layer.batch_norm_eps
+        self.first = ConvBnAct(cin, first, 1, 2, "none", eps=eps)
+        self.second = ConvBnAct(cin, second, 1, 2, "none", eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(x)
+        bottom, right = x.shape[2] % 2, x.shape[3] % 2
+        shifted = nn.functional.pad(x, (0, right, 0, bottom))[:, :, 1:, 1:]
+        return torch.cat([self.first(x), self.second(shifted)], dim=1)
+
+
+class ReluSeparable(nn.Module):
+    """ReLU, depthwise convolution, 1x1 convolution, batch norm."""
+
+    def __init__(self, layer: Layer, stride: int, out_channels: int) -> None:
+        super().__init__()
+        cin = layer.in_channels
+        self.depthwise = ConvBnAct(
+            cin, cin, layer.kernel_size, stride, "none", groups=cin, batch_norm=False,
+            dilation=layer.dilation,
+        )  # fmt: skip
+        self.pointwise = ConvBnAct(cin, out_channels, 1, 1, "none", eps=layer.batch_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.pointwise(self.depthwise(torch.relu(x)))
+        return out
+
+
+class SepConv(nn.Module):
+    """Two of :class:`ReluSeparable` in a row."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.first = ReluSeparable(layer, layer.stride, layer.in_channels)
+        self.second = ReluSeparable(layer, 1, layer.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(self.first(x))
+        return out
+
+
+class Add(nn.Module):
+    """The sum of its inputs."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        total, *rest = inputs
+        for x in rest:
+            total = total + x
+        return total
+
+
+class Concat(nn.Module):
+    """Its inputs' channels side by side."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return torch.cat(inputs, dim=1)
 
 
 def build_layer(layer: Layer) -> nn.Module:
@@ -114,24 +194,60 @@ def build_layer(layer: Layer) -> nn.Module:
             layer.activation, eps=layer.batch_norm_eps, bias=layer.bias,
             batch_norm=layer.batch_norm,
         )  # fmt: skip
-    if layer.kind == "mbconv":
-        return MBConv(layer)
-    if layer.kind == "head":
-        return Head(layer)
+    if layer.kind == "dil_conv":
+        return ReluSeparable(layer, layer.stride, layer.out_channels)
+    if layer.kind == "avg_pool":
+        pad = layer.kernel_size // 2
+        return nn.AvgPool2d(layer.kernel_size, layer.stride, pad, count_include_pad=False)
+    if layer.kind == "max_pool":
+        return nn.MaxPool2d(layer.kernel_size, layer.stride, layer.kernel_size // 2)
+    by_layer = {
+        "mbconv": MBConv, "head": Head, "relu_conv": ReluConv, "sep_conv": SepConv,
+        "factorised_reduce": FactorisedReduce,
+    }  # fmt: skip
+    if layer.kind in by_layer:
+        return by_layer[layer.kind](layer)
+    if layer.kind in ("add", "concat"):
+        return Add() if layer.kind == "add" else Concat()
     raise InvalidInputError(f"unknown layer kind {layer.kind!r}")
 
 
+class Graph:
+    """Runs modules that feed each other, and forgets what none needs any more.
+
+    Args:
+        inputs: What feeds each module: earlier modules, -1 being the graph's own input.
+    """
+
+    def __init__(self, inputs: Sequence[Sequence[int]]) -> None:
+        self._inputs = [tuple(one) for one in inputs]
+        last = {source: i for i, one in enumerate(inputs) for source in one}
+        self._done: list[list[int]] = [[] for _ in inputs]
+        for source, i in last.items():
+            self._done[i].append(source)
+
+    def __call__(self, modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """The last module's output."""
+        outputs = {-1: x}
+        for i, (module, inputs) in enumerate(zip(modules, self._inputs, strict=True)):
+            x = module(*(outputs[source] for source in inputs))
+            for source in self._done[i]:
+                del outputs[source]
+            outputs[i] = x
+        return x
+
+
 class StaticNetwork(nn.Module):
-    """A chain of layers: images ``(n, c, h, w)`` -> logits ``(n, num_classes)``."""
+    """A graph of layers: images ``(n, c, h, w)`` -> logits ``(n, num_classes)``."""
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         super().__init__()
         self.layers = nn.Sequential(*(build_layer(node.layer) for node in nodes))
         self.nodes = list(nodes)
+        self._graph = Graph([node.inputs for node in nodes])
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.layers(x)
-        return logits
+        return self._graph(self.layers, x)
 
     def load_ofa(self, path: str | Path) -> None:
         """Take the weights of a published specialised network.

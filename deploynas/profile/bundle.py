@@ -31,7 +31,7 @@ from deploynas.onboard.processor import DEFAULT_PROVIDER
 from deploynas.onboard.timing import Round, Samples, StopRule
 from deploynas.profile.device_profile import DeviceProfile, Precision
 from deploynas.profile.profiler import jobs_of, write_models
-from deploynas.spaces import StagedSpace
+from deploynas.spaces import SearchSpace
 
 _MAIN = """
 import sys
@@ -58,7 +58,7 @@ with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
 
 def write_bundle(
     path: Path,
-    space: StagedSpace,
+    space: SearchSpace,
     *,
     precision: Precision = "fp32",
     threads: int = 1,
@@ -90,7 +90,7 @@ def write_bundle(
     return sum(len(job["models"]) for job in plan["jobs"]), len(content)
 
 
-def read_results(path: Path) -> tuple[StagedSpace, Precision, RecordedDevice]:
+def read_results(path: Path) -> tuple[SearchSpace, Precision, RecordedDevice]:
     """What ``python3 BUNDLE`` wrote on the device.
 
     Returns:
@@ -123,7 +123,7 @@ def read_results(path: Path) -> tuple[StagedSpace, Precision, RecordedDevice]:
     before = content[: content.rstrip(b"\n").rfind(b"\n") + 1]
     if last["end"] != hashlib.sha256(before).hexdigest():
         raise damaged
-    assert isinstance(space, StagedSpace)
+
     expected, _ = _plan(space, precision, threads, provider, *limits)
     if hashlib.sha256(json.dumps(expected).encode()).hexdigest() != plan:
         raise InvalidInputError(
@@ -180,7 +180,7 @@ class RecordedDevice:
 
 
 def _plan(
-    space: StagedSpace,
+    space: SearchSpace,
     precision: Precision,
     threads: int,
     provider: str,

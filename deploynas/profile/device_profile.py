@@ -22,7 +22,7 @@ from pydantic import Field, field_validator, model_validator
 from deploynas.artifacts import Artifact, Record
 from deploynas.device import Estimate, Identity, Level, Samples
 from deploynas.errors import DeviceMismatchError, IncompleteProfileError, OutputError
-from deploynas.spaces import ArchRecord, Layer, StagedSpace
+from deploynas.spaces import ArchRecord, Layer, SearchSpace
 
 Precision = Literal["fp32", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
@@ -180,11 +180,11 @@ class DeviceProfile(Artifact):
         """Median latency of a layer, milliseconds; KeyError where it is not measured."""
         return self._estimates[layer_key(layer, precision)].median
 
-    def missing(self, space: StagedSpace, precision: Precision = "fp32") -> list[Layer]:
+    def missing(self, space: SearchSpace, precision: Precision = "fp32") -> list[Layer]:
         """Layers of ``space`` that the profile lacks."""
         return [x for x in space.layer_table if layer_key(x, precision) not in self.layers]
 
-    def restrict(self, space: StagedSpace, precision: Precision = "fp32") -> StagedSpace:
+    def restrict(self, space: SearchSpace, precision: Precision = "fp32") -> SearchSpace:
         """``space`` with the resolutions whose every layer is measured.
 
         Raises:
@@ -224,12 +224,12 @@ def layer_key(layer: Layer, precision: Precision) -> str:
     return f"{precision}/{layer.key}"
 
 
-def space_key(space: StagedSpace, precision: Precision) -> str:
+def space_key(space: SearchSpace, precision: Precision) -> str:
     """Key of a space's calibration; its resolutions are pooled."""
     return f"{precision}/{space.name}/{space.num_classes}/{space.in_channels}"
 
 
-def profile_command(space: StagedSpace, identity: Identity, precision: Precision = "fp32") -> str:
+def profile_command(space: SearchSpace, identity: Identity, precision: Precision = "fp32") -> str:
     """The command that adds a space's layers to the profile of a device."""
     how = f" --device {shlex.quote(identity.name)}"
     how += "" if precision == "fp32" else f" --precision {precision}"

@@ -5,11 +5,16 @@ between blocks, streams weights that a layer alone keeps in a cache, and a lone 
 own overhead. The sum is corrected by a scale, a term for each layer, one for each byte of
 weights, an intercept, and small ridge-regularised corrections for groups of layers (by kernel
 size, width, middle channels and place), all fitted to relative errors.
+
+On some processors no sum will do: what a small network keeps in a core's cache a large one streams,
+so that time grows faster than work. There a power of the sum is the time, which keeps what searches
+rely on: a table that adds up, and that alone decides which of two networks is faster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +27,13 @@ from deploynas.profile.device_profile import (
     profile_command,
     space_key,
 )
-from deploynas.spaces import Archs, Layer, StagedSpace
+from deploynas.spaces import Archs, Layer, SearchSpace
 from deploynas.spaces import layers as layer_costs
 
 Floats = npt.NDArray[np.float64]
 _PENALTIES = np.geomspace(1e-4, 1e2, 13)
+_POWERS = (1.0, 1.25, 1.6, 2.0)
+_WORTHWHILE = 0.8  # of the mean squared error of a sum: with no more than that a power is taken
 NUM_FREE = 4  # intercept, scale, layers, bytes: never penalised
 
 
@@ -42,13 +49,16 @@ class LatencyModel:
         half_width: Relative half-width of the held-out 95 % residual.
         low_ms, high_ms: Range of the calibration networks; outside it a prediction is an
             extrapolation.
+        layer_terms: ``(len(layer_table),)`` what each layer adds to the sum that a prediction is
+            made of: milliseconds where that sum is the prediction, else see :meth:`ms_of`.
+        intercept_term: What every network has beside its layers.
 
     Raises:
         IncompleteProfileError: A layer or the calibration is missing; says what to type.
     """
 
     def __init__(
-        self, space: StagedSpace, profile: DeviceProfile, precision: Precision = "fp32"
+        self, space: SearchSpace, profile: DeviceProfile, precision: Precision = "fp32"
     ) -> None:
         self.precision: Precision = precision
         self.space = profile_complete(space, profile, precision)
@@ -72,24 +82,22 @@ class LatencyModel:
         measured = np.array([profile.estimate(r.samples).median for r in records])
         self.low_ms, self.high_ms = float(measured.min()), float(measured.max())
         self._features = Features(space, profile, precision)
-        self._weights = fit(self._features(archs), measured)
-        self._table = self._features.table @ self._weights[1:]
-        self._intercept = self._features.mean_ms * self._weights[0]
-
-    @property
-    def layer_ms(self) -> Floats:
-        """``(len(layer_table),)`` what each layer adds to a network's prediction."""
-        return self._table
-
-    @property
-    def intercept_ms(self) -> float:
-        """What every network's prediction has beside its layers."""
-        return float(self._intercept)
+        self._fitted = fit(self._features(archs), measured)
+        self.layer_terms: Floats = self._features.table @ self._fitted.weights[1:]
+        self.intercept_term = float(self._features.mean_ms * self._fitted.weights[0])
 
     def predict_ms(self, archs: Archs) -> Floats:
         """``(n,)`` milliseconds at the profile's reference level."""
-        total: Floats = self.space.sum_over_layers(archs, self._table) + self._intercept
-        return total
+        terms: Floats = self.space.sum_over_layers(archs, self.layer_terms) + self.intercept_term
+        return self._fitted.to_ms(terms)
+
+    def ms_of(self, terms: float) -> float:
+        """Predicted milliseconds of a network whose terms add up to so much."""
+        return float(self._fitted.to_ms(np.array([terms]))[0])
+
+    def terms_of(self, milliseconds: float) -> float:
+        """What the terms of a network add up to that is predicted to take so long."""
+        return float(self._fitted.to_terms(np.array([milliseconds]))[0])
 
     def upper_ms(self, archs: Archs) -> Floats:
         """``(n,)`` upper bound: what a budget is compared with."""
@@ -107,7 +115,7 @@ class Features:
         table: ``(len(layer_table), num_features - 1)``; column 0 of the features is constant.
     """
 
-    def __init__(self, space: StagedSpace, profile: DeviceProfile, precision: Precision) -> None:
+    def __init__(self, space: SearchSpace, profile: DeviceProfile, precision: Precision) -> None:
         self._space = space
         layers = space.layer_table
         times = np.array([profile.layer_ms(layer, precision) for layer in layers])
@@ -142,13 +150,58 @@ def _by_place(layer: Layer) -> str:
     return f"{layer.kind} {layer.in_channels} {layer.out_channels} k{layer.kernel_size}"
 
 
-def fit(features: Floats, measured: Floats) -> Floats:
-    """Ridge regression on relative errors; the penalty by leave-one-out.
+@dataclass(frozen=True)
+class Fit:
+    """Weights of a sum of features, and the power of that sum that is the time.
+
+    Attributes:
+        weights: ``(num_features,)``.
+        power: 1 where the sum is the time.
+        unit_ms: Where the sum and the time are equal, whatever the power.
+    """
+
+    weights: Floats
+    power: float
+    unit_ms: float
+
+    def __call__(self, features: Floats) -> Floats:
+        """``(n,)`` milliseconds of ``(n, num_features)``."""
+        return self.to_ms(features @ self.weights)
+
+    def to_ms(self, terms: Floats) -> Floats:
+        """Milliseconds of sums."""
+        if self.power == 1:
+            return terms
+        ms: Floats = self.unit_ms * np.maximum(terms / self.unit_ms, 0.0) ** self.power
+        return ms
+
+    def to_terms(self, milliseconds: Floats) -> Floats:
+        """Sums of milliseconds, the reverse of :meth:`to_ms`."""
+        terms: Floats = self.unit_ms * (milliseconds / self.unit_ms) ** (1 / self.power)
+        return terms
+
+
+def fit(features: Floats, measured: Floats) -> Fit:
+    """Ridge regression on relative errors; the penalty, and the power, by leave-one-out.
 
     The first :data:`NUM_FREE` columns are free; the corrections are fractions of layer times,
     shrunk to zero.
     """
-    x, y = features / measured[:, None], np.ones(len(measured))
+    unit_ms = float(np.exp(np.log(measured).mean()))
+    best: tuple[float, Fit] | None = None
+    for power in _POWERS:
+        terms = Fit(np.zeros(0), power, unit_ms).to_terms(measured)
+        error, weights = _ridge(features, terms)
+        error *= power**2  # of the times: to first order a power multiplies relative errors
+        if best is None or error < best[0] * (_WORTHWHILE if best[1].power == 1 else 1):
+            best = (error, Fit(weights, power, unit_ms))
+    assert best is not None
+    return best[1]
+
+
+def _ridge(features: Floats, wanted: Floats) -> tuple[float, Floats]:
+    """Leave-one-out mean squared relative error, and weights, of the best penalty."""
+    x, y = features / wanted[:, None], np.ones(len(wanted))
     # the prior: the network is the sum of its layers (scale 1, nothing else)
     prior = np.zeros(x.shape[1])
     prior[1] = 1.0
@@ -164,7 +217,7 @@ def fit(features: Floats, measured: Floats) -> Floats:
         if best is None or error < best[0]:
             best = (error, weights)
     assert best is not None
-    return best[1]
+    return best
 
 
 def cross_validate(features: Floats, measured: Floats, num_folds: int = 10) -> Floats:
@@ -176,7 +229,7 @@ def cross_validate(features: Floats, measured: Floats, num_folds: int = 10) -> F
         if held.all():  # a space of one network: nothing to fit to but the sum of its layers
             predicted = features[:, 1].copy()
         elif held.any():
-            predicted[held] = features[held] @ fit(features[~held], measured[~held])
+            predicted[held] = fit(features[~held], measured[~held])(features[held])
     return predicted
 
 
@@ -210,8 +263,8 @@ def kendall_tau(first: Floats, second: Floats) -> float:
 
 
 def profile_complete(
-    space: StagedSpace, profile: DeviceProfile, precision: Precision = "fp32"
-) -> StagedSpace:
+    space: SearchSpace, profile: DeviceProfile, precision: Precision = "fp32"
+) -> SearchSpace:
     """Return ``space`` if the profile holds all its layers, at every resolution.
 
     Raises:

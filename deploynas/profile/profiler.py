@@ -30,7 +30,7 @@ from deploynas.profile.device_profile import (
     space_key,
 )
 from deploynas.profile.latency_model import Features, cross_validate, judge
-from deploynas.spaces import Archs, Layer, StagedSpace
+from deploynas.spaces import Archs, Layer, SearchSpace
 from deploynas.spaces import layers as layer_costs
 from deploynas.spaces.layers import Node, chain
 
@@ -47,7 +47,7 @@ LAYER_SHARE = 0.35  # of the soft time limit
 
 
 def profile_space(
-    space: StagedSpace,
+    space: SearchSpace,
     device: Device,
     path: Path,
     *,
@@ -111,7 +111,7 @@ class Job:
 
 
 def jobs_of(
-    space: StagedSpace,
+    space: SearchSpace,
     profile: DeviceProfile,
     precision: Precision,
     budget_minutes: float,
@@ -244,7 +244,7 @@ def _costs(layer: Layer, counted_by: str) -> tuple[int, int]:
 
 
 def _calibration_archs(
-    space: StagedSpace, profile: DeviceProfile, precision: Precision = "fp32"
+    space: SearchSpace, profile: DeviceProfile, precision: Precision = "fp32"
 ) -> Archs:
     """Networks that calibrate: half uniform, half spread over the space's range of sizes.
 
@@ -270,7 +270,7 @@ def _calibration_archs(
 
 def _with_networks(
     profile: DeviceProfile,
-    space: StagedSpace,
+    space: SearchSpace,
     archs: Archs,
     samples: list[Samples],
     precision: Precision = "fp32",

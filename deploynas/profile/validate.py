@@ -25,7 +25,7 @@ from deploynas.profile.device_profile import (
 )
 from deploynas.profile.latency_model import LatencyModel, judge
 from deploynas.profile.profiler import write_timed
-from deploynas.spaces import Archs, StagedSpace
+from deploynas.spaces import Archs, SearchSpace
 
 Floats = npt.NDArray[np.float64]
 RULE = StopRule(
@@ -98,19 +98,19 @@ class Judgement:
         return sum(e.unstable for e in self.measured)
 
 
-def profiled_spaces(profile: DeviceProfile, precision: Precision = "fp32") -> list[StagedSpace]:
+def profiled_spaces(profile: DeviceProfile, precision: Precision = "fp32") -> list[SearchSpace]:
     """The spaces that a profile was calibrated for, at the resolutions that it holds."""
     found = []
     for key, records in profile.networks.items():
         kind, name, num_classes, in_channels = key.split("/")
-        if kind == precision and name in spaces.space_names():
+        if kind == precision and spaces.is_known(name):
             sides = sorted({r.resolution for r in records})
             found.append(spaces.space(name, int(num_classes), int(in_channels), sides))
     return found
 
 
 def fresh_archs(
-    space: StagedSpace,
+    space: SearchSpace,
     profile: DeviceProfile,
     num: int,
     seed: int = SEED,

@@ -34,12 +34,15 @@ class AdditiveCost:
             prediction's upper bound keeps the budget.
         constant: Of what is in every network.
         candidates: ``(num_candidates,)`` a mixed layer.
+        unit: What a sum means in the budget's unit: of a latency whose model takes a power of a
+            sum, and whose limit here is one on that sum.
     """
 
     name: str
     limit: float
     constant: float
     candidates: tuple[Floats, ...]
+    unit: Callable[[float], float] = float
 
     def expected(self, probabilities: Sequence[Tensor]) -> Tensor:
         """E[cost] = constant + sum over blocks of p . F (Cai et al. 2019, equation 5)."""
@@ -61,7 +64,7 @@ def additive_costs(
     limits = budget.model_dump(exclude_none=True)
     space = network.space
     tables = {
-        "latency_ms": model.layer_ms,
+        "latency_ms": model.layer_terms,
         "macs": space.layer_values("macs"),
         "params": space.layer_values("params"),
     }
@@ -73,10 +76,11 @@ def additive_costs(
         is_latency = name == "latency_ms"
         cost = AdditiveCost(
             name,
-            limits[name] / (1 + model.half_width) if is_latency else limits[name],
+            model.terms_of(limits[name] / (1 + model.half_width)) if is_latency else limits[name],
             float(padded[network.fixed_layer_ids].sum())
-            + (model.intercept_ms if is_latency else 0.0),
+            + (model.intercept_term if is_latency else 0.0),
             tuple(padded[layer.layer_ids] for layer in network.mixed),
+            model.ms_of if is_latency else float,
         )
         if cost.constant + sum(float(c.max()) for c in cost.candidates) > cost.limit:
             found.append(cost)
@@ -168,9 +172,12 @@ class ArchitectureOptimizer:
         return float(np.mean(shares)) if shares else 0.0
 
     def expected(self) -> dict[str, float]:
-        """E[cost] of every limited cost."""
+        """E[cost] of every limited cost, in the budget's units."""
+        return {c.name: c.unit(total) for c, total in self._expected_sums()}
+
+    def _expected_sums(self) -> list[tuple[AdditiveCost, float]]:
         probabilities = self._softmax()
-        return {c.name: float(c.expected(probabilities).detach()) for c in self.costs}
+        return [(c, float(c.expected(probabilities).detach())) for c in self.costs]
 
     def step(self, x: Tensor, labels: Tensor, rng: np.random.Generator, share: float) -> float:
         """One step on a batch that the weights never see.
@@ -199,8 +206,7 @@ class ArchitectureOptimizer:
 
     def _binding(self) -> tuple[AdditiveCost, float] | None:
         """The cost nearest to, or furthest over, its limit, and E[cost]/limit."""
-        expected = self.expected()
-        ratios = [(expected[c.name] / c.limit, c) for c in self.costs]
+        ratios = [(total / c.limit, c) for c, total in self._expected_sums()]
         if not ratios:
             return None
         ratio, cost = max(ratios, key=lambda pair: pair[0])

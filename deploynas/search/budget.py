@@ -8,7 +8,7 @@ import numpy.typing as npt
 from deploynas.artifacts import Record
 from deploynas.errors import InfeasibleBudgetError
 from deploynas.profile import LatencyModel
-from deploynas.spaces import Archs, StagedSpace
+from deploynas.spaces import Archs, SearchSpace
 
 Bools = npt.NDArray[np.bool_]
 
@@ -27,7 +27,7 @@ class Budget(Record):
     peak_memory_bytes: float | None = None
 
     def _costs(self, archs: Archs, model: LatencyModel) -> dict[str, np.ndarray]:
-        space: StagedSpace = model.space
+        space: SearchSpace = model.space
         functions = {
             "latency_ms": model.upper_ms,
             "macs": space.macs,
@@ -63,7 +63,7 @@ class Budget(Record):
                 *(
                     space.ends(values)
                     for values in (
-                        model.layer_ms, space.layer_values("macs"), space.layer_values("params")
+                        model.layer_terms, space.layer_values("macs"), space.layer_values("params")
                     )
                 ),
             ]

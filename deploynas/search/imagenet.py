@@ -106,6 +106,7 @@ def imagenet_predictor(name: str | StagedSpace) -> ImageNetPredictor:
         UnknownNameError: There is none for that space.
     """
     given = space(name) if isinstance(name, str) else name
+    assert isinstance(given, StagedSpace)
     path = FOLDER / f"{given.name}{SUFFIX}"
     if not path.exists():
         known = [p.name.removesuffix(SUFFIX) for p in FOLDER.glob(f"*{SUFFIX}")]

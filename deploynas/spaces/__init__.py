@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deploynas.errors import UnknownNameError
+from deploynas.errors import InvalidInputError, UnknownNameError
 from deploynas.spaces.base import ArchRecord, Archs, Choice, SearchSpace, Slot
 from deploynas.spaces.candidates import CANDIDATE_TABLES, CandidateSpace
+from deploynas.spaces.cells import (
+    CELL_TABLES,
+    CellSpace,
+    cell_space,
+    genotype,
+    operation,
+    parse_genotype,
+)
 from deploynas.spaces.layers import Layer, Node
 from deploynas.spaces.mobile import TABLES, MobileSpace
 from deploynas.spaces.published import parse_net
@@ -16,6 +24,7 @@ __all__ = [
     "ArchRecord",
     "Archs",
     "CandidateSpace",
+    "CellSpace",
     "Choice",
     "Layer",
     "MobileSpace",
@@ -23,6 +32,10 @@ __all__ = [
     "SearchSpace",
     "Slot",
     "StagedSpace",
+    "genotype",
+    "is_known",
+    "operation",
+    "parse_genotype",
     "parse_net",
     "space",
     "space_names",
@@ -31,7 +44,12 @@ __all__ = [
 
 def space_names() -> list[str]:
     """Names that :func:`space` knows."""
-    return [*TABLES, *CANDIDATE_TABLES]
+    return [*TABLES, *CANDIDATE_TABLES, *CELL_TABLES]
+
+
+def is_known(name: str) -> bool:
+    """Whether :func:`space` knows a name, whatever is changed in it."""
+    return name.partition(":")[0] in space_names()
 
 
 def space(
@@ -39,20 +57,37 @@ def space(
     num_classes: int | None = None,
     in_channels: int = 3,
     resolutions: Sequence[int] | None = None,
-) -> StagedSpace:
+    **changes: int | str | Sequence[str],
+) -> SearchSpace:
     """Build a search space by name.
 
     Args:
-        name: One of :func:`space_names`.
+        name: One of :func:`space_names`; of a cell space with changes, where there are any:
+            ``darts:channels=8,cells=5,operations=skip_connect+sep_conv_3x3``.
         num_classes: Outputs of the classifier; by default the table's own.
         in_channels: Channels of the input image.
         resolutions: Input heights and widths in pixels; by default the table's own.
+        changes: Of a cell space: ``channels``, ``cells``, ``nodes``, ``operations``.
 
     Raises:
         UnknownNameError: No such space; the message suggests the nearest name.
+        InvalidInputError: A number that cannot be, or a change of a space of another kind.
     """
-    if name not in space_names():
-        raise UnknownNameError("search space", name, space_names())
+    base, _, text = name.partition(":")
+    if base not in space_names():
+        raise UnknownNameError("search space", base, space_names())
+    parts = (part.partition("=") for part in text.split(",") if part)
+    asked = {**{key: value for key, _, value in parts}, **changes}
+    if base in CELL_TABLES:
+        return cell_space(
+            base,
+            asked,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            resolutions=resolutions,
+        )
+    for key in asked:
+        raise InvalidInputError(f"{base} has no argument {key!r}")
     kind = MobileSpace if name in TABLES else CandidateSpace
     return kind(
         name,

@@ -40,11 +40,23 @@ class Slot:
     Attributes:
         columns: The choices that decide which layer stands here.
         layer_ids: Option indices of ``columns`` -> index into ``SearchSpace.layer_table``,
-            or -1 where the slot is empty; one axis per column.
+            or -1 where the slot is empty, and hands on what enters; one axis per column.
+        inputs: The slots that feed it, -1 being the network's input: a number, or what an option
+            of one choice decides, (column, a slot an option). The slot before where None.
     """
 
     columns: tuple[int, ...]
     layer_ids: npt.NDArray[np.int64]
+    inputs: tuple[int | tuple[int, tuple[int, ...]], ...] | None = None
+
+    def sources(self, number: int, arch: Archs) -> list[int]:
+        """The slots that feed slot ``number``, this one, in an architecture."""
+        if self.inputs is None:
+            return [number - 1]
+        return [
+            source if isinstance(source, int) else source[1][int(arch[source[0]])]
+            for source in self.inputs
+        ]
 
 
 class SearchSpace(abc.ABC):
@@ -163,8 +175,16 @@ class SearchSpace(abc.ABC):
 
     def layers(self, arch: Archs) -> list[Node]:
         """The shape walk: an architecture's nodes, in order of execution."""
-        ids = self.layer_ids(np.asarray(arch).reshape(1, -1))[0]
-        return layer_costs.chain([self.layer_table[i] for i in ids if i >= 0])
+        arch = np.asarray(arch).reshape(-1)
+        ids = self.layer_ids(arch[None])[0]
+        nodes: list[Node] = []
+        outputs: list[int] = []  # the node whose output each slot hands on
+        for number, (slot, i) in enumerate(zip(self.slots, ids, strict=True)):
+            sources = [-1 if s < 0 else outputs[s] for s in slot.sources(number, arch)]
+            if i >= 0:
+                nodes.append(Node(self.layer_table[i], tuple(sources)))
+            outputs.append(len(nodes) - 1 if i >= 0 else sources[0])
+        return nodes
 
     def layer_ids(self, archs: Archs) -> npt.NDArray[np.int64]:
         """``(n, num_slots)`` indices into ``layer_table``; -1 where a slot is empty."""
@@ -196,6 +216,9 @@ class SearchSpace(abc.ABC):
 
         The schedule assumed stands at :func:`deploynas.spaces.layers.peak_activation_bytes`.
         """
+        if any(slot.inputs for slot in self.slots):  # not a chain
+            peaks = [layer_costs.peak_memory_bytes(self.layers(arch)) for arch in archs]
+            return np.array(peaks, np.int64)
         activations = self.max_over_layers(archs, self.layer_values("peak_activation_bytes"))
         total: npt.NDArray[np.int64] = self.weight_bytes(archs) + activations
         return total

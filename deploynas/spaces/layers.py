@@ -14,7 +14,10 @@ from typing import Literal
 from deploynas.errors import InvalidInputError
 
 Activation = Literal["none", "relu", "relu6", "h_swish"]
-Kind = Literal["conv", "mbconv", "head"]
+Kind = Literal[
+    "conv", "mbconv", "head", "relu_conv", "factorised_reduce", "sep_conv", "dil_conv",
+    "avg_pool", "max_pool", "add", "concat",
+]  # fmt: skip
 FLOAT_BYTES = 4
 
 
@@ -36,11 +39,23 @@ class Layer:
         ``mbconv``: inverted residual (Sandler et al. 2018; SE as in MobileNetV3, Howard et
             al. 2019): 1x1 expansion (absent where ``expand`` is false), depthwise, optional
             squeeze-and-excitation, 1x1 projection, optional identity shortcut.
-        ``head``: 1x1 convolution to ``mid_channels`` with batch norm, global average pooling,
-            optional bias-free linear map to ``feature_channels`` with activation, classifier.
+        ``head``: 1x1 convolution to ``mid_channels`` with batch norm (absent where those are 0),
+            global average pooling, optional bias-free linear map to ``feature_channels`` with
+            activation, classifier.
+
+    Kinds of cells (Liu, Simonyan and Yang 2019, "DARTS", section 3.2 and the published code):
+        ``relu_conv``: ReLU, convolution, batch norm.
+        ``factorised_reduce``: ReLU, two 1x1 convolutions of stride 2, the second one pixel
+            further down and right, side by side, batch norm.
+        ``sep_conv``: twice ReLU, depthwise, 1x1, batch norm; the first depthwise has the stride.
+        ``dil_conv``: ReLU, depthwise of dilation 2, 1x1, batch norm.
+        ``avg_pool``, ``max_pool``: padding does not count in the average.
+        ``add``, ``concat``: of ``num_inputs`` feature maps of ``in_channels`` each.
 
     Attributes:
         height, width: Input feature map in pixels.
+        dilation: Of a depthwise convolution.
+        num_inputs: Feature maps that enter.
         se_channels: Hidden channels of squeeze-and-excitation; 0 means none.
         batch_norm_eps: As trained; folded away on export.
     """
@@ -61,6 +76,8 @@ class Layer:
     bias: bool = False
     batch_norm: bool = True
     batch_norm_eps: float = 1e-5
+    dilation: int = 1
+    num_inputs: int = 1
 
     @property
     def out_height(self) -> int:
@@ -76,8 +93,12 @@ class Layer:
     def key(self) -> str:
         """A stable, readable key for files; ``batch_norm_eps`` is left out: it has no cost."""
         parts = [f"{self.kind}:{self.in_channels}-{self.out_channels}@{self.height}x{self.width}"]
-        if self.kind != "head":
+        if self.kind not in ("head", "add", "concat"):
             parts.append(f"k{self.kernel_size}s{self.stride}")
+        if self.dilation != 1:
+            parts.append(f"d{self.dilation}")
+        if self.num_inputs != 1:
+            parts.append(f"n{self.num_inputs}")
         if self.mid_channels:
             parts.append(f"m{self.mid_channels}")
         if self.se_channels:
@@ -106,8 +127,11 @@ class Node:
 
 
 def chain(layers: Sequence[Layer]) -> list[Node]:
-    """Nodes of a network without branches between layers."""
-    return [Node(layer, (i - 1,)) for i, layer in enumerate(layers)]
+    """Nodes of a network without branches between layers.
+
+    A layer that takes several feature maps, alone, gets the same one several times.
+    """
+    return [Node(layer, (i - 1,) * layer.num_inputs) for i, layer in enumerate(layers)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +167,33 @@ def _convs(layer: Layer) -> list[_Conv]:
             convs.append(_Conv(layer.se_channels, mid, 1, 1, 1, 1, True, False, squeeze=True))
         return [*convs, _Conv(mid, cout, 1, 1, oh, ow, False, True)]
     if layer.kind == "head":
-        convs = [_Conv(cin, mid, 1, 1, h, w, False, True)]
+        convs = [_Conv(cin, mid, 1, 1, h, w, False, True)] if mid else []
         if layer.feature_channels:
-            convs.append(_Conv(mid, layer.feature_channels, 1, 1, 1, 1, False, False))
-        last = layer.feature_channels or mid
+            convs.append(_Conv(mid or cin, layer.feature_channels, 1, 1, 1, 1, False, False))
+        last = layer.feature_channels or mid or cin
         return [*convs, _Conv(last, cout, 1, 1, 1, 1, True, False)]
+    if layer.kind == "relu_conv":
+        return [_Conv(cin, cout, layer.kernel_size, 1, oh, ow, False, True)]
+    if layer.kind == "factorised_reduce":
+        return [_Conv(cin, c, 1, 1, oh, ow, False, True) for c in halves(cout)]
+    if layer.kind in ("sep_conv", "dil_conv"):
+        turns = [cin, cout] if layer.kind == "sep_conv" else [cout]
+        return [
+            conv
+            for c in turns
+            for conv in (
+                _Conv(cin, cin, layer.kernel_size, cin, oh, ow, False, False),
+                _Conv(cin, c, 1, 1, oh, ow, False, True),
+            )
+        ]
+    if layer.kind in ("avg_pool", "max_pool", "add", "concat"):
+        return []
     raise InvalidInputError(f"unknown layer kind {layer.kind!r}")
+
+
+def halves(channels: int) -> tuple[int, int]:
+    """Channels of the two convolutions of a factorised reduction."""
+    return channels // 2, channels - channels // 2
 
 
 def macs(layer: Layer) -> int:
@@ -168,15 +213,32 @@ def weight_bytes(layer: Layer) -> int:
     )
 
 
-def peak_activation_bytes(layer: Layer) -> int:
+RELU_FIRST = ("relu_conv", "factorised_reduce", "sep_conv", "dil_conv")
+
+
+def peak_activation_bytes(layer: Layer, *, keeps_input: bool = False) -> int:
     """Peak bytes of live float32 feature maps while one image passes the layer.
 
     Schedule assumed: convolutions run in order, each holding its input and its output;
-    activations work in place; a residual layer's input lives until the addition.
+    activations work in place, but for one that a layer begins with, whose input others may read;
+    a residual layer's input lives until the addition.
+
+    Args:
+        layer: Passed.
+        keeps_input: Whether a later layer reads the input too.
     """
-    maps = [layer.in_channels * layer.height * layer.width]
-    maps += [c.out_channels * c.height * c.width for c in _convs(layer) if not c.squeeze]
-    held = maps[0] if layer.residual else 0
+    entering = layer.in_channels * layer.height * layer.width
+    leaving = layer.out_channels * layer.out_height * layer.out_width
+    if layer.kind in ("avg_pool", "max_pool", "add", "concat"):
+        return FLOAT_BYTES * (layer.num_inputs * entering + leaving)
+    maps = [entering] * (2 if layer.kind in RELU_FIRST else 1)
+    if layer.kind == "factorised_reduce":  # both halves, then what joins them
+        maps += [leaving, leaving]
+    else:
+        if layer.kind == "head" and not layer.mid_channels:
+            maps.append(layer.in_channels)  # pooled
+        maps += [c.out_channels * c.height * c.width for c in _convs(layer) if not c.squeeze]
+    held = entering if layer.residual or keeps_input else 0
     steps = [
         before + after + (held if i else 0)
         for i, (before, after) in enumerate(zip(maps, maps[1:], strict=False))
@@ -187,10 +249,21 @@ def peak_activation_bytes(layer: Layer) -> int:
 
 
 def peak_memory_bytes(nodes: Sequence[Node]) -> int:
-    """Weight bytes of the whole network plus the largest layer's peak of feature maps.
+    """Weight bytes of the whole network plus the peak bytes of live feature maps.
 
-    Exact for chains, the only topology of the spaces here.
+    Layers run in order; a feature map lives until the last of those that read it.
     """
-    return sum(weight_bytes(n.layer) for n in nodes) + max(
-        peak_activation_bytes(n.layer) for n in nodes
-    )
+    last = {source: i for i, node in enumerate(nodes) for source in node.inputs}
+    sizes: dict[int, int] = {}  # of what lives
+    first = nodes[0].layer
+    sizes[-1] = FLOAT_BYTES * first.in_channels * first.height * first.width
+    peak = 0
+    for i, node in enumerate(nodes):
+        layer = node.layer
+        beside = sum(size for source, size in sizes.items() if source not in node.inputs)
+        kept = sum(sizes[s] for s in set(node.inputs) if last[s] > i)
+        own = peak_activation_bytes(layer, keeps_input=kept > 0)
+        peak = max(peak, beside + own)
+        sizes[i] = FLOAT_BYTES * layer.out_channels * layer.out_height * layer.out_width
+        sizes = {s: size for s, size in sizes.items() if s == i or last.get(s, i) > i}
+    return sum(weight_bytes(n.layer) for n in nodes) + peak

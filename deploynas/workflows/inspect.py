@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deploynas.spaces import StagedSpace
+    from deploynas.spaces import SearchSpace
     from deploynas.spaces.layers import Node
 
 
@@ -37,7 +37,7 @@ def inspect_onnx(target: Path) -> dict[str, Any]:
     document = _with_totals(str(model), rows, peak_bytes)
     document["uncounted"] = sorted({c.kind for c in costs if not c.counted})
     if manifest is not None:
-        stored = sum(c.weight_bytes for c in costs if c.kind != "Clip")
+        stored = sum(c.weight_bytes for c in costs if c.kind not in ("Clip", "Slice"))
         _require_agreement(target, document["macs"], stored, manifest)
         document["params_before_folding"] = manifest.params
     return document
@@ -94,7 +94,8 @@ def inspect_layers(
                 layers.FLOAT_BYTES * x.out_channels * x.out_height * x.out_width,
             )
         )  # fmt: skip
-    peak = max(layers.peak_activation_bytes(node.layer) for node in nodes)
+    stored = sum(layers.weight_bytes(node.layer) for node in nodes)
+    peak = layers.peak_memory_bytes(nodes) - stored
     document = _with_totals(str(target), rows, peak)
     if profile is not None:
         document |= _latency(profile, nodes, rows, chosen, architecture)
@@ -103,16 +104,21 @@ def inspect_layers(
 
 def _read(
     target: Path, spec: dict[str, Any], resolution: int | None
-) -> tuple[list[Node], StagedSpace | None, dict[str, Any] | None]:
+) -> tuple[list[Node], SearchSpace | None, dict[str, Any] | None]:
     """Nodes of what ``target`` describes; its space and architecture where it names them."""
     from deploynas.artifacts import read_json
     from deploynas.errors import InvalidInputError
     from deploynas.export import Manifest
     from deploynas.search import SearchResult
-    from deploynas.spaces import parse_net, space
+    from deploynas.spaces import parse_genotype, parse_net, space
 
     path = SearchResult.file_in(target) if target.is_dir() else target
-    document = read_json(path)
+    if path.is_file() and path.read_bytes().lstrip().startswith(b"Genotype("):
+        document: Any = parse_genotype(path.read_text())
+        spec = {**spec, "name": spec["name"] or "darts"}
+        document["resolution"] = resolution or space(**spec).resolutions[-1]
+    else:
+        document = read_json(path)
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema == SearchResult.SCHEMA:
         result = SearchResult.parse(document, path)
@@ -120,7 +126,7 @@ def _read(
     elif schema == Manifest.SCHEMA:
         manifest = Manifest.parse(document, path)
         chosen, architecture = space(**manifest.space), dict(manifest.architecture)  # type: ignore[arg-type]
-    elif isinstance(document, dict) and "depths" in document:
+    elif isinstance(document, dict) and any(k in document for k in ("depths", "ops", "normal")):
         if spec["name"] is None:
             raise InvalidInputError(f"{path} is an architecture", "say of what: --space NAME")
         chosen, architecture = space(**spec), document
@@ -141,7 +147,7 @@ def _latency(
     path: Path,
     nodes: list[Node],
     rows: list[dict[str, Any]],
-    chosen: StagedSpace | None,
+    chosen: SearchSpace | None,
     architecture: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Latency of each layer timed alone, added to ``rows``; of the whole where it is known."""

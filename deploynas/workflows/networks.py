@@ -19,7 +19,7 @@ from deploynas.export.manifest import BatchNorm, Manifest, Weights
 from deploynas.nn import StaticNetwork, build
 from deploynas.profile import DeviceProfile, LatencyModel
 from deploynas.search import Candidate, DataRecord, SearchResult
-from deploynas.spaces import StagedSpace, space
+from deploynas.spaces import SearchSpace, space
 from deploynas.train import (
     Batches,
     Recipe,
@@ -107,7 +107,7 @@ class TrainedNetwork:
 
     network: StaticNetwork
     candidate: Candidate
-    space: StagedSpace
+    space: SearchSpace
     data: DataRecord
     images: Pixels
     weights: Weights
@@ -168,7 +168,7 @@ def for_classes(
     )  # fmt: skip
 
 
-def _space(spec: dict[str, str | int | list[int]], num_classes: int | None = None) -> StagedSpace:
+def _space(spec: dict[str, str | int | list[int]], num_classes: int | None = None) -> SearchSpace:
     changed = spec if num_classes is None else spec | {"num_classes": num_classes}
     return space(**changed)  # type: ignore[arg-type]
 
@@ -181,7 +181,7 @@ def _record(result: SearchResult, dataset: ImageDataset) -> DataRecord:
     return record.model_copy(update={"mean": result.data.mean, "std": result.data.std})
 
 
-def _priced(result: SearchResult, chosen: StagedSpace) -> Candidate:
+def _priced(result: SearchResult, chosen: SearchSpace) -> Candidate:
     """The chosen network's costs with the classifier of ``chosen``.
 
     Its latency is predicted anew where the profile is here and holds that classifier; else it is
@@ -429,7 +429,7 @@ def _own_weights(run: Path, file: Path, record: RetrainRecord | ChosenRecord, hi
     return path
 
 
-def _load(chosen: StagedSpace, candidate: Candidate, path: Path) -> StaticNetwork:
+def _load(chosen: SearchSpace, candidate: Candidate, path: Path) -> StaticNetwork:
     network = StaticNetwork(chosen.layers(chosen.encode([candidate.architecture])[0]))
     load_weights(path, network)
     return network.to(pick_device()).eval()

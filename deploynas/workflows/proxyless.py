@@ -33,7 +33,7 @@ from deploynas.search.proxyless import (
     require_splittable,
 )
 from deploynas.search.result import DecisionRecord
-from deploynas.spaces import Archs, StagedSpace
+from deploynas.spaces import Archs, SearchSpace
 from deploynas.train import ScalarLog, SupernetEvaluator, pick_device
 from deploynas.train.evaluate import CALIBRATION_IMAGES
 from deploynas.workflows.networks import save_chosen
@@ -129,7 +129,7 @@ def recipe_for(
 
 
 def search(
-    chosen: StagedSpace,
+    chosen: SearchSpace,
     dataset: ImageDataset,
     profile_path: Path,
     budget: Budget,
@@ -228,7 +228,7 @@ def search(
     return result
 
 
-def _record(space: StagedSpace, decision: Decision, end: HistoryPoint) -> DecisionRecord:
+def _record(space: SearchSpace, decision: Decision, end: HistoryPoint) -> DecisionRecord:
     (free,) = space.decode(space.canonical(decision.free_arch[None]))
     return DecisionRecord.model_validate(
         {

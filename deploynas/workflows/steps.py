@@ -26,7 +26,7 @@ from deploynas.search import Budget, DataRecord, SearchResult
 from deploynas.search import search as run_search
 from deploynas.search.result import DecisionRecord, SearchWeights
 from deploynas.search.run import MeasureMs, Outcome
-from deploynas.spaces import Archs, StagedSpace, space
+from deploynas.spaces import Archs, SearchSpace, space
 from deploynas.train import (
     Recipe,
     ScalarLog,
@@ -97,7 +97,7 @@ def data_record(dataset: ImageDataset) -> DataRecord:
 
 
 def train(
-    chosen: StagedSpace,
+    chosen: SearchSpace,
     dataset: ImageDataset,
     run: Path,
     settings: SupernetRecipe,
@@ -175,7 +175,7 @@ def open_supernet(
 
 
 def latency_model(
-    chosen: StagedSpace,
+    chosen: SearchSpace,
     path: Path,
     device: Device | None,
     precision: Precision,
@@ -200,7 +200,7 @@ def latency_model(
 
 
 def train_and_search(
-    chosen: StagedSpace,
+    chosen: SearchSpace,
     dataset: ImageDataset,
     profile_path: Path,
     budget: Budget,
@@ -227,7 +227,7 @@ def train_and_search(
         supernet = run
     if supernet is not None:
         trained = open_supernet(supernet, dataset)
-        assert isinstance(trained.network.space, StagedSpace)
+        assert isinstance(trained.network.space, SearchSpace)
         chosen = trained.network.space
     model = latency_model(chosen, profile_path, device, precision, on_progress)
     if model.space.resolutions != chosen.resolutions:

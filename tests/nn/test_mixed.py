@@ -12,10 +12,10 @@ from deploynas.errors import InvalidInputError
 from deploynas.nn import MixedNetwork
 
 
-@pytest.fixture
-def network():
+@pytest.fixture(params=[True, False], ids=["shared weights", "own weights"])
+def network(request):
     torch.manual_seed(0)
-    return MixedNetwork(spaces.space("proxyless-small", 3, 1, [16]))
+    return MixedNetwork(spaces.space("proxyless-small", 3, 1, [16]), shared=request.param)
 
 
 def draw(network, seed=0):
@@ -38,11 +38,25 @@ def test_a_weight_step_touches_one_path(network):
     arch = draw(network)
     network(torch.randn(4, 1, 16, 16), arch).sum().backward()
     for layer in network.mixed:
-        chosen = layer.under(arch)
+        assert layer.alpha.grad is None
+        if layer.elastic is not None:  # a block's common weights: all, or none where it is left out
+            gradients = [p.grad for p in layer.elastic.full.parameters()]
+            is_left_out = layer.state_under(arch) is None
+            assert all((g is None) == is_left_out for g in gradients)
+            continue
+        chosen = layer.options[int(arch[layer.column])]
         for option in layer.options:
             gradients = [p.grad for p in option.parameters()]
             assert all((g is not None) == (option is chosen) for g in gradients)
-        assert layer.alpha.grad is None
+
+
+def test_candidates_that_differ_otherwise_keep_their_own_weights():
+    """What shares weights differs in kernel size and width alone; a stem does not."""
+    network = MixedNetwork(spaces.space("proxyless-small", 3, 1, [16]))
+    shared = [part.elastic is not None for part in network.slots]
+    assert shared == [len(set(part.layer_ids)) > 1 for part in network.slots]
+    assert any(shared)
+    assert not all(shared)
 
 
 def test_weights_and_alphas_are_all_parameters(network):

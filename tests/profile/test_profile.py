@@ -219,12 +219,29 @@ def test_killed_profile_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert profile.layers[name].samples.ms[0][0] == pytest.approx(ms, abs=1e-6)
 
 
+def test_fit_takes_a_power_only_where_no_sum_will_do() -> None:
+    """Large networks that a cache does not hold are slower than any sum of their layers."""
+    rng = np.random.default_rng(0)
+    base = rng.uniform(1, 6, 45)
+    features = np.stack([np.ones(45), base, rng.uniform(1, 3, 45), rng.uniform(1, 3, 45)], axis=1)
+    noise = np.exp(rng.normal(0, 0.01, 45))
+    assert fit(features, (0.3 + 1.2 * base) * noise).power == 1
+    measured = 0.1 * base**2 * noise
+    bent = fit(features[:30], measured[:30])
+    assert bent.power == 2
+    predicted = bent(features[30:])
+    assert np.abs(predicted / measured[30:] - 1).mean() < 0.02
+    assert bent.to_ms(bent.to_terms(measured)) == pytest.approx(measured)
+    order = np.argsort(features @ bent.weights)
+    assert (np.diff(bent(features[order])) > 0).all()
+
+
 def test_fit_recovers_a_scale_and_judge_counts() -> None:
     rng = np.random.default_rng(0)
     base = rng.uniform(1, 5, 40)
     features = np.stack([np.ones(40), base, rng.uniform(1, 3, 40)], axis=1)
     measured = 0.3 + 1.2 * base
-    predicted = features @ fit(features, measured)
+    predicted = fit(features, measured)(features)
     assert np.abs(predicted / measured - 1).max() < 1e-3
     table = judge(measured * 1.1, measured, [0.01])
     assert table.mape == pytest.approx(0.1)

@@ -1,0 +1,509 @@
+"""Cell spaces: a normal and a reduction cell that a network repeats.
+
+``darts`` is the space of DARTS (Liu, Simonyan and Yang 2019, section 3.1.1 and the published
+code): a cell has the outputs of the two cells before it as inputs, and nodes that each add up two
+of what came before, every one through an operation of its own; what the nodes make, side by side,
+is the output. Cells a third and two thirds down the network reduce: there the operations on the
+cell's inputs have stride 2, and channels double.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+
+from deploynas.errors import InvalidInputError
+from deploynas.spaces.base import ArchDict, Archs, Choice, SearchSpace, Slot
+from deploynas.spaces.layers import Layer
+
+KINDS = ("normal", "reduction")
+NUM_INPUTS = 2  # of a cell, and of a node
+NONE = "none"
+OPERATIONS = (  # the cheapest first
+    "skip_connect", "max_pool_3x3", "avg_pool_3x3", "dil_conv_3x3", "dil_conv_5x5",
+    "sep_conv_3x3", "sep_conv_5x5",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class CellTable:
+    """All that defines a cell space.
+
+    Attributes:
+        channels: Of a node's feature maps in the first cells.
+        cells: In a row.
+        nodes: A cell.
+        stem: Channels of the stem, as multiples of ``channels``.
+        operations: To choose from, of :data:`OPERATIONS`.
+    """
+
+    channels: int
+    cells: int
+    nodes: int
+    resolutions: tuple[int, ...]
+    num_classes: int = 10
+    stem: int = 3
+    operations: tuple[str, ...] = OPERATIONS
+
+
+CELL_TABLES: Mapping[str, CellTable] = {
+    "darts": CellTable(16, 8, 4, (32,)),
+    "darts-small": CellTable(8, 5, 3, (28,)),
+}
+
+
+CHANGEABLE = ("channels", "cells", "nodes", "operations")
+
+
+def operation(name: str, channels: int, side: int, stride: int) -> Layer | None:
+    """The layer of an operation between feature maps of one width.
+
+    Args:
+        name: Of :data:`OPERATIONS`, or ``none``.
+        channels: In and out.
+        side: Of the feature map that enters.
+        stride: 1 or 2.
+
+    Returns:
+        None for ``none``, and for the identity, which no layer does.
+
+    Raises:
+        InvalidInputError: No such operation.
+    """
+    if name == NONE or (name == "skip_connect" and stride == 1):
+        return None
+    if name == "skip_connect":
+        return Layer("factorised_reduce", channels, channels, side, side, stride=2)
+    if name not in OPERATIONS:
+        raise InvalidInputError(
+            f"no operation {name!r}: there are {', '.join((NONE, *OPERATIONS))}"
+        )
+    kind, _, size = name.rpartition("_")
+    assert kind in ("max_pool", "avg_pool", "dil_conv", "sep_conv")
+    return Layer(
+        kind, channels, channels, side, side,  # type: ignore[arg-type]
+        kernel_size=int(size[0]), stride=stride, dilation=2 if kind == "dil_conv" else 1,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of a network.
+
+    Attributes:
+        is_reduction: Whether operations on its inputs have stride 2.
+        channels: Of its nodes.
+        entering: Side of its inputs, once brought to one size; one a resolution.
+        side: Of its nodes' feature maps; one a resolution.
+        states: The slots whose outputs a node can take: the two inputs, then the nodes.
+    """
+
+    is_reduction: bool
+    channels: int
+    entering: tuple[int, ...]
+    side: tuple[int, ...]
+    states: list[int] = field(default_factory=list)
+
+    def stride(self, source: int) -> int:
+        """Of an operation on a state."""
+        return 2 if self.is_reduction and source < NUM_INPUTS else 1
+
+    def sides(self, source: int) -> tuple[int, ...]:
+        """Of a state, one a resolution."""
+        return self.entering if source < NUM_INPUTS else self.side
+
+
+def cell_space(base: str, changes: Mapping[str, object], **arguments: Any) -> CellSpace:
+    """A cell space by the name of its table and what differs from it.
+
+    Args:
+        base: Of :data:`CELL_TABLES`.
+        changes: ``channels``, ``cells``, ``nodes``, ``operations``, as values or as text.
+        arguments: Of :class:`CellSpace`.
+
+    Raises:
+        InvalidInputError: No such argument, or not a number.
+    """
+    values: dict[str, Any] = {}
+    for key, value in changes.items():
+        if key not in CHANGEABLE:
+            raise InvalidInputError(
+                f"{base} has no argument {key!r}", f"it has {', '.join(CHANGEABLE)}"
+            )
+        if key == "operations":
+            values[key] = tuple(value.split("+") if isinstance(value, str) else value)  # type: ignore[arg-type]
+        elif str(value).isdigit():
+            values[key] = int(str(value))
+        else:
+            raise InvalidInputError(f"{key} of {base} is a number, got {value!r}")
+    known = CELL_TABLES[base]
+    table = replace(known, **values)
+    different = []
+    for key in CHANGEABLE:
+        value = getattr(table, key)
+        if value != getattr(known, key):
+            text = "+".join(value) if isinstance(value, tuple) else str(value)
+            different.append(f"{key}={text}")
+    name = f"{base}:{','.join(different)}" if different else base
+    return CellSpace(name, table, **arguments)
+
+
+class CellSpace(SearchSpace):
+    """A space of two cells.
+
+    Columns of an architecture: resolution, then for each node of the normal and of the reduction
+    cell: which two of what came before enter it, and the operation on the first and on the second.
+    Every choice counts, so that every row is canonical; cells that differ in the order of their
+    nodes alone are different rows.
+
+    Dict form: ``resolution``, and ``normal`` and ``reduction``, the lists of edges of a genotype:
+    ``sep_conv_3x3<0`` reads the cell's first input, ``<1`` its second, ``<2`` the first node.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        table: CellTable,
+        *,
+        num_classes: int | None = None,
+        in_channels: int = 3,
+        resolutions: Sequence[int] | None = None,
+    ) -> None:
+        self.name = name
+        self.table = table
+        self.num_classes = table.num_classes if num_classes is None else num_classes
+        self.in_channels = in_channels
+        self.resolutions = tuple(
+            sorted(set(table.resolutions if resolutions is None else resolutions))
+        )
+        if self.num_classes < 1 or in_channels < 1 or min(self.resolutions, default=0) < 8:
+            raise InvalidInputError(
+                f"{name} needs at least one class, one channel and resolutions of 8 px or more, "
+                f"got {self.num_classes}, {in_channels} and {list(self.resolutions)}"
+            )
+        if min(table.channels, table.cells, table.nodes, table.stem) < 1 or table.channels % 2:
+            raise InvalidInputError(
+                f"{name} needs an even number of channels, and at least one cell of one node"
+            )
+        unknown = [op for op in table.operations if op not in OPERATIONS]
+        if unknown or not table.operations:
+            raise InvalidInputError(
+                f"no operation {unknown[0]!r}" if unknown else f"{name} needs an operation",
+                f"there are {', '.join(OPERATIONS)}",
+            )
+        self.pairs = [
+            list(itertools.combinations(range(NUM_INPUTS + node), NUM_INPUTS))
+            for node in range(table.nodes)
+        ]
+        self.choices = (Choice("resolution", self.resolutions), *self._node_choices())
+        self.cells: tuple[Cell, ...] = ()
+        self.slots, self.layer_table = self._walk()
+
+    def _node_choices(self) -> list[Choice]:
+        found = []
+        for kind in KINDS:
+            for node, pairs in enumerate(self.pairs):
+                inputs = tuple(f"{a},{b}" for a, b in pairs)
+                found.append(Choice(f"{kind}.node{node + NUM_INPUTS}.inputs", inputs))
+                found += [
+                    Choice(f"{kind}.node{node + NUM_INPUTS}.op{i + 1}", self.table.operations)
+                    for i in range(NUM_INPUTS)
+                ]
+        return found
+
+    def column(self, kind: int, node: int) -> int:
+        """The column of a node's inputs; its two operations follow."""
+        return 1 + (kind * self.table.nodes + node) * (1 + NUM_INPUTS)
+
+    def _walk(self) -> tuple[tuple[Slot, ...], tuple[Layer, ...]]:
+        """The shape walk over every option; fills ``cells`` on the way."""
+        t = self.table
+        index: dict[Layer, int] = {}
+        slots: list[Slot] = []
+        cells = []
+
+        def ids(layers: Sequence[Layer | None]) -> list[int]:
+            return [-1 if x is None else index.setdefault(x, len(index)) for x in layers]
+
+        def fixed(layers: Sequence[Layer], *inputs: int) -> int:
+            slots.append(Slot((0,), np.array(ids(layers)), inputs))
+            return len(slots) - 1
+
+        stem = fixed(
+            [
+                Layer("conv", self.in_channels, t.stem * t.channels, r, r, kernel_size=3)
+                for r in self.resolutions
+            ],
+            -1,
+        )
+        before = [(stem, t.stem * t.channels, self.resolutions)] * NUM_INPUTS
+        channels = t.channels
+        for number in range(t.cells):
+            reduces = number in (t.cells // 3, 2 * t.cells // 3)
+            channels *= 2 if reduces else 1
+            entering = before[-1][2]
+            side = tuple(-(-s // 2) for s in entering) if reduces else entering
+            cell = Cell(reduces, channels, entering, side)
+            for slot, width, sides in before:
+                pairs = zip(sides, entering, strict=True)
+                layers = [self._prepare(width, channels, s, wanted) for s, wanted in pairs]
+                cell.states.append(fixed(layers, slot))
+            for node in range(t.nodes):
+                column = self.column(int(reduces), node)
+                for place in range(NUM_INPUTS):
+                    sources = [pair[place] for pair in self.pairs[node]]
+                    shape = (len(side), len(sources), len(t.operations))
+                    slots.append(
+                        Slot(
+                            (0, column, column + 1 + place),
+                            np.array(ids(self._edge(cell, sources))).reshape(shape),
+                            ((column, tuple(cell.states[source] for source in sources)),),
+                        )
+                    )
+                layers = [Layer("add", channels, channels, s, s, num_inputs=2) for s in side]
+                cell.states.append(fixed(layers, len(slots) - 2, len(slots) - 1))
+            made = cell.states[NUM_INPUTS:]
+            out, width = made[0], channels
+            if len(made) > 1:
+                width = len(made) * channels
+                layers = [
+                    Layer("concat", channels, width, s, s, num_inputs=len(made)) for s in side
+                ]
+                out = fixed(layers, *made)
+            cells.append(cell)
+            before = [before[-1], (out, width, side)]
+        slot, width, side = before[-1]
+        fixed([Layer("head", width, self.num_classes, s, s) for s in side], slot)
+        self.cells = tuple(cells)
+        return tuple(slots), tuple(index)
+
+    def _edge(self, cell: Cell, sources: Sequence[int]) -> list[Layer | None]:
+        """Every operation on every state that can be one of a node's inputs."""
+        return [
+            operation(op, cell.channels, cell.sides(source)[r], cell.stride(source))
+            for r in range(len(self.resolutions))
+            for source in sources
+            for op in self.table.operations
+        ]
+
+    def _prepare(self, width: int, channels: int, side: int, wanted: int) -> Layer:
+        """What brings an input of a cell to its channels and its size."""
+        if side != wanted:
+            return Layer("factorised_reduce", width, channels, side, side, stride=2)
+        return Layer("relu_conv", width, channels, side, side)
+
+    @property
+    def size(self) -> int:
+        """Number of distinct architectures."""
+        total = len(self.resolutions)
+        for pairs in self.pairs:
+            total *= (len(pairs) * len(self.table.operations) ** NUM_INPUTS) ** len(KINDS)
+        return total
+
+    def canonical(self, archs: Archs) -> Archs:
+        """Every choice counts: a copy."""
+        return self._checked(archs).copy()
+
+    def encode(self, dicts: Sequence[ArchDict]) -> Archs:
+        """Dict form -> option indices; the two edges of a node in either order.
+
+        Raises:
+            InvalidInputError: An operation is unknown, an edge reads a node that is not before its
+                own (a cycle), or a node has other than two different inputs.
+        """
+        rows = []
+        for arch in dicts:
+            if arch.get("resolution") not in self.resolutions:
+                raise InvalidInputError(
+                    f"resolution of {self.name} is one of {list(self.resolutions)}, "
+                    f"got {arch.get('resolution')!r}"
+                )
+            row = [self.resolutions.index(arch["resolution"])]
+            for kind in KINDS:
+                edges = arch.get(kind)
+                expected = NUM_INPUTS * self.table.nodes
+                if not isinstance(edges, list | tuple) or len(edges) != expected:
+                    raise InvalidInputError(
+                        f"an architecture of {self.name} needs a list {kind!r} of {expected} edges"
+                    )
+                for node, pairs in enumerate(self.pairs):
+                    own = [parse_edge(e) for e in edges[2 * node : 2 * node + 2]]
+                    own.sort(key=lambda edge: edge[1])
+                    inputs = (own[0][1], own[1][1])
+                    late = [i for i in inputs if not 0 <= i < NUM_INPUTS + node]
+                    if late:
+                        raise InvalidInputError(
+                            f"node {node + NUM_INPUTS} of the {kind} cell reads {late[0]}, which "
+                            "does not come before it: a cell has no cycles"
+                        )
+                    if inputs not in pairs:
+                        raise InvalidInputError(
+                            f"node {node + NUM_INPUTS} of the {kind} cell reads {inputs[0]} twice"
+                        )
+                    row.append(pairs.index(inputs))
+                    for name, _ in own:
+                        if name not in self.table.operations:
+                            raise InvalidInputError(
+                                f"{self.name} has no operation {name!r}",
+                                f"it has {', '.join(self.table.operations)}",
+                            )
+                        row.append(self.table.operations.index(name))
+            rows.append(row)
+        return np.array(rows, np.uint8).reshape(len(rows), len(self.choices))
+
+    def decode(self, archs: Archs) -> list[dict[str, object]]:
+        """Option indices -> resolution, normal, reduction."""
+        found = []
+        for row in self._checked(archs):
+            arch: dict[str, object] = {"resolution": self.resolutions[row[0]]}
+            for number, kind in enumerate(KINDS):
+                edges = []
+                for node, pairs in enumerate(self.pairs):
+                    column = self.column(number, node)
+                    edges += [
+                        f"{self.table.operations[row[column + 1 + place]]}<{source}"
+                        for place, source in enumerate(pairs[row[column]])
+                    ]
+                arch[kind] = edges
+            found.append(arch)
+        return found
+
+    def with_resolutions(self, resolutions: Sequence[int]) -> Self:
+        """The same space at other resolutions."""
+        return type(self)(
+            self.name,
+            self.table,
+            num_classes=self.num_classes,
+            in_channels=self.in_channels,
+            resolutions=resolutions,
+        )
+
+    def ends(self, values: np.ndarray) -> Archs:
+        """See :meth:`SearchSpace.ends`: exact at each resolution, for nodes are independent."""
+        rows = []
+        for r in range(len(self.resolutions)):
+            costs = self.node_costs(values, r)
+            for pick in (np.argmin, np.argmax):
+                row = [r]
+                for cost in costs:
+                    row += [int(i) for i in np.unravel_index(pick(cost), cost.shape)]
+                rows.append(row)
+        return np.array(rows, np.uint8)
+
+    def smallest(self) -> Archs:
+        """``(1, num_choices)`` the one with the fewest multiply-adds."""
+        return self.ends(self.layer_values("macs"))[:1]
+
+    def largest(self) -> Archs:
+        """``(1, num_choices)`` the one with the most multiply-adds."""
+        return self.ends(self.layer_values("macs"))[-1:]
+
+    def node_costs(self, values: np.ndarray, resolution: int = 0) -> list[np.ndarray]:
+        """What each node adds to a sum over layers, in all cells of its kind.
+
+        Args:
+            values: ``(len(layer_table),)``.
+            resolution: Its index.
+
+        Returns:
+            ``(num_pairs, num_operations, num_operations)`` a node of the normal cell, then of the
+            reduction cell, in the order of the columns.
+        """
+        padded = np.append(values, np.zeros(1, values.dtype))  # index -1: no layer
+        totals = [
+            np.zeros((len(pairs), *[len(self.table.operations)] * NUM_INPUTS), padded.dtype)
+            for _ in KINDS
+            for pairs in self.pairs
+        ]
+        for slot in self.slots:
+            if len(slot.columns) == 1:
+                continue
+            _, column, own = slot.columns
+            number, place = (column - 1) // (1 + NUM_INPUTS), own - column - 1
+            cost = padded[slot.layer_ids[resolution]]
+            totals[number] += cost[:, :, None] if place == 0 else cost[:, None, :]
+        return totals
+
+    def uniform(self) -> Archs:
+        """Every network with one operation everywhere, of nodes in parallel and in a row.
+
+        The smallest and the largest network are among them.
+        """
+        rows = []
+        for r in range(len(self.resolutions)):
+            for op in range(len(self.table.operations)):
+                for last in (False, True):
+                    row = [r]
+                    for _ in KINDS:
+                        for pairs in self.pairs:
+                            row += [len(pairs) - 1 if last else 0, op, op]
+                    rows.append(row)
+        ends = self.ends(self.layer_values("macs"))
+        return np.unique(np.concatenate([np.array(rows, np.uint8), ends]), axis=0)
+
+
+def genotype(arch: ArchDict) -> str:
+    """A cell architecture as the published code of DARTS writes it.
+
+    Args:
+        arch: Dict form.
+    """
+    parts = []
+    for kind, short in zip(KINDS, ("normal", "reduce"), strict=True):
+        edges = [parse_edge(edge) for edge in arch[kind]]  # type: ignore[attr-defined]
+        concat = f"range({NUM_INPUTS}, {NUM_INPUTS + len(edges) // NUM_INPUTS})"
+        parts += [f"{short}={edges}", f"{short}_concat={concat}"]
+    return f"Genotype({', '.join(parts)})"
+
+
+def parse_genotype(text: str) -> dict[str, object]:
+    """``Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=..., ...)`` -> dict form.
+
+    The resolution is not in it. What the operations and the edges are is checked by
+    :meth:`CellSpace.encode`; nothing is evaluated.
+
+    Raises:
+        InvalidInputError: Not a genotype, or not all of a cell's nodes are its output.
+    """
+    example = "it is written like Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=...)"
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        assert isinstance(call, ast.Call)
+        values = {word.arg: word.value for word in call.keywords}
+        found: dict[str, object] = {}
+        for kind, short in zip(KINDS, ("normal", "reduce"), strict=True):
+            edges = ast.literal_eval(values[short])
+            found[kind] = [f"{name}<{int(source)}" for name, source in edges]
+            nodes = range(NUM_INPUTS, NUM_INPUTS + len(edges) // NUM_INPUTS)
+            concat = values.get(f"{short}_concat")
+            if concat is not None and sorted(_numbers(concat)) != list(nodes):
+                raise InvalidInputError(
+                    f"the {kind} cell's output leaves out some of its nodes {list(nodes)}",
+                    "only cells whose nodes are all put out are known here",
+                )
+    except (SyntaxError, ValueError, TypeError, KeyError, AssertionError):
+        raise InvalidInputError("not a genotype", example) from None
+    return found
+
+
+def _numbers(value: ast.expr) -> list[int]:
+    if isinstance(value, ast.Call):  # range(2, 6)
+        return list(range(*(int(ast.literal_eval(argument)) for argument in value.args)))
+    return [int(number) for number in ast.literal_eval(value)]
+
+
+def parse_edge(text: object) -> tuple[str, int]:
+    """``sep_conv_3x3<0`` as an operation and what it reads.
+
+    Raises:
+        InvalidInputError: Not an edge.
+    """
+    name, mark, source = str(text).partition("<")
+    if not mark or not source.isdigit():
+        raise InvalidInputError(f"an edge is written like sep_conv_3x3<0, got {text!r}")
+    return name, int(source)
