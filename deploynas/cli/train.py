@@ -27,8 +27,12 @@ def train(
         ),
     ] = None,
     schedule: Annotated[
-        str, typer.Option(help="sandwich, or progressive (shrinking as published).")
-    ] = "sandwich",
+        str | None,
+        typer.Option(
+            help="sandwich, progressive (shrinking as published) or single-path; the space's own.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of order, subnets and weights.")] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Always on: a run goes on where it was.")
@@ -36,19 +40,19 @@ def train(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a supernet: the sandwich rule with in-place distillation, or progressive shrinking."""
+    """Train a supernet: sandwich rule with in-place distillation, progressive, or single paths."""
     from deploynas.data import space_for
     from deploynas.errors import UnknownNameError
     from deploynas.train import SCHEDULES
     from deploynas.train.distributed import is_first, processes
     from deploynas.workflows import steps
 
-    if schedule not in SCHEDULES:
+    if schedule is not None and schedule not in SCHEDULES:
         raise UnknownNameError("schedule", schedule, SCHEDULES)
 
     dataset = open_data(data, space_name=space_name)
     chosen = space_for(space_name, dataset, resolution)
-    settings = steps.supernet_recipe(dataset, epochs, seed, schedule)
+    settings = steps.supernet_recipe(chosen, dataset, epochs, seed, schedule)
     with processes():
         talks = is_first()
         with progress(quiet or not talks) as on_progress:

@@ -1,13 +1,17 @@
-"""The torch modules: candidate layers, static networks, the elastic supernet."""
+"""The torch modules: candidate layers, static networks, supernets."""
 
 from __future__ import annotations
 
+from deploynas.nn.cells import CellNetwork
 from deploynas.nn.flops import fvcore_costs
 from deploynas.nn.mixed import MixedLayer, MixedNetwork
 from deploynas.nn.static import StaticNetwork, build, build_layer, load_net
 from deploynas.nn.supernet import Supernet, recalibrate
+from deploynas.spaces.base import SearchSpace
+from deploynas.spaces.cells import CellSpace
 
 __all__ = [
+    "CellNetwork",
     "MixedLayer",
     "MixedNetwork",
     "StaticNetwork",
@@ -17,4 +21,10 @@ __all__ = [
     "fvcore_costs",
     "load_net",
     "recalibrate",
+    "supernet_of",
 ]
+
+
+def supernet_of(space: SearchSpace) -> Supernet | CellNetwork:
+    """The weight-sharing network of a space, freshly initialised: one path runs at a time."""
+    return CellNetwork(space) if isinstance(space, CellSpace) else Supernet(space)

@@ -6,9 +6,9 @@ own overhead. The sum is corrected by a scale, a term for each layer, one for ea
 weights, an intercept, and small ridge-regularised corrections for groups of layers (by kernel
 size, width, middle channels and place), all fitted to relative errors.
 
-On some processors no sum will do: what a small network keeps in a core's cache a large one streams,
-so that time grows faster than work. There a power of the sum is the time, which keeps what searches
-rely on: a table that adds up, and that alone decides which of two networks is faster.
+On some processors no sum will do: what a small network keeps in a core's cache a large one
+streams, so that time grows faster than work. There a power of the sum is the time, which keeps
+what searches rely on: a table that adds up, and that alone decides which network is faster.
 """
 
 from __future__ import annotations

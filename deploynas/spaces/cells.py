@@ -471,23 +471,27 @@ def parse_genotype(text: str) -> dict[str, object]:
         InvalidInputError: Not a genotype, or not all of a cell's nodes are its output.
     """
     example = "it is written like Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=...)"
+    found: dict[str, object] = {}
+    left_out_of: dict[str, list[int]] = {}
     try:
         call = ast.parse(text.strip(), mode="eval").body
         assert isinstance(call, ast.Call)
         values = {word.arg: word.value for word in call.keywords}
-        found: dict[str, object] = {}
         for kind, short in zip(KINDS, ("normal", "reduce"), strict=True):
             edges = ast.literal_eval(values[short])
             found[kind] = [f"{name}<{int(source)}" for name, source in edges]
             nodes = range(NUM_INPUTS, NUM_INPUTS + len(edges) // NUM_INPUTS)
             concat = values.get(f"{short}_concat")
-            if concat is not None and sorted(_numbers(concat)) != list(nodes):
-                raise InvalidInputError(
-                    f"the {kind} cell's output leaves out some of its nodes {list(nodes)}",
-                    "only cells whose nodes are all put out are known here",
-                )
+            left_out = set(nodes) - set(nodes if concat is None else _numbers(concat))
+            left_out_of[kind] = sorted(left_out)
     except (SyntaxError, ValueError, TypeError, KeyError, AssertionError):
         raise InvalidInputError("not a genotype", example) from None
+    for kind, left in left_out_of.items():
+        if left:
+            raise InvalidInputError(
+                f"the {kind} cell's output leaves out node {left[0]}",
+                "only cells whose nodes are all put out are known here",
+            )
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deploynas.data import ImageDataset
-from deploynas.nn import MixedNetwork, StaticNetwork, Supernet, recalibrate
+from deploynas.nn import CellNetwork, MixedNetwork, StaticNetwork, Supernet, recalibrate
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train.batches import Batches
 
@@ -45,7 +45,7 @@ class SupernetEvaluator:
 
     def __init__(
         self,
-        supernet: Supernet | MixedNetwork,
+        supernet: Supernet | MixedNetwork | CellNetwork,
         dataset: ImageDataset,
         space: SearchSpace | None = None,
     ) -> None:

@@ -6,6 +6,8 @@ same step (Yu and Huang 2019, "Universally slimmable networks", sections 3.2 and
 the largest network alone, then elastic kernel size, depth and width beside it, channels sorted
 by importance before each width phase, the trained largest network teaching every subnet. Shares
 and relative rates are those of its 180 + 120 + 25 + 120 + 25 + 120 epochs.
+*single-path*: one uniformly drawn path a step (Guo et al. 2020, "Single path one-shot neural
+architecture search with uniform sampling", section 3.2).
 """
 
 from __future__ import annotations
@@ -58,6 +60,12 @@ SCHEDULES: dict[str, tuple[Phase, ...]] = {
         Phase(
             name="sandwich", share=1.0, rate=1.0, kernel_sizes=ALL, depths=ALL,
             expand_ratios=ALL, num_random=1, ends=True, teacher="in-place",
+        ),
+    ),
+    "single-path": (
+        Phase(
+            name="single path", share=1.0, rate=1.0, kernel_sizes=ALL, depths=ALL,
+            expand_ratios=ALL, num_random=1, ends=False, teacher="none",
         ),
     ),
     "progressive": (

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
-from deploynas.nn import StaticNetwork, Supernet
-from deploynas.spaces import Archs, MobileSpace, StagedSpace
+from deploynas.nn import CellNetwork, StaticNetwork, Supernet
+from deploynas.spaces import Archs, CellSpace, MobileSpace, SearchSpace
 from deploynas.train.checkpoint import load_weights, save_weights
 from deploynas.train.distributed import is_first
 from deploynas.train.evaluate import QUICK_CALIBRATION, SupernetEvaluator
@@ -38,7 +38,7 @@ class SupernetRecipe(Recipe):
     """
 
     epochs: float = 4.0
-    schedule: Literal["sandwich", "progressive"] = "sandwich"
+    schedule: Literal["sandwich", "single-path", "progressive"] = "sandwich"
     teacher_ramp: float = 0.3
 
     @property
@@ -48,7 +48,7 @@ class SupernetRecipe(Recipe):
 
 
 def train_supernet(
-    supernet: Supernet,
+    supernet: Supernet | CellNetwork,
     dataset: ImageDataset,
     recipe: SupernetRecipe,
     *,
@@ -60,11 +60,11 @@ def train_supernet(
     Beside ``checkpoint`` stands the teacher of a progressive schedule while it runs.
     """
     space = supernet.space
-    assert isinstance(space, StagedSpace)
-    if not isinstance(space, MobileSpace) and recipe.schedule != "sandwich":
+    allowed = schedules_for(space)
+    if recipe.schedule not in allowed:
         raise InvalidInputError(
-            f"{space.name} has no elastic choices that open one after another",
-            "use the schedule sandwich",
+            f"{space.name} has no choices for the schedule {recipe.schedule}",
+            f"it can be trained by {' or '.join(allowed)}",
         )
     teacher = _Teacher(supernet, checkpoint and checkpoint.with_suffix(".teacher.safetensors"))
 
@@ -72,6 +72,7 @@ def train_supernet(
         if number == 0:
             teacher.forget()  # an earlier training's
         if recipe.phases[number].sort_channels:
+            assert isinstance(supernet, Supernet)
             supernet.sort_channels()
 
     def accumulate(images: StepImages) -> Tensor:
@@ -119,13 +120,24 @@ def train_supernet(
     teacher.forget()
 
 
+def schedules_for(space: SearchSpace) -> tuple[str, ...]:
+    """Keys of :data:`SCHEDULES` that a space fits, its own first.
+
+    Where options differ in kind and share no weights, as in cells, there is no largest subnet that
+    contains the others and could teach them.
+    """
+    if isinstance(space, CellSpace):
+        return ("single-path",)
+    return tuple(SCHEDULES) if isinstance(space, MobileSpace) else ("sandwich", "single-path")
+
+
 class _Teacher:
     """The largest network as it was when first asked; kept in a file for a training that resumes.
 
     A training that was killed asks for it again at the same step, or finds the file.
     """
 
-    def __init__(self, supernet: Supernet, path: Path | None) -> None:
+    def __init__(self, supernet: Supernet | CellNetwork, path: Path | None) -> None:
         self._supernet, self._path = supernet, path
         self._networks: dict[int, StaticNetwork] = {}
         self._weights: dict[str, Tensor] | None = None
@@ -134,9 +146,7 @@ class _Teacher:
     def __call__(self, x_bchw: Tensor, resolution: int) -> Tensor:
         """Soft predictions, with the statistics of the batch itself."""
         if resolution not in self._networks:
-            space = self._supernet.space
-            assert isinstance(space, StagedSpace)
-            arch = space.largest()[0]
+            arch = self._supernet.space.largest()[0]
             arch[0] = resolution
             network = self._supernet.extract(arch)
             if self._weights is not None:
@@ -159,7 +169,7 @@ class _Teacher:
             self._path.unlink(missing_ok=True)
 
 
-def _subnets(space: StagedSpace, phase: Phase, rng: np.random.Generator) -> Archs:
+def _subnets(space: SearchSpace, phase: Phase, rng: np.random.Generator) -> Archs:
     """The largest subnet first where the phase trains the ends, or nothing else."""
     parts = [space.largest()] if phase.ends or not phase.num_random else []
     parts += [space.smallest()] if phase.ends else []

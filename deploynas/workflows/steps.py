@@ -18,7 +18,7 @@ from deploynas.data import ImageDataset
 from deploynas.device import Device
 from deploynas.errors import IncompleteProfileError, InvalidInputError, require_positive
 from deploynas.export.exporter import network_bytes
-from deploynas.nn import StaticNetwork, Supernet
+from deploynas.nn import CellNetwork, StaticNetwork, Supernet, supernet_of
 from deploynas.profile import DeviceProfile, LatencyModel, profile_space
 from deploynas.profile.device_profile import Precision
 from deploynas.profile.profiler import quantize_for_timing
@@ -36,6 +36,7 @@ from deploynas.train import (
     load_weights,
     pick_device,
     save_weights,
+    schedules_for,
     train_supernet,
 )
 from deploynas.train.distributed import is_first
@@ -52,10 +53,24 @@ def lengthened(recipe: Recipe, dataset: ImageDataset) -> dict[str, float]:
 
 
 def supernet_recipe(
-    dataset: ImageDataset, epochs: float | None, seed: int, schedule: str = "sandwich"
+    chosen: SearchSpace,
+    dataset: ImageDataset,
+    epochs: float | None,
+    seed: int,
+    schedule: str | None = None,
 ) -> SupernetRecipe:
-    """The recipe of a supernet; 4 passes, or more over a small data set, where None."""
-    recipe = SupernetRecipe.model_validate({"seed": seed, "schedule": schedule})
+    """The recipe of a supernet.
+
+    Args:
+        chosen: Its space, whose own schedule is taken where ``schedule`` is None.
+        dataset: Its train split's length counts.
+        epochs: Passes; 4, or more over a small data set, where None.
+        seed: Of every draw.
+        schedule: A key of ``SCHEDULES``.
+    """
+    recipe = SupernetRecipe.model_validate(
+        {"seed": seed, "schedule": schedule or schedules_for(chosen)[0]}
+    )
     if epochs is None:
         return recipe.model_copy(update=lengthened(recipe, dataset))
     return recipe.model_copy(update={"epochs": require_positive(epochs, "--epochs")})
@@ -77,7 +92,7 @@ class SupernetRecord(Artifact):
 class TrainedSupernet:
     """A supernet with its data."""
 
-    network: Supernet
+    network: Supernet | CellNetwork
     dataset: ImageDataset
     run: Path
 
@@ -106,7 +121,7 @@ def train(
     """Train a supernet into ``run``; goes on from a checkpoint of the same training."""
     ensure_writable(run)
     torch.manual_seed(settings.seed)
-    network = Supernet(chosen).to(pick_device())
+    network = supernet_of(chosen).to(pick_device())
     checkpoint = run / "checkpoint.safetensors"
     with ScalarLog(run / "tensorboard" if is_first() else None) as log:
         train_supernet(
@@ -163,7 +178,7 @@ def open_supernet(
             f"{run} was trained on {record.data.source}, not on {dataset.source}",
             "pass the same --data, or train another",
         )
-    network = Supernet(space(**record.space))  # type: ignore[arg-type]
+    network = supernet_of(space(**record.space))  # type: ignore[arg-type]
     path = run / "supernet.safetensors"
     load_weights(path, network)
     if sha256(path) != record.weights_sha256:
@@ -227,7 +242,6 @@ def train_and_search(
         supernet = run
     if supernet is not None:
         trained = open_supernet(supernet, dataset)
-        assert isinstance(trained.network.space, SearchSpace)
         chosen = trained.network.space
     model = latency_model(chosen, profile_path, device, precision, on_progress)
     if model.space.resolutions != chosen.resolutions:
@@ -235,7 +249,7 @@ def train_and_search(
         on_note(f"searching at {held} px: the profile holds no other resolution of the space")
     budget.require_reachable(model, np.random.default_rng(seed))
     if trained is None:
-        recipe = supernet_recipe(dataset, epochs, seed)
+        recipe = supernet_recipe(chosen, dataset, epochs, seed)
         trained = train(chosen, dataset, run, recipe, on_progress)
     return search(
         trained, model, profile_path, budget, run, device=device, strategy=strategy, seed=seed,

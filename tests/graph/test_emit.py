@@ -13,7 +13,7 @@ import torch
 from deploynas import spaces
 from deploynas.errors import InvalidInputError
 from deploynas.graph.emit import DEFAULT_OPSET, MIN_OPSET, RandomWeights, StateWeights, emit
-from deploynas.nn import Supernet, build, build_layer, recalibrate
+from deploynas.nn import Supernet, build, build_layer, recalibrate, supernet_of
 from deploynas.spaces import Layer
 from deploynas.spaces.layers import chain
 
@@ -69,7 +69,7 @@ def small_net():
 def test_network_equals_torch(name):
     torch.manual_seed(0)
     space = spaces.space(name, num_classes=10, resolutions=[40])
-    supernet = perturb(Supernet(space))
+    supernet = perturb(supernet_of(space))
     drawn = space.sample(1, np.random.default_rng(2))
     for arch in np.concatenate([space.smallest(), drawn]):
         net = supernet.extract(arch)
@@ -90,6 +90,15 @@ def test_network_equals_torch(name):
               activation="h_swish", batch_norm_eps=1e-3),
         Layer("head", 8, 5, 4, 4, mid_channels=16, feature_channels=24, activation="h_swish"),
         Layer("head", 8, 5, 4, 4, mid_channels=16, activation="relu6"),
+        Layer("head", 8, 5, 4, 4),
+        Layer("relu_conv", 6, 8, 7, 7),
+        Layer("factorised_reduce", 6, 7, 9, 9, stride=2),
+        Layer("factorised_reduce", 6, 8, 8, 8, stride=2),
+        Layer("sep_conv", 8, 8, 9, 9, kernel_size=5, stride=2),
+        Layer("dil_conv", 8, 8, 9, 9, kernel_size=3, dilation=2),
+        Layer("dil_conv", 8, 8, 10, 10, kernel_size=5, dilation=2, stride=2),
+        Layer("avg_pool", 8, 8, 9, 9, kernel_size=3, stride=2),
+        Layer("max_pool", 8, 8, 8, 8, kernel_size=3),
     ],
     ids=lambda layer: layer.key,
 )  # fmt: skip

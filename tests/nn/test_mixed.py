@@ -39,7 +39,7 @@ def test_a_weight_step_touches_one_path(network):
     network(torch.randn(4, 1, 16, 16), arch).sum().backward()
     for layer in network.mixed:
         assert layer.alpha.grad is None
-        if layer.elastic is not None:  # a block's common weights: all, or none where it is left out
+        if layer.elastic is not None:  # common weights: all, or none
             gradients = [p.grad for p in layer.elastic.full.parameters()]
             is_left_out = layer.state_under(arch) is None
             assert all((g is None) == is_left_out for g in gradients)

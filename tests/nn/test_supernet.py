@@ -11,7 +11,14 @@ import torch
 from torch import nn
 
 from deploynas import spaces
-from deploynas.nn import Supernet, build, build_layer, fvcore_costs, recalibrate
+from deploynas.nn import (
+    Supernet,
+    build,
+    build_layer,
+    fvcore_costs,
+    recalibrate,
+    supernet_of,
+)
 from deploynas.nn.static import MBConv
 from deploynas.spaces import Layer, layers
 
@@ -31,7 +38,7 @@ def perturb(module, seed=0, scale=0.1):
 def supernet(name):
     torch.manual_seed(0)
     space = spaces.space(name, num_classes=10, resolutions=[32])
-    return perturb(Supernet(space))
+    return perturb(supernet_of(space))
 
 
 def images(n=4, side=32, seed=0):
@@ -192,6 +199,18 @@ KINDS = [
           activation="h_swish", residual=True),
     Layer("head", 16, 10, 4, 4, mid_channels=32, feature_channels=24, activation="h_swish"),
     Layer("head", 16, 10, 4, 4, mid_channels=32, activation="relu6"),
+    Layer("head", 16, 10, 4, 4),
+    Layer("relu_conv", 6, 8, 7, 7),
+    Layer("factorised_reduce", 6, 7, 7, 7, stride=2),
+    Layer("factorised_reduce", 6, 8, 8, 8, stride=2),
+    Layer("sep_conv", 8, 8, 9, 9, kernel_size=5, stride=2),
+    Layer("sep_conv", 8, 8, 8, 8, kernel_size=3),
+    Layer("dil_conv", 8, 8, 9, 9, kernel_size=3, dilation=2),
+    Layer("dil_conv", 8, 8, 9, 9, kernel_size=5, dilation=2, stride=2),
+    Layer("avg_pool", 8, 8, 9, 9, kernel_size=3, stride=2),
+    Layer("max_pool", 8, 8, 8, 8, kernel_size=3),
+    Layer("add", 8, 8, 8, 8, num_inputs=2),
+    Layer("concat", 8, 24, 8, 8, num_inputs=3),
 ]  # fmt: skip
 
 
@@ -204,7 +223,7 @@ def test_fvcore_counts_the_same(layer):
 @torch.no_grad()
 def test_layers_have_the_declared_shape(layer):
     x = torch.zeros(2, layer.in_channels, layer.height, layer.width)
-    out = build_layer(layer).eval()(x)
+    out = build_layer(layer).eval()(*[x] * layer.num_inputs)
     shape = (2, layer.out_channels)
     if layer.kind != "head":
         shape += (layer.out_height, layer.out_width)
