@@ -29,8 +29,8 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -47,21 +47,22 @@ from deploynas.data import ImageDataset, load_dataset, space_for
 from deploynas.device import Device, Samples, StopRule, measure, open_device
 from deploynas.export.exporter import network_bytes
 from deploynas.graph import RandomWeights, write_model
-from deploynas.nn import MixedNetwork, StaticNetwork, build
-from deploynas.nn.static import initialise
+from deploynas.nn import MixedNetwork, build
 from deploynas.profile import LatencyModel, profile_space
 from deploynas.search import Budget, SearchResult
 from deploynas.search.architecture import AdditiveCost, gate_gradients, score, softmax_gradient
 from deploynas.spaces import CandidateSpace, Node
 from deploynas.spaces.staged import Stage, StageTable
-from deploynas.train import Batches, Recipe, accuracy, pick_device, train_network
+from deploynas.train import Recipe
 from deploynas.workflows import proxyless
+from deploynas.workflows.trainings import Trained, key_of, train_alone
 
 RUNS = Path(__file__).parent / "runs" / "proxyless"
 PROFILES = Path(__file__).parent / "profiles"
 SEEDS = (0, 1, 2)
 BUDGET_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the range, in logarithms
 BAND = 0.03  # of equal latency
+POOL = 40  # random networks that are measured, so that enough lie within the band
 
 
 def main() -> None:
@@ -350,51 +351,16 @@ def budgets(options: argparse.Namespace) -> dict[str, object]:
 
 
 def comparison(options: argparse.Namespace) -> dict[str, object]:
-    """Test accuracies at equal measured latency, with 95 % intervals over networks and seeds."""
+    """Test accuracies at equal measured latency, with 95 % intervals over networks and seeds.
+
+    Searches first; then everything that is to be compared is measured in one run, and what lies
+    within :data:`BAND` of the found networks' median latency is trained.
+    """
     started = time.monotonic()
     dataset, space, device, path, model = _prepared(options)
     recipe = Recipe(epochs=options.standalone_epochs, batch_size=64)
     limit = budget_at(model, options.share)
     seeds = SEEDS[:1] if options.quick else SEEDS
-    baselines = {name: scaled(name, space, device, model, limit) for name in ("V2", "V3")}
-    rng = np.random.default_rng(50_001)
-    drawn = space.sample(20_000, rng)
-    upper = model.upper_ms(drawn)
-    fitting = drawn[(upper <= limit) & (upper >= (1 - 2 * BAND) * limit)]
-    own = np.array_split(fitting, len(seeds))  # each seed's random search draws its own
-    found: list[list[Node]] = []
-    seconds: list[float] = []
-    ours: list[float] = []
-    scaled_to: dict[str, list[float]] = {name: [] for name in baselines}
-    mean_random: list[float] = []
-    best_random: list[float] = []
-
-    def run_seed(seed: int, pool: Executor) -> None:
-        """Appends to the lists above; a list's items need not be in the order of the seeds."""
-
-        def trained(nodes: list[Node]) -> tuple[float, float, float]:
-            if time.monotonic() - started > options.minutes * 60:
-                raise _OutOfTimeError
-            own_recipe = recipe.model_copy(update={"seed": seed})
-            return pool.submit(standalone, nodes, dataset, own_recipe).result()
-
-        result, spent = pool.submit(
-            searched, dataset, space, path, options.epochs, limit, seed
-        ).result()
-        nodes = space.layers(space.encode([result.best.architecture])[0])
-        found.append(nodes)
-        seconds.append(spent)
-        ours.append(trained(nodes)[1])
-        for name, scaled_nodes in baselines.items():
-            scaled_to[name].append(trained(scaled_nodes)[1])
-        at_random: list[tuple[float, float, float]] = []
-        for arch in own[seed]:  # random search: as long as the gradient search took
-            at_random.append(trained(space.layers(arch)))
-            mean_random.append(at_random[-1][1])
-            if sum(one[2] for one in at_random) >= spent:
-                break
-        best_random.append(max(at_random)[1])
-
     threads = max(1, torch.get_num_threads() // options.workers)
     with (
         ProcessPoolExecutor(
@@ -402,34 +368,129 @@ def comparison(options: argparse.Namespace) -> dict[str, object]:
         ) as pool,
         ThreadPoolExecutor(len(seeds)) as seeds_at_once,
     ):
-        for one in [seeds_at_once.submit(run_seed, seed, pool) for seed in seeds]:
+        searches = [
+            pool.submit(searched, dataset, space, path, options.epochs, limit, seed)
+            for seed in seeds
+        ]
+        results, seconds = zip(*(one.result() for one in searches), strict=True)
+        archs = space.encode([result.best.architecture for result in results])
+        own = [space.layers(arch) for arch in archs]
+        field = Field.measured(archs, device, model)
+        found: list[float] = []
+        baselines: dict[str, list[float]] = {name: [] for name in field.scaled}
+        mean_random: list[float] = []
+        best_random: list[float] = []
+
+        def run_seed(seed: int) -> None:
+            """Appends to the lists above; a list's items need not be in the order of the seeds."""
+
+            def trained(nodes: list[Node]) -> tuple[float, float, float]:
+                if time.monotonic() - started > options.minutes * 60:
+                    raise _OutOfTimeError
+                own_recipe = recipe.model_copy(update={"seed": seed})
+                return pool.submit(standalone, nodes, dataset, own_recipe).result()
+
+            found.append(trained(own[seed])[1])
+            for name, nodes in field.scaled.items():
+                baselines[name].append(trained(nodes)[1])
+            at_random: list[tuple[float, float, float]] = []
+            for nodes in field.random[seed :: len(seeds)]:  # each seed's random search has its own
+                at_random.append(trained(nodes))
+                mean_random.append(at_random[-1][1])
+                if sum(one[2] for one in at_random) >= seconds[seed]:
+                    break
+            best_random.append(max(at_random)[1])
+
+        for one in [seeds_at_once.submit(run_seed, seed) for seed in seeds]:
             try:
                 one.result()
             except _OutOfTimeError:
                 continue
-    latencies = measured_ms([*found, *baselines.values(), space.layers(fitting[0])], device, model)
     document: dict[str, object] = {
         "device": options.device,
         "budget_ms": limit,
-        "measured_over_budget": " ".join(f"{ms / limit:.3f}" for ms in latencies),
+        "found_over_budget": " ".join(f"{ms / limit:.3f}" for ms in field.found_ms),
+        "compared_at_ms": field.target_ms,
+        "random_within_band": f"{len(field.random)} of {field.num_random}",
         "train_images": len(dataset.train),
         "search_epochs": options.epochs,
         "standalone_epochs": options.standalone_epochs,
         "search_processor_seconds": float(np.mean(seconds)),
         "random_networks": len(mean_random),
-        "found": _interval(ours),
+        "found": _interval(found),
         "random_mean": _interval(mean_random),
         "random_search": _interval(best_random),
-        **{f"MobileNet{name}_scaled": _interval(v) for name, v in scaled_to.items()},
+        **{f"MobileNet{name}_scaled": _interval(v) for name, v in baselines.items()},
     }
     others = {
         "random_mean": mean_random,
         "random_search": best_random,
-        "better_scaled": max(scaled_to.values(), key=lambda v: np.mean(v) if v else 0.0),
+        "better_scaled": max(baselines.values(), key=lambda v: np.mean(v) if v else 0.0),
     }
-    document |= {f"over_{k}": _difference(ours, v) for k, v in others.items() if ours and v}
+    document |= {f"over_{k}": _difference(found, v) for k, v in others.items() if found and v}
     document["minutes_now"] = (time.monotonic() - started) / 60
     return document
+
+
+@dataclass(frozen=True)
+class Field:
+    """What found networks are compared with, all of it measured beside them in one run.
+
+    Attributes:
+        target_ms: Median latency of the found networks.
+        found_ms: Of each.
+        random: Networks drawn uniformly that take as long as that, within :data:`BAND`.
+        num_random: Drawn networks that were predicted to, and were measured.
+        scaled: MobileNetV2 and V3, scaled by width and depth to that latency.
+    """
+
+    target_ms: float
+    found_ms: list[float]
+    random: list[list[Node]]
+    num_random: int
+    scaled: dict[str, list[Node]]
+
+    @classmethod
+    def measured(cls, archs: np.ndarray, device: Device, model: LatencyModel) -> Field:
+        """Measure, or take the latencies that a run before this one measured.
+
+        Args:
+            archs: Those found.
+            device: The model's.
+            model: Of their space.
+        """
+        space = model.space
+        assert isinstance(space, CandidateSpace)
+        found = [space.layers(arch) for arch in archs]
+        drawn = space.sample(100_000, np.random.default_rng(50_001))
+        centre = float(np.median(model.predict_ms(archs)))
+        near = np.abs(model.predict_ms(drawn) / centre - 1) <= BAND
+        pool = [space.layers(arch) for arch in drawn[near][:POOL]]
+        families = {name: _scalings(name, space) for name in ("V2", "V3")}
+        every = [*found, *pool, *(nodes for f in families.values() for _, _, nodes in f)]
+        keys = json.dumps([[node.layer.key for node in nodes] for nodes in every])
+        record = RUNS / f"latencies-{_key(keys, model.profile.identity.model_dump_json())}.json"
+        if not record.exists():
+            record.parent.mkdir(parents=True, exist_ok=True)
+            record.write_text(json.dumps(measured_ms(every, device, model)))
+        times = iter(json.loads(record.read_text()))
+        found_ms = [next(times) for _ in found]
+        target = float(np.median(found_ms))
+        random_ms = [next(times) for _ in pool]
+        scaled = {}
+        for name, family in families.items():
+            # within the band, the nearest to two blocks a stage; else the nearest in latency
+            off = [abs(next(times) / target - 1) for _ in family]
+            best = min(
+                range(len(family)), key=lambda i: (off[i] > BAND, abs(family[i][0] - 2), off[i])
+            )
+            depth, width, scaled[name] = family[best]
+            print(
+                f"MobileNet{name}: {depth} blocks a stage, width {width:g}, {off[best]:.1%} "
+                f"from {target:.4g} ms", flush=True,
+            )  # fmt: skip
+        same = [n for n, ms in zip(pool, random_ms, strict=True) if abs(ms / target - 1) <= BAND]
+        return cls(target, found_ms, same, len(pool), scaled)
 
 
 class _OutOfTimeError(Exception):
@@ -440,38 +501,18 @@ def standalone(
     nodes: list[Node], dataset: ImageDataset, recipe: Recipe
 ) -> tuple[float, float, float]:
     """Validation and test accuracy, and seconds, of one training from scratch; or of before."""
-    keys = " ".join(node.layer.key for node in nodes)
-    path = RUNS / f"alone-{_key(keys, dataset.fingerprint, recipe.model_dump_json())}.json"
+    RUNS.mkdir(parents=True, exist_ok=True)
+    path = RUNS / f"alone-{key_of(nodes, dataset, recipe)}.json"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(recipe.seed)
-        network = StaticNetwork(nodes)
-        initialise(network)
-        network.to(pick_device())
-        checkpoint = path.with_suffix(".checkpoint")
-        watch = Stopwatch(path.with_suffix(".seconds"))
-        train_network(
-            network, dataset, recipe, checkpoint=checkpoint, on_progress=lambda p: watch.tick()
-        )
-        side = nodes[0].layer.height
-        judged = [
-            accuracy(network, Batches(dataset, split, pick_device()), side)
-            for split in (dataset.val, dataset.test)
-        ]
-        path.write_text(json.dumps([*judged, watch.seconds]))
-        path.with_suffix(".seconds").unlink(missing_ok=True)
-        checkpoint.unlink(missing_ok=True)
-    val, test, seconds = json.loads(path.read_text())
-    return val, test, seconds
+        train_alone(nodes, dataset, recipe, path)
+    trained = Trained.read(path)
+    return trained.validation, trained.test, trained.seconds
 
 
-def scaled(
-    name: str, space: CandidateSpace, device: object, model: LatencyModel, limit: float
-) -> list[Node]:
-    """A MobileNet of the same stem, strides and head, its width and depth scaled to a latency.
+def _scalings(name: str, space: CandidateSpace) -> list[tuple[int, float, list[Node]]]:
+    """Blocks a stage, width, and a MobileNet of the same stem, strides and head with those.
 
-    Widths from a quarter to twice, one to three blocks a stage; of those that measure a little
-    below the limit, one with as near to two blocks a stage as there is.
+    Widths from a quarter to twice, one to three blocks a stage.
     """
     is_v3 = name == "V3"
     options = []
@@ -498,31 +539,14 @@ def scaled(
                 resolutions=space.resolutions,
             )  # fmt: skip
             options.append((depth, float(width), one.layers(one.largest()[0])))
-    identity = model.profile.identity.model_dump_json()
-    record = RUNS / f"scaled-{_key(name, identity, str(space.spec), f'{limit:.6f}')}.json"
-    if record.exists():  # a run that goes on compares with the same networks
-        chosen = json.loads(record.read_text())
-        return next(nodes for depth, width, nodes in options if [depth, width] == chosen)
-    times = measured_ms([nodes for _, _, nodes in options], device, model, quick=True)
-    # first those within the band below the limit, then the nearest to two blocks a stage
-    ranked = sorted(
-        (not 1 - 2 * BAND <= ms / limit <= 1, abs(depth - 2), abs(ms / limit - 1), i)
-        for i, (ms, (depth, _, _)) in enumerate(zip(times, options, strict=True))
-    )
-    depth, width, nodes = options[ranked[0][3]]
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps([depth, width]))
-    print(f"MobileNet{name}: {depth} blocks a stage, width {width:g}", flush=True)
-    return nodes
+    return options
 
 
 def measured_ms(
-    networks: Sequence[list[Node]], device: object, model: LatencyModel, *, quick: bool = False
+    networks: Sequence[list[Node]], device: Device, model: LatencyModel
 ) -> list[float]:
     """Latencies in one interleaved run, at the profile's level of the machine."""
-    rule = StopRule(
-        precision=0.01, min_sessions=3 if quick else 6, max_sessions=4 if quick else 12
-    )
+    rule = StopRule(precision=0.01, min_sessions=4, max_sessions=6)
     with tempfile.TemporaryDirectory() as folder:
         paths = {
             str(i): write_model(Path(folder) / f"{i}.onnx", nodes, RandomWeights(i))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
+from onnx.checker import ValidationError
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
 from deploynas.errors import InvalidInputError, MissingFileError
@@ -37,7 +38,8 @@ class ModelFile:
         self.path = path
         _require_memory(path, path.stat().st_size)
         try:
-            self._model = onnx.load(path, load_external_data=False)
+            # whatever the file's name ends in: onnx would read .json as another format
+            self._model = onnx.load(path, format="protobuf", load_external_data=False)
         except DecodeError:
             raise InvalidInputError(f"{path} is not an ONNX file, or is damaged") from None
         if not self._model.graph.node:
@@ -57,6 +59,9 @@ class ModelFile:
         }
         found = [self.path.parent / name for name in sorted(names)]
         for file in found:
+            inside = file.is_relative_to(self.path.parent)
+            if not inside or ".." in file.relative_to(self.path.parent).parts:
+                raise InvalidInputError(f"{self.path} keeps its weights outside its own folder")
             if not file.is_file():
                 raise MissingFileError(
                     f"{self.path} keeps its weights in {file.name}, which is not beside it"
@@ -118,10 +123,18 @@ class ModelFile:
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         if self._size < PROTOBUF_BYTES:  # one file can be sent to a device elsewhere
-            load_external_data_for_model(model, str(self.path.parent))
+            try:
+                load_external_data_for_model(model, str(self.path.parent))
+            except (ValueError, OSError, ValidationError):
+                raise InvalidInputError(
+                    f"the weights that {self.path} keeps in "
+                    f"{', '.join(file.name for file in self.external)} are cut off, or elsewhere"
+                ) from None
         else:
             for file in self.external:
-                (folder / file.name).symlink_to(file.resolve())
+                place = folder / file.relative_to(self.path.parent)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.symlink_to(file.resolve())
         for value in model.graph.input:
             for dim, side in zip(
                 value.type.tensor_type.shape.dim, given.get(value.name, ()), strict=False

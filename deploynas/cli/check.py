@@ -84,7 +84,7 @@ def check(
     from deploynas.check import EXIT_CODES, Baseline, markdown, percentage
     from deploynas.check import check as run_check
     from deploynas.check import junit as as_xml
-    from deploynas.check.verdict import load_target
+    from deploynas.check.verdict import load_target, side_of
     from deploynas.device import open_device, open_same
     from deploynas.errors import InvalidInputError, require_positive
 
@@ -108,17 +108,17 @@ def check(
         against = Baseline(
             of_export, percentage(max_regression or "5%"), seconds, allow_other_device
         )
-    for file in (record, summary, junit):
-        if file is not None:
-            ensure_writable(file.parent)
+    for written in (record, summary, junit):
+        if written is not None:
+            ensure_writable(written.parent)
     if target is None:
         hint = "make one: deploynas export"
         target = newest("*/manifest.json", EXPORTS, "export", hint).parent
         say(f"checking {target}", as_json=as_json)
-    _, manifest = load_target(target)
+    file, manifest = load_target(target)
     examples: Examples | None = None
     if data is not None:
-        examples = _examples(data, manifest)
+        examples = _examples(data, manifest, side_of(file))
     elif manifest is not None:
         examples = _own_examples(manifest)
         if examples is None:
@@ -147,12 +147,12 @@ def check(
     if record is not None:
         result.record.write(record)
     title = target_device.identity.title
-    for file, text in (
+    for written, text in (
         (summary, markdown(target, title, result)),
         (junit, as_xml(target, result)),
     ):
-        if file is not None:
-            with open_atomic(file) as out:
+        if written is not None:
+            with open_atomic(written) as out:
                 out.write(text.encode())
     if as_json:
         document: dict[str, object] = {
@@ -206,19 +206,21 @@ def check(
     raise typer.Exit(EXIT_CODES[result.verdict])
 
 
-def _examples(data: Path, manifest: Manifest | None) -> Examples:
-    """Test images of ``data``, prepared as the network expects them."""
+def _examples(data: Path, manifest: Manifest | None, side: int) -> Examples:
+    """Test images of ``data``, no smaller than the model's, prepared as the network expects."""
     from deploynas.check import Examples
     from deploynas.data import Split, load_dataset
     from deploynas.data.published import load_imagenet
 
     if manifest is None:
-        return Examples.of(load_dataset(data), None)
+        return Examples.of(load_dataset(data, max_size=max(64, side)), None)
     if manifest.weights == "published":
         preprocessing = manifest.preprocessing
         split = Split(*load_imagenet(data, preprocessing.resolution, IMAGENET_PER_CLASS))
-        return Examples(split, preprocessing.mean, preprocessing.std)
-    return Examples.of(load_dataset(data, max_size=max(64, manifest.data_size)), manifest)
+        num_classes = len(manifest.classes)
+        return Examples(split, preprocessing.mean, preprocessing.std, num_classes)
+    size = max(64, manifest.data_size, side)
+    return Examples.of(load_dataset(data, max_size=size), manifest)
 
 
 def _own_examples(manifest: Manifest) -> Examples | None:

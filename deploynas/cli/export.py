@@ -78,9 +78,7 @@ def export(
             raise InvalidInputError(
                 "int8 needs calibrated batch norms", "search again with --calibration-images DIR"
             )
-        quantize = Int8(
-            networks.open_data(trained.data, data), percentage(max_accuracy_drop), device
-        )
+        quantize = Int8(networks.data_of(trained, data), percentage(max_accuracy_drop), device)
     folder = output / (name or (run.name if quantize is None else f"{run.name}-int8"))
     with progress(quiet or quantize is None) as on_progress:
         manifest = networks.export(

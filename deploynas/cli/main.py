@@ -24,7 +24,7 @@ _ClickException: Any = next(
 )
 VERBS = (
     "spaces", "devices", "profile", "train", "search", "retrain", "export", "check", "inspect",
-    "demo",
+    "compare", "demo",
 )  # fmt: skip
 for verb in VERBS:
     import_module(f"deploynas.cli.{verb}").register(app)

@@ -82,6 +82,12 @@ def search(
         float | None,
         typer.Option(help="Of the latency losses sum and product; 0.3.", show_default=False),
     ] = None,
+    own_weights: Annotated[
+        bool,
+        typer.Option(
+            "--own-weights", help="Of proxyless: no weights shared by candidates, as published."
+        ),
+    ] = False,
     precision_name: PrecisionName = "fp32",
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
@@ -114,10 +120,9 @@ def search(
         "latency_weight": latency_weight,
     }
     architecture = {k: v for k, v in architecture.items() if v is not None}
-    if architecture and not is_gradient:
-        raise InvalidInputError(
-            f"--{next(iter(architecture)).replace('_', '-')} goes with proxyless"
-        )
+    of_gradient = [key.replace("_", "-") for key in architecture] + ["own-weights"] * own_weights
+    if of_gradient and not is_gradient:
+        raise InvalidInputError(f"--{of_gradient[0]} goes with proxyless")
     if ofa_weights is None and calibration_images is not None:
         raise InvalidInputError("--calibration-images goes with --ofa-weights")
     if ofa_weights is not None and supernet is not None:
@@ -155,7 +160,9 @@ def search(
 
             dataset = open_data(data, space_name=space_name)
             run = output or RUNS / f"{space_name}-{dataset.name}"
-            recipe = proxyless.recipe_for(dataset, epochs, seed, architecture)
+            recipe = proxyless.recipe_for(
+                dataset, epochs, seed, architecture, share_weights=not own_weights
+            )
             result = proxyless.search(
                 space_for(space_name, dataset), dataset, path, budget, run, recipe,
                 device=device, num_evaluations=evaluations or proxyless.NUM_EVALUATIONS,

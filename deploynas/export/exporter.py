@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +33,9 @@ from deploynas.graph.preprocess import (
     with_preprocessing,
 )
 from deploynas.nn import StaticNetwork
+from deploynas.profile import DeviceProfile
 from deploynas.search import Candidate, DataRecord, SearchResult
-from deploynas.spaces import SearchSpace
+from deploynas.spaces import Node, SearchSpace
 
 PARITY_IMAGES = 256
 Quantize = Callable[
@@ -100,7 +101,8 @@ def export_network(
     """
     resolution = network.nodes[0].layer.height
     preprocessing = Preprocessing(
-        resolution=resolution, channels=data.channels, mean=data.mean, std=data.std,
+        resolution=resolution, channels=data.channels,  # type: ignore[arg-type]
+        mean=data.mean, std=data.std,
         crop=data.crop, in_model=in_model is not None,
         image_size=in_model.image_size if in_model else None,
     )  # fmt: skip
@@ -160,6 +162,9 @@ def export_network(
         manifest = manifest.model_copy(update=changed)
     if (quantize is not None) != (result.precision == "int8"):
         manifest = manifest.model_copy(update={"predicted_latency_ms": None})
+    if manifest.quantization and manifest.quantization.float_layers:
+        predicted = _priced(manifest, Path(result.profile), network.nodes)
+        manifest = manifest.model_copy(update={"predicted_latency_ms": predicted})
     if in_model is not None:
         content, difference = _in_model(content, preprocessing, images, quantize is None)
         changed = {"predicted_latency_ms": None, "preprocessing_max_abs_diff": difference}
@@ -176,6 +181,25 @@ def export_network(
     manifest = manifest.model_copy(update=found)
     manifest.write(folder / "manifest.json")
     return manifest
+
+
+def _priced(manifest: Manifest, profile: Path, nodes: Sequence[Node]) -> float | None:
+    """The int8 prediction with the layers that stayed in float priced as float.
+
+    By what each takes alone in either precision; None where the profile does not say.
+    """
+    assert manifest.quantization is not None
+    if manifest.predicted_latency_ms is None or not profile.is_file():
+        return None
+    table = DeviceProfile.read(profile)
+    total = manifest.predicted_latency_ms
+    for name in manifest.quantization.float_layers:
+        layer = nodes[int(name.removeprefix("layers."))].layer
+        try:
+            total += table.layer_ms(layer, "fp32") - table.layer_ms(layer, "int8")
+        except KeyError:
+            return None
+    return total
 
 
 def _in_model(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from deploynas.artifacts import Artifact, Record
 from deploynas.device import Identity
@@ -10,6 +12,7 @@ from deploynas.spaces import ArchRecord
 
 Weights = Literal["inherited", "fine-tuned", "from-scratch", "published"]
 BatchNorm = Literal["calibrated", "uncalibrated"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Preprocessing(Record):
@@ -25,10 +28,10 @@ class Preprocessing(Record):
             both to the caller where None.
     """
 
-    resolution: int
-    channels: int
+    resolution: Annotated[int, Field(gt=0)]
+    channels: Literal[1, 3]
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Positive, ...]
     resize: str = "bilinear"
     crop: float = 1.0
     in_model: bool = False
@@ -95,11 +98,11 @@ class Manifest(Artifact):
     data_size: int
     opset: int
     device: Identity
-    core_ms: float
-    memory_ms: float
-    predicted_latency_ms: float | None
+    core_ms: Positive
+    memory_ms: Positive
+    predicted_latency_ms: Positive | None
     prediction_error: float
-    latency_budget_ms: float | None
+    latency_budget_ms: Positive | None
     weights: Weights
     batch_norm: BatchNorm
     accuracy: float | None

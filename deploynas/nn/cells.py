@@ -78,7 +78,7 @@ class CellNetwork(nn.Module):
         def add(kind: int, node: int, states: list[Tensor], cell: CellModule) -> Tensor:
             first, second = (
                 cell.edge(node, source)[option](states[source])
-                for source, option in self._edges(arch, kind, node)
+                for source, option in self.chosen_edges(arch, kind, node)
             )
             total: Tensor = first + second
             return total
@@ -98,7 +98,7 @@ class CellNetwork(nn.Module):
         logits: Tensor = self.head(before[-1])
         return logits
 
-    def _edges(self, arch: Archs, kind: int, node: int) -> list[tuple[int, int]]:
+    def chosen_edges(self, arch: Archs, kind: int, node: int) -> list[tuple[int, int]]:
         """A node's sources and the options on their edges."""
         column = self.space.column(kind, node)
         pair = self.space.pairs[node][int(arch[column])]
@@ -112,7 +112,7 @@ class CellNetwork(nn.Module):
             assert isinstance(cell, CellModule)
             modules += cell.prepare
             for node in range(self.space.table.nodes):
-                edges = self._edges(arch, int(cell.is_reduction), node)
+                edges = self.chosen_edges(arch, int(cell.is_reduction), node)
                 modules += [cell.edge(node, source)[option] for source, option in edges]
         modules.append(self.head)
         network = StaticNetwork(self.space.layers(arch))

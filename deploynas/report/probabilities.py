@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from deploynas.artifacts import open_atomic
-from deploynas.search.proxyless import HistoryPoint
+from deploynas.search.gradient import HistoryPoint
 
 COLUMNS = 4
 

@@ -179,7 +179,14 @@ class ArchitectureOptimizer:
         probabilities = self._softmax()
         return [(c, float(c.expected(probabilities).detach())) for c in self.costs]
 
-    def step(self, x: Tensor, labels: Tensor, rng: np.random.Generator, share: float) -> float:
+    def step(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        rng: np.random.Generator,
+        share: float,
+        weight_batch: Callable[[], tuple[Tensor, Tensor]] | None = None,
+    ) -> float:
         """One step on a batch that the weights never see.
 
         Args:
@@ -187,6 +194,7 @@ class ArchitectureOptimizer:
             labels: ``(n,)``.
             rng: Draws the paths.
             share: Of the architecture steps that are done, for the temperature.
+            weight_batch: Not needed: nothing is unrolled.
 
         Returns:
             The loss on the batch (with ``reinforce``, the mean over the sampled networks).
@@ -358,13 +366,18 @@ class ArchitectureOptimizer:
         steps, self.multiplier, self.temperature, baseline = state["numbers"].tolist()
         self.num_steps = int(steps)
         self._baseline = None if np.isnan(baseline) else baseline
-        restored: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in state.items():
-            if name.startswith("adam."):
-                _, index, key = name.split(".")
-                restored.setdefault(int(index), {})[key] = tensor
-        groups = self._adam.state_dict()["param_groups"]
-        self._adam.load_state_dict({"state": restored, "param_groups": groups})
+        restore_adam(self._adam, state)
+
+
+def restore_adam(adam: torch.optim.Adam, state: dict[str, Tensor]) -> None:
+    """Take an optimizer's state out of tensors named ``adam.PARAMETER.KEY``."""
+    restored: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        if name.startswith("adam."):
+            _, index, key = name.split(".")
+            restored.setdefault(int(index), {})[key] = tensor
+    groups = adam.state_dict()["param_groups"]
+    adam.load_state_dict({"state": restored, "param_groups": groups})
 
 
 def gate_gradients(

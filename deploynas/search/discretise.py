@@ -114,7 +114,8 @@ def discretise(
     chosen = likeliest
     if kept and len(costs) == 1:
         for worth in np.geomspace(0.1, 1e3, 13):
-            if costs[0].of(network.options(chosen)) >= USE * costs[0].limit:
+            spent = costs[0].unit(costs[0].of(network.options(chosen)))
+            if spent >= USE * costs[0].unit(costs[0].limit):
                 break
             dearer, _ = under(costs[0], float(worth))
             if dearer is not None and budget.admits(dearer[None], model)[0]:

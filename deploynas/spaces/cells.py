@@ -414,11 +414,28 @@ class CellSpace(SearchSpace):
             ``(num_pairs, num_operations, num_operations)`` a node of the normal cell, then of the
             reduction cell, in the order of the columns.
         """
+        edges = self.edge_costs(values, resolution)
+        return [
+            np.stack([edges[number][a][:, None] + edges[number][b][None, :] for a, b in pairs])
+            for number, pairs in enumerate([*self.pairs, *self.pairs])
+        ]
+
+    def edge_costs(self, values: np.ndarray, resolution: int = 0) -> list[np.ndarray]:
+        """What each edge adds to a sum over layers, in all cells of its kind.
+
+        Args:
+            values: ``(len(layer_table),)``.
+            resolution: Its index.
+
+        Returns:
+            ``(num_sources, num_operations)`` a node of the normal cell, then of the reduction
+            cell.
+        """
         padded = np.append(values, np.zeros(1, values.dtype))  # index -1: no layer
         totals = [
-            np.zeros((len(pairs), *[len(self.table.operations)] * NUM_INPUTS), padded.dtype)
+            np.zeros((NUM_INPUTS + node, len(self.table.operations)), padded.dtype)
             for _ in KINDS
-            for pairs in self.pairs
+            for node in range(self.table.nodes)
         ]
         for slot in self.slots:
             if len(slot.columns) == 1:
@@ -426,7 +443,11 @@ class CellSpace(SearchSpace):
             _, column, own = slot.columns
             number, place = (column - 1) // (1 + NUM_INPUTS), own - column - 1
             cost = padded[slot.layer_ids[resolution]]
-            totals[number] += cost[:, :, None] if place == 0 else cost[:, None, :]
+            total = totals[number]
+            sources = [pair[place] for pair in self.pairs[number % self.table.nodes]]
+            # the last source is only ever the second input, every other one can be the first
+            for source in range(len(total) - 1) if place == 0 else [len(total) - 1]:
+                total[source] += cost[sources.index(source)]
         return totals
 
     def uniform(self) -> Archs:

@@ -56,6 +56,11 @@ class SupernetEvaluator:
         self._val = Batches(dataset, dataset.val, device)
         self._calibration: dict[tuple[int, int], list[torch.Tensor]] = {}
 
+    @property
+    def space(self) -> SearchSpace:
+        """The space whose rows are judged."""
+        return self._space
+
     def extract(self, arch: Archs, calibration_images: int = CALIBRATION_IMAGES) -> StaticNetwork:
         """The static network of ``arch``, batch norms recalibrated at its resolution."""
         network = self._supernet.extract(self._own(arch)).to(memory_format=torch.channels_last)

@@ -143,7 +143,7 @@ def run_demo(
     }
     longer = steps.lengthened(networks.FINE_TUNING, dataset)
     fine_tuning = networks.FINE_TUNING.model_copy(update={"seed": seed, "flip": flip, **longer})
-    examples = Examples(dataset.test, dataset.mean, dataset.std)
+    examples = Examples.of(dataset, None)
     rows: list[Row] = []
     for title, candidate in contenders.items():
         if candidate is None:

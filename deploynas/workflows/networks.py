@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from deploynas.artifacts import RUNS, Artifact, ensure_writable, newest, sha256
-from deploynas.data import ImageDataset, Pixels, load_dataset
+from deploynas.data import ImageDataset, Pixels, Split, load_dataset
 from deploynas.device import Device, StopRule, measure
 from deploynas.errors import IncompleteProfileError, InvalidInputError
 from deploynas.export.exporter import PARITY_IMAGES, InModel, Quantize, export_network
@@ -40,6 +40,7 @@ from deploynas.workflows.steps import (
 
 FINE_TUNING = Recipe(epochs=3.0, batch_size=64, learning_rate=0.1)
 ONE_RUN = StopRule(precision=1.0, min_sessions=1, max_sessions=1, rounds=1)
+IMAGENET_PER_CLASS = 4  # images that calibrate and judge int8
 FROM_SCRATCH = Recipe(epochs=12.0, batch_size=64, learning_rate=0.1)
 
 
@@ -77,6 +78,37 @@ def load_for(record: DataRecord, path: Path | None) -> ImageDataset:
         path or (where if where.exists() else None), max_size=max(64, record.size)
     )
     return dataset.with_channels(record.channels)
+
+
+def data_of(trained: TrainedNetwork, path: Path | None) -> ImageDataset:
+    """Images of a network's own classes: what it was trained on, or some of ImageNet's.
+
+    Args:
+        trained: The network.
+        path: Where its data is now, None where it was; ImageNet's validation images where the
+            network is a published one. Half of those are the train split, half the other two.
+
+    Raises:
+        MissingFileError, InvalidInputError: It is not there, or is another one.
+    """
+    if trained.data.fingerprint:
+        return open_data(trained.data, path)
+    if path is None:
+        raise InvalidInputError(
+            "a published network has no images of its own here",
+            "pass --data with ImageNet's validation images, a folder a class",
+        )
+    from deploynas.data.published import load_imagenet
+
+    own = trained.data
+    images, labels = load_imagenet(path, own.size, IMAGENET_PER_CLASS)
+    half = len(labels) // 2
+    train, val = Split(images[:half], labels[:half]), Split(images[half:], labels[half:])
+    return ImageDataset(
+        name=own.name, classes=own.classes, channels=own.channels, size=own.size, train=train,
+        val=val, test=val, mean=own.mean, std=own.std, fingerprint="", warnings=(),
+        source=str(path),
+    )  # fmt: skip
 
 
 def data_for(result: SearchResult, path: Path | None) -> ImageDataset:
@@ -196,7 +228,7 @@ def _priced(result: SearchResult, chosen: SearchSpace) -> Candidate:
         side = int(chosen.decode(arch)[0]["resolution"])  # type: ignore[call-overload]
         narrow = chosen.with_resolutions([side])
         try:
-            model = LatencyModel(narrow, profile)
+            model = LatencyModel(narrow, profile, result.precision)
             predicted = float(model.predict_ms(narrow.encode([result.best.architecture]))[0])
         except IncompleteProfileError:
             pass

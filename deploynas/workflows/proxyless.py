@@ -26,12 +26,8 @@ from deploynas.search import Budget, SearchResult
 from deploynas.search import search as run_search
 from deploynas.search.architecture import LatencyLoss, Update
 from deploynas.search.discretise import Decision, discretise
-from deploynas.search.proxyless import (
-    HistoryPoint,
-    ProxylessRecipe,
-    learn,
-    require_splittable,
-)
+from deploynas.search.gradient import HistoryPoint, require_splittable
+from deploynas.search.proxyless import ProxylessRecipe, learn
 from deploynas.search.result import DecisionRecord
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train import ScalarLog, SupernetEvaluator, pick_device
@@ -93,7 +89,12 @@ class PathEvaluator(SupernetEvaluator):
 
 
 def recipe_for(
-    dataset: ImageDataset, epochs: float | None, seed: int, changes: Mapping[str, object]
+    dataset: ImageDataset,
+    epochs: float | None,
+    seed: int,
+    changes: Mapping[str, object],
+    *,
+    share_weights: bool = True,
 ) -> ProxylessRecipe:
     """The recipe; 10 passes, or more over a small data set, where ``epochs`` is None.
 
@@ -102,6 +103,7 @@ def recipe_for(
         epochs: Passes.
         seed: Of every draw.
         changes: Of the architecture's recipe.
+        share_weights: Whether candidates of a block share weights.
 
     Raises:
         UnknownNameError: No such update or latency loss.
@@ -120,7 +122,9 @@ def recipe_for(
                 "--latency-weight goes with --latency-loss sum or product: the adaptive one finds "
                 "its own"
             )
-    recipe = ProxylessRecipe.model_validate({"seed": seed, "architecture": changes})
+    recipe = ProxylessRecipe.model_validate(
+        {"seed": seed, "architecture": changes, "share_weights": share_weights}
+    )
     if epochs is not None:
         return recipe.model_copy(update={"epochs": require_positive(epochs, "--epochs")})
     held = 1 - recipe.held_out
@@ -153,7 +157,7 @@ def search(
             picture of the probabilities where matplotlib is installed.
         recipe: How to learn.
         device: The profile's, which measures what was decided; None where it is elsewhere.
-        num_evaluations: Of the random search beside it, under the same weights.
+        num_evaluations: Of the random search beside it, under the same weights; 0: none.
         precision: Of the latencies.
         on_progress: Called with what is going on and its share done.
         on_note: Called with what a user should know.
@@ -165,7 +169,7 @@ def search(
         DivergedError: The loss is not finite; the last checkpoint is kept.
     """
     torch.manual_seed(recipe.seed)
-    network = MixedNetwork(chosen).to(pick_device())
+    network = MixedNetwork(chosen, shared=recipe.share_weights).to(pick_device())
     require_splittable(dataset)
     model = latency_model(chosen, profile_path, device, precision, on_progress)
     budget.require_reachable(model, np.random.default_rng(recipe.seed))
@@ -201,6 +205,7 @@ def search(
         num_evaluations=num_evaluations,
         measure_ms=measured_by(device, evaluator.extract, precision),
         decide=decide,
+        beside_random=num_evaluations > 0,
         on_progress=on_progress,
     )
     best = chosen.encode([outcome.best.architecture])[0]

@@ -52,7 +52,7 @@ class Int8:
         images = normalise(self.dataset.train.resized(side)[rows], mean, std)
         val = self.dataset.val
         judged = Split(val.images[:NUM_JUDGED], val.labels[:NUM_JUDGED])
-        examples = Examples(judged, mean, std)
+        examples = Examples(judged, mean, std, self.dataset.num_classes)
         with tempfile.TemporaryDirectory(prefix="deploynas-") as name:
             folder = Path(name)
 

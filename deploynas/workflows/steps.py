@@ -268,6 +268,7 @@ def search(
     strategy: str,
     seed: int,
     num_evaluations: int,
+    beside_random: bool = True,
     on_progress: OnProgress,
 ) -> SearchResult:
     """Search under a profile; writes ``run/search.json``.
@@ -285,6 +286,7 @@ def search(
         seed=seed,
         num_evaluations=num_evaluations,
         measure_ms=measured_by(device, evaluator.extract, model.precision),
+        beside_random=beside_random,
         on_progress=on_progress,
     )
     inputs = [profile_path, supernet.run / "supernet.json", supernet.run / "supernet.safetensors"]

@@ -64,11 +64,11 @@ def test_a_slower_model_regresses_and_a_faster_one_does_not(models):
 
 def test_a_limit_that_nothing_can_tell_ends_with_the_timeout(models):
     equal = Baseline(models["small"], max_regression=0.0, timeout_seconds=0.1)
-    for _ in range(3):  # equal models: the interval holds 1, but for one time in twenty
+    for _ in range(12):  # equal models: the interval mostly holds 1, of few sessions too
         found = compare(CpuDevice(1), models["small"], equal)
         if found.outcome == "inconclusive":
             return
-    pytest.fail("three times an interval of equal models lay beside 1")
+    pytest.fail("twelve times an interval of equal models lay beside 1")
 
 
 def test_against_a_record(models, record, tmp_path):

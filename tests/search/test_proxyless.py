@@ -28,7 +28,8 @@ from deploynas.search.architecture import (
     softmax_gradient,
 )
 from deploynas.search.discretise import USE, discretise
-from deploynas.search.proxyless import ProxylessRecipe, learn, split_for_architecture
+from deploynas.search.gradient import split_for_architecture
+from deploynas.search.proxyless import ProxylessRecipe, learn
 from deploynas.spaces import CandidateSpace
 from deploynas.spaces.staged import Stage
 from deploynas.train import loop
@@ -450,18 +451,18 @@ def test_the_architecture_learns_after_the_warm_up_on_its_own_images(digits, net
 
 
 def test_the_held_out_images_are_walked_through_fully(digits, network, model, monkeypatch):
-    from deploynas.search import proxyless
+    from deploynas.search import gradient, proxyless
 
     batches = []
     monkeypatch.setattr(
         proxyless.ArchitectureOptimizer, "step",
-        lambda self, x, labels, rng, share: batches.append(len(labels))
+        lambda self, x, labels, rng, share, weight_batch: batches.append(len(labels))
         or setattr(self, "num_steps", self.num_steps + 1) or 1.0,
     )  # fmt: skip
     rows = []
-    own = proxyless._Search._rows
+    own = gradient._Search._rows
     monkeypatch.setattr(
-        proxyless._Search, "_rows",
+        gradient._Search, "_rows",
         lambda self, number: rows.append(own(self, number)) or rows[-1],
     )  # fmt: skip
     run(network, digits, model, RECIPE.model_copy(update={"weights_only": 0.0}))

@@ -1,0 +1,154 @@
+"""``deploynas compare``: strategies side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploynas.cli.console import (
+    Json,
+    Quiet,
+    open_data,
+    print_json,
+    progress,
+    say,
+    warn,
+    warn_notes,
+)
+
+if TYPE_CHECKING:
+    from deploynas.workflows.compare import Comparison, Row
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("compare")(compare)
+
+
+def compare(
+    strategies: Annotated[
+        str, typer.Option(help="Names with commas between; random is added.")
+    ] = "random,ofa,evolution,predictor,pareto,proxyless",
+    latency_ms: Annotated[float | None, typer.Option(help="Latency budget.")] = None,
+    max_flops: Annotated[float | None, typer.Option(help="MACs of one image.")] = None,
+    max_params: Annotated[float | None, typer.Option(help="Parameters.")] = None,
+    max_memory: Annotated[float | None, typer.Option(help="Peak memory in bytes.")] = None,
+    space_name: Annotated[str, typer.Option("--space", help="Searched by all.")] = (
+        "proxyless-small"
+    ),
+    profile: Annotated[Path | None, typer.Option(help="Device profile.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Image folder or IDX files.")] = None,
+    seeds: Annotated[int, typer.Option(help="Searches and trainings a strategy.", min=1)] = 3,
+    evaluations: Annotated[
+        int, typer.Option(help="Networks that a strategy may evaluate in the supernet.", min=4)
+    ] = 96,
+    search_epochs: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the supernet and of gradient searches; as in search.", show_default=False
+        ),
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Of every winner's training; 12.", show_default=False)
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 1,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Nothing begins later; run again to go on.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/compare"),
+    resume: Annotated[bool, typer.Option("--resume", help="Always on: nothing twice.")] = True,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search by several strategies, train what they find by one recipe, and compare."""
+    from deploynas.artifacts import PROFILES, newest
+    from deploynas.data import space_for
+    from deploynas.device import open_attached
+    from deploynas.errors import require_positive
+    from deploynas.profile import DeviceProfile
+    from deploynas.spaces import space
+    from deploynas.workflows import compare as workflow
+    from deploynas.workflows import steps
+    from deploynas.workflows.networks import FROM_SCRATCH
+
+    budget = steps.budget_from(latency_ms, max_flops, max_params, max_memory)
+    if not budget.model_dump(exclude_none=True):
+        raise typer.BadParameter("give a budget, for example --latency-ms 0.1")
+    space(space_name)  # one that is not known ends here
+    dataset = open_data(data, space_name=space_name)
+    changes = steps.lengthened(FROM_SCRATCH, dataset)
+    if epochs is not None:
+        changes = {"epochs": require_positive(epochs, "--epochs")}
+    chosen = space_for(space_name, dataset)
+    settings = workflow.settings_for(
+        chosen, [name.strip() for name in strategies.split(",") if name.strip()],
+        num_seeds=seeds, budget=budget, num_evaluations=evaluations,
+        supernet_epochs=search_epochs, recipe=FROM_SCRATCH.model_copy(update=changes),
+    )  # fmt: skip
+    hint = f"make one: deploynas profile --device cpu --space {space_name}"
+    path = profile or newest("*.json", PROFILES, "device profile", hint)
+    identity = DeviceProfile.read(path).identity
+
+    def note(text: str) -> None:
+        if not quiet:
+            say(text, as_json=True)
+
+    note(f"profile {path}: {identity.title}")
+    device = open_attached(identity, warn)
+    limit = float("inf") if max_minutes is None else require_positive(max_minutes, "--max-minutes")
+    with progress(quiet) as on_progress:
+        comparison = workflow.compare(
+            chosen, dataset, path, output, settings, device=device, num_workers=workers,
+            max_minutes=limit, on_progress=on_progress, on_note=note,
+        )  # fmt: skip
+    if device is not None:
+        warn_notes(device)
+    if as_json:
+        return print_json({"run": str(output), **comparison.model_dump(mode="json")})
+    for line in _lines(comparison):
+        say(line)
+    if not comparison.complete:
+        warn("time was up before everything was trained: run the same command again to go on")
+    say(f"saved in {output}")
+    return None
+
+
+def _lines(comparison: Comparison) -> list[str]:
+    """The table, and what it means."""
+    settings = comparison.settings
+    head = (
+        f"{'strategy':11}{'test accuracy':>18}{'seeds':>7}{'over random':>20}"
+        f"{'latency':>12}{'search':>10}"
+    )
+    lines = [
+        f"{comparison.data.name}, {comparison.space['name']}, "
+        f"{comparison.device}", "", head, *(_row(row) for row in comparison.rows), "",
+        f"accuracy: test images, mean and standard deviation, trained from scratch "
+        f"({settings.recipe.epochs:g} epochs)",
+        f"search: seconds, {comparison.supernet_seconds:.0f} of the supernet included where a "
+        "strategy needs it",
+    ]  # fmt: skip
+    if comparison.kendall_tau is not None:
+        lines.append(
+            f"Kendall tau between inherited and trained accuracy: {comparison.kendall_tau:.2f}"
+        )
+    return lines
+
+
+def _row(row: Row) -> str:
+    accuracy = "-" if row.mean is None else f"{row.mean:.2%}"
+    if row.deviation is not None:
+        accuracy += f" +-{row.deviation:.2%}"
+    over = ""
+    if row.over_random is not None:
+        over = f"{100 * row.over_random:+.2f}"
+        if row.interval is not None:
+            over += f" +-{100 * row.interval:.2f}{' *' if row.differs else ''}"
+    latency = "-" if row.latency_ms is None else f"{row.latency_ms:.4g} ms"
+    over_budget = "  over budget" if row.within is False else ""
+    return (
+        f"{row.strategy:11}{accuracy:>18}{row.num_trained:>7}{over:>20}{latency:>12}"
+        f"{row.seconds:>8.0f} s{over_budget}"
+    )

@@ -1,0 +1,523 @@
+"""DARTS: all operations of a cell at once, weighted, and the weights learned by gradients.
+
+Liu, Simonyan and Yang 2019, "DARTS: differentiable architecture search". Every edge of a cell is a
+mixture of its operations; a step on images that the weights never see moves the mixtures, first
+order or through one unrolled weight step (section 2.3). What is derived is the cell whose edges
+are strongest, under the budget: nodes are independent, so that it is a multiple-choice knapsack.
+
+Plain DARTS is known to collapse to skip connections (Zela et al. 2020, "Understanding and
+robustifying differentiable architecture search"). Against that stand gates that do not compete
+(Chu et al. 2020, "Fair DARTS"), candidates that are pruned on the way, and a limit on the normal
+cell's skips (Chen et al. 2019, "Progressive differentiable architecture search", section 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deploynas.artifacts import Record
+from deploynas.data import ImageDataset
+from deploynas.errors import InfeasibleBudgetError
+from deploynas.nn.cells import CellModule, CellNetwork
+from deploynas.profile import LatencyModel
+from deploynas.search.architecture import Floats, restore_adam
+from deploynas.search.budget import Budget
+from deploynas.search.discretise import Decision
+from deploynas.search.gradient import GradientRecipe, Learned, search_by_gradients
+from deploynas.search.knapsack import knapsack
+from deploynas.spaces import Archs
+from deploynas.spaces.cells import KINDS, NUM_INPUTS, CellSpace
+from deploynas.train import TrainingProgress
+from deploynas.train.distributed import average
+from deploynas.train.loop import DivergedError, StepImages
+
+SKIP = "skip_connect"
+NONE = 0  # the first of an edge's parameters: no operation
+COLLAPSED = 2  # skips of the normal cell that are not yet a collapse (Chen et al. 2019)
+STEP_SHARE = 0.01  # of the weights' norm: the finite difference of section 2.3
+
+
+class DartsArchitectureRecipe(Record):
+    """How the mixtures are learned.
+
+    Attributes:
+        order: ``first``, or ``second``: through an unrolled weight step.
+        gate: ``softmax`` over an edge's operations, or ``sigmoid``, with which none has to lose
+            for another to win.
+        zero_one: With sigmoid gates: weight of the loss that drives them to 0 or 1 (Chu et al.
+            2020, equation 5).
+        prune: Share of the candidates of every edge that are pruned on the way, weakest first.
+        max_skips: Of the derived normal cell; None for no limit.
+        latency_weight: Of what E[latency] exceeds the budget by, relative.
+        rate, weight_decay: Adam's, with beta1 = 0.5, as published.
+    """
+
+    order: Literal["first", "second"] = "first"
+    gate: Literal["softmax", "sigmoid"] = "softmax"
+    zero_one: float = 1.0
+    prune: float = 0.0
+    max_skips: int | None = None
+    latency_weight: float = 0.5
+    rate: float = 3e-3
+    weight_decay: float = 1e-3
+
+
+class DartsRecipe(GradientRecipe):
+    """How to search by gradients through mixtures.
+
+    Attributes:
+        architecture: How the mixtures move.
+    """
+
+    learning_rate: float = 0.05
+    weights_only: float = 0.2
+    held_out: float = 0.5
+    architecture: DartsArchitectureRecipe = DartsArchitectureRecipe()
+
+
+class MixedCells(CellNetwork):
+    """A cell network whose every edge can run all its operations, weighted.
+
+    Attributes:
+        alphas: A vector an edge, cells of a kind sharing it: ``none``, then the operations.
+    """
+
+    def __init__(self, space: CellSpace) -> None:
+        super().__init__(space)
+        self._edges_of = [
+            (kind, node, source)
+            for kind in range(len(KINDS))
+            for node in range(space.table.nodes)
+            for source in range(NUM_INPUTS + node)
+        ]
+        num = 1 + len(space.table.operations)
+        self.alphas = nn.ParameterList(
+            nn.Parameter(1e-3 * torch.randn(num)) for _ in self._edges_of
+        )
+        self.register_buffer("present", torch.ones(len(self._edges_of), num, dtype=torch.bool))
+        self._index = {edge: i for i, edge in enumerate(self._edges_of)}
+
+    present: Tensor
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """Every parameter but the mixtures'."""
+        own = {id(alpha) for alpha in self.alphas}
+        return [p for p in self.parameters() if id(p) not in own]
+
+    def mixtures(self, gate: str) -> Tensor:
+        """``(num_edges, 1 + num_operations)`` weights; 0 for what was pruned."""
+        raw = torch.stack(list(self.alphas))
+        if gate == "sigmoid":
+            return raw.sigmoid() * self.present
+        return raw.masked_fill(~self.present, -torch.inf).softmax(1)
+
+    def forward_mixed(self, x: Tensor, mixtures: Tensor) -> Tensor:
+        """Logits ``(n, num_classes)`` with every operation, weighted."""
+
+        def add(kind: int, node: int, states: list[Tensor], cell: CellModule) -> Tensor:
+            total: Tensor | None = None
+            for source in range(NUM_INPUTS + node):
+                edge = self._index[kind, node, source]
+                for option, operation in enumerate(cell.edge(node, source), 1):
+                    if not bool(self.present[edge, option]):
+                        continue
+                    part = mixtures[edge, option] * operation(states[source])
+                    total = part if total is None else total + part
+            assert total is not None  # pruning leaves an operation on every edge
+            return total
+
+        return self.run(x, add)
+
+    def prune(self, keep: int, mixtures: Tensor) -> None:
+        """Leave the ``keep`` strongest operations of every edge; ``none`` stays until the end."""
+        for edge in range(len(self._edges_of)):
+            strength = mixtures[edge].detach().clone()
+            strength[NONE] = -1.0
+            strength[~self.present[edge]] = -1.0
+            kept = strength.argsort(descending=True, stable=True)[:keep]
+            self.present[edge, 1:] = False
+            self.present[edge, kept] = True
+
+
+class DartsOptimizer:
+    """Moves the mixtures, one held-out batch a step.
+
+    Args:
+        network: Whose mixtures.
+        model: Space and latency.
+        budget: What E[latency] is held against.
+        recipe: How.
+        rate: Of the unrolled weight step of the second order.
+
+    Attributes:
+        num_steps: Taken so far.
+        multiplier: Of what E[latency] exceeds the budget by; 0 where it does not.
+        temperature: Always 1; other gradient searches have one.
+    """
+
+    def __init__(
+        self,
+        network: MixedCells,
+        model: LatencyModel,
+        budget: Budget,
+        recipe: DartsArchitectureRecipe,
+        rate: float,
+    ) -> None:
+        self.network, self.recipe, self._rate, self._model = network, recipe, rate, model
+        self.num_steps, self.multiplier, self.temperature = 0, 0.0, 1.0
+        self._adam = torch.optim.Adam(
+            network.alphas.parameters(), recipe.rate, betas=(0.5, 0.999),
+            weight_decay=recipe.weight_decay,
+        )  # fmt: skip
+        space = network.space
+        edges = space.edge_costs(model.layer_terms)
+        self._costs = torch.from_numpy(np.concatenate(edges)).float()
+        # a node keeps two of its edges
+        shares = [NUM_INPUTS / len(edge) for edge in edges for _ in edge]
+        self._shares = torch.tensor(shares, dtype=torch.float32)
+        (any_row,) = space.smallest()
+        total = model.terms_of(float(model.predict_ms(any_row[None])[0]))
+        shapes = [c.shape for c in space.node_costs(model.layer_terms)]
+        own = [
+            float(cost.ravel()[i])
+            for cost, i in zip(
+                space.node_costs(model.layer_terms), _flat(any_row, shapes), strict=True
+            )
+        ]
+        self._constant = total - sum(own)
+        self._limit_ms = budget.latency_ms
+        self._limit = (
+            None
+            if budget.latency_ms is None
+            else model.terms_of(budget.latency_ms / (1 + model.half_width))
+        )
+
+    def _expected_terms(self, mixtures: Tensor) -> Tensor:
+        """E of the latency model's sum, each edge being kept as often as any of its node."""
+        own = mixtures[:, 1:].cpu()
+        p = own / own.sum(1, keepdim=True).clamp_min(1e-9)
+        return self._constant + (self._shares[:, None] * p * self._costs).sum()
+
+    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Of a held-out batch, with what drives the mixtures beside it."""
+        recipe = self.recipe
+        mixtures = self.network.mixtures(recipe.gate)
+        loss = nn.functional.cross_entropy(self.network.forward_mixed(x, mixtures), labels)
+        if recipe.gate == "sigmoid":
+            loss = loss - recipe.zero_one * (mixtures - 0.5).square().mean()
+        if self._limit is not None:
+            excess = (self._expected_terms(mixtures) / self._limit - 1).clamp_min(0.0)
+            self.multiplier = recipe.latency_weight if float(excess.detach()) > 0 else 0.0
+            loss = loss + recipe.latency_weight * excess.to(loss.device)
+        return loss
+
+    def step(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        rng: np.random.Generator,
+        share: float,
+        weight_batch: Callable[[], tuple[Tensor, Tensor]] | None = None,
+    ) -> float:
+        """One step on a batch that the weights never see.
+
+        Args:
+            x: ``(n, c, r, r)``.
+            labels: ``(n,)``.
+            rng: Not needed: nothing is drawn.
+            share: Of the architecture steps that are done, for the pruning.
+            weight_batch: Images and labels of the weight step to come, which the second order
+                unrolls.
+        """
+        self.num_steps += 1
+        alphas = list(self.network.alphas)
+        if self.recipe.order == "second":
+            assert weight_batch is not None
+            loss, gradients = self._unrolled(x, labels, *weight_batch())
+        else:
+            out = self._loss(x, labels)
+            loss, gradients = float(out.detach()), list(torch.autograd.grad(out, alphas))
+        for alpha, gradient in zip(alphas, gradients, strict=True):
+            alpha.grad = average(gradient.contiguous())
+            if not bool(alpha.grad.isfinite().all()):
+                raise DivergedError(
+                    f"the search diverged at architecture step {self.num_steps}",
+                    "try another --seed",
+                )
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+        self._prune(share)
+        return loss
+
+    def _unrolled(
+        self, x: Tensor, labels: Tensor, x_train: Tensor, labels_train: Tensor
+    ) -> tuple[float, list[Tensor]]:
+        """Gradients at the weights that one step would reach (section 2.3, equations 6 to 8)."""
+        network, rate, weights = self.network, self._rate, self.network.weights
+        alphas = list(network.alphas)
+
+        def train_loss() -> Tensor:
+            mixtures = network.mixtures(self.recipe.gate)
+            logits = network.forward_mixed(x_train, mixtures)
+            return nn.functional.cross_entropy(logits, labels_train)
+
+        def moved(by: Sequence[Tensor | None], scale: float) -> None:
+            with torch.no_grad():
+                for weight, direction in zip(weights, by, strict=True):
+                    if direction is not None:
+                        weight.add_(direction, alpha=scale)
+
+        before = [weight.detach().clone() for weight in weights]
+        moved(torch.autograd.grad(train_loss(), weights, allow_unused=True), -rate)
+        out = self._loss(x, labels)
+        found = torch.autograd.grad(out, [*alphas, *weights], allow_unused=True)
+        direct, by_weights = list(found[: len(alphas)]), found[len(alphas) :]
+        moved_back = list(zip(weights, before, strict=True))
+
+        def restore() -> None:
+            with torch.no_grad():
+                for weight, old in moved_back:
+                    weight.copy_(old)
+
+        restore()
+        norm = torch.stack([g.norm() for g in by_weights if g is not None]).norm()
+        step = STEP_SHARE / max(float(norm), 1e-12)
+        moved(by_weights, step)
+        above = torch.autograd.grad(train_loss(), alphas)
+        moved(by_weights, -2 * step)
+        below = torch.autograd.grad(train_loss(), alphas)
+        restore()
+        gradients = [
+            d - rate * (a - b) / (2 * step) for d, a, b in zip(direct, above, below, strict=True)
+        ]
+        return float(out.detach()), gradients
+
+    def _prune(self, share: float) -> None:
+        """After each third of the steps the weakest candidates go, down to the recipe's share."""
+        num = len(self.network.space.table.operations)
+        last = max(1, round(num * (1 - self.recipe.prune)))
+        keep = num - round((num - last) * min(1.0, int(3 * share + 1e-9) / 2))
+        if keep < int(self.network.present[:, 1:].sum(1).max()):
+            self.network.prune(keep, self.network.mixtures(self.recipe.gate))
+
+    def probabilities(self) -> list[Floats]:
+        """``(1 + num_operations,)`` an edge, ``none`` first."""
+        mixtures = self.network.mixtures(self.recipe.gate).detach().cpu().double().numpy()
+        return list(mixtures)
+
+    def expected(self) -> dict[str, float]:
+        """E[latency], where that is limited."""
+        if self._limit is None:
+            return {}
+        terms = self._expected_terms(self.network.mixtures(self.recipe.gate).detach())
+        return {"latency_ms": self._model.ms_of(float(terms))}
+
+    def entropy(self) -> float:
+        """Mean over the edges of the entropy as a share of its maximum."""
+        shares = []
+        for mixture in self.probabilities():
+            p = mixture / mixture.sum()
+            shares.append(float(-(p * np.log(p + 1e-300)).sum() / np.log(len(p))))
+        return float(np.mean(shares))
+
+    def state(self) -> dict[str, Tensor]:
+        """All that resuming needs beside the network's own state."""
+        numbers = torch.tensor([self.num_steps, self.multiplier], dtype=torch.float64)
+        found = {"numbers": numbers}
+        for index, state in self._adam.state_dict()["state"].items():
+            found |= {f"adam.{index}.{key}": torch.as_tensor(v) for key, v in state.items()}
+        return found
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take what :meth:`state` gave."""
+        steps, self.multiplier = state["numbers"].tolist()
+        self.num_steps = int(steps)
+        restore_adam(self._adam, state)
+
+
+def learn(
+    network: MixedCells,
+    dataset: ImageDataset,
+    model: LatencyModel,
+    budget: Budget,
+    recipe: DartsRecipe,
+    *,
+    checkpoint: Path | None = None,
+    on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
+) -> Learned:
+    """Train ``network`` in place and derive cells within budget.
+
+    Arguments and errors as in :func:`search_by_gradients`.
+    """
+    own = recipe.architecture
+    optimizer = DartsOptimizer(network, model, budget, own, recipe.learning_rate)
+
+    def logits(x: Tensor, images: StepImages) -> Tensor:
+        return network.forward_mixed(x, network.mixtures(own.gate).detach())
+
+    def decide(**options: int) -> Decision:
+        return decision(network, optimizer.probabilities(), model, budget, own.max_skips)
+
+    return search_by_gradients(
+        network, network.weights, network.space.resolutions[0], dataset, budget, recipe, optimizer,
+        logits=logits, decide=decide, short=lambda found: _short(network.space, found),
+        identity=f"darts {network.space.spec} {budget.model_dump_json()} "
+        f"{model.layer_terms.tolist()}",
+        checkpoint=checkpoint, on_progress=on_progress,
+    )  # fmt: skip
+
+
+def _short(space: CellSpace, found: Decision) -> str:
+    skips = num_skips(space, found.arch)
+    return f"{skips} skips in the normal cell"
+
+
+def decision(
+    network: MixedCells,
+    mixtures: Sequence[Floats],
+    model: LatencyModel,
+    budget: Budget,
+    max_skips: int | None = None,
+) -> Decision:
+    """What :func:`derive` finds with the budget and without.
+
+    Raises:
+        InfeasibleBudgetError: No cells of at most ``max_skips`` keep every limit.
+    """
+    stacked = np.stack(mixtures)
+    free = derive(network, stacked, model, Budget(), max_skips)
+    kept = derive(network, stacked, model, budget, max_skips)
+    if kept is None or free is None:
+        raise InfeasibleBudgetError(
+            "no cells were found that keep every limit",
+            "raise the budget, or --max-skips",
+        )
+
+    def strength(row: Archs) -> float:
+        total = 0.0
+        for kind in range(len(KINDS)):
+            for node in range(network.space.table.nodes):
+                for source, option in network.chosen_edges(row, kind, node):
+                    mixture = stacked[network._index[kind, node, source]]
+                    total += float(np.log(max(mixture[1 + option], 1e-30)))
+        return total
+
+    limits = budget.model_dump(exclude_none=True)
+    return Decision(
+        arch=kept, log_probability=strength(kept), kept_arch=kept,
+        kept_log_probability=strength(kept), free_arch=free, free_log_probability=strength(free),
+        is_exact=len(limits) <= 1 and max_skips is None,
+    )  # fmt: skip
+
+
+def derive(
+    network: MixedCells,
+    mixtures: Floats,
+    model: LatencyModel,
+    budget: Budget,
+    max_skips: int | None = None,
+) -> Archs | None:
+    """The strongest cells that keep one limit on a sum over layers, exactly.
+
+    As published every node keeps the two edges whose strongest operation, ``none`` apart, is
+    strongest (section 2.4); with a limit, those of the most strength in sum of logarithms.
+
+    Args:
+        network: Its edges.
+        mixtures: ``(num_edges, 1 + num_operations)``.
+        model: Space and latency.
+        budget: The latency, the MACs or the params; the tightest of several.
+        max_skips: Of the normal cell.
+
+    Returns:
+        ``(num_choices,)``; None where none keeps every limit.
+    """
+    space = network.space
+    skip = space.table.operations.index(SKIP) if SKIP in space.table.operations else None
+    strength = np.log(np.maximum(mixtures, 1e-30))
+    penalties = [0.0] if max_skips is None or skip is None else [0.0, *np.geomspace(0.05, 200, 40)]
+    for penalty in penalties:
+        values, shapes = [], []
+        for kind in range(len(KINDS)):
+            for node, pairs in enumerate(space.pairs):
+                shape = (len(pairs), *[len(space.table.operations)] * NUM_INPUTS)
+                value = np.zeros(shape)
+                for number, pair in enumerate(pairs):
+                    first, second = (
+                        strength[network._index[kind, node, source], 1:].copy() for source in pair
+                    )
+                    if kind == 0 and skip is not None:
+                        first[skip] -= penalty
+                        second[skip] -= penalty
+                    value[number] = first[:, None] + second[None, :]
+                values.append(value)
+                shapes.append(shape)
+        for row in _under(space, values, shapes, model, budget):
+            if max_skips is None or num_skips(space, row) <= max_skips:
+                return row
+    return None
+
+
+def _under(
+    space: CellSpace,
+    values: Sequence[Floats],
+    shapes: Sequence[tuple[int, ...]],
+    model: LatencyModel,
+    budget: Budget,
+) -> list[Archs]:
+    """The best without limits where that keeps them, else the best under each limit that does."""
+
+    def row(options: Sequence[int]) -> Archs:
+        found = [0]
+        for option, shape in zip(options, shapes, strict=True):
+            found += [int(i) for i in np.unravel_index(option, shape)]
+        return np.array(found, np.uint8)
+
+    rows = [row([int(v.argmax()) for v in values])]
+    limits = budget.model_dump(exclude_none=True)
+    tables = {
+        "latency_ms": model.layer_terms,
+        "macs": space.layer_values("macs"),
+        "params": space.layer_values("params"),
+    }
+    for name, table in tables.items():
+        if name not in limits:
+            continue
+        limit = float(limits[name])
+        total = space.sum_over_layers(rows[0][None], table.astype(np.float64))[0]
+        costs = [c.astype(np.float64).ravel() for c in space.node_costs(table)]
+        own = sum(float(c[i]) for c, i in zip(costs, _flat(rows[0], shapes), strict=True))
+        if name == "latency_ms":
+            limit = model.terms_of(limit / (1 + model.half_width)) - model.intercept_term
+        solution = knapsack([v.ravel() for v in values], costs, (limit - total + own) * (1 - 1e-9))
+        if solution is not None:
+            rows.append(row(solution.options))
+    return [r for r in rows if budget.admits(r[None], model)[0]]
+
+
+def _flat(row: Archs, shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    parts = row[1:].reshape(len(shapes), 1 + NUM_INPUTS)
+    return [
+        int(np.ravel_multi_index(tuple(int(i) for i in part), shape))
+        for part, shape in zip(parts, shapes, strict=True)
+    ]
+
+
+def num_skips(space: CellSpace, arch: Archs, kind: int = 0) -> int:
+    """Skip connections in the normal cell (kind 0) of an architecture."""
+    if SKIP not in space.table.operations:
+        return 0
+    skip = space.table.operations.index(SKIP)
+    columns = [
+        space.column(kind, node) + 1 + i
+        for node in range(space.table.nodes)
+        for i in range(NUM_INPUTS)
+    ]
+    return int((arch[columns] == skip).sum())

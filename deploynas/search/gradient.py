@@ -1,0 +1,326 @@
+"""What searches by gradients share: weights and architecture in turn, on images of their own.
+
+A weight step sees the train split, an architecture step images that the weights never see; both go
+through one training loop, and one checkpoint holds all of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deploynas.artifacts import Record
+from deploynas.data import ImageDataset, Split
+from deploynas.data.splits import stratified_mask
+from deploynas.errors import InvalidInputError
+from deploynas.search.budget import Budget
+from deploynas.search.discretise import Decision
+from deploynas.train import Batches, Recipe, TrainingProgress
+from deploynas.train.distributed import place
+from deploynas.train.loop import StepImages, run_training
+
+NUM_POINTS = 60  # of the history
+
+
+class GradientRecipe(Recipe):
+    """How weights and architecture take turns.
+
+    Attributes:
+        epochs: Passes of the weights over their part of the train split.
+        weights_only: Share of the steps before the first architecture step.
+        held_out: Share of the train split that only the architecture sees.
+        architecture_every: Weight steps to an architecture step.
+    """
+
+    epochs: float = 10.0
+    batch_size: int = 64
+    learning_rate: float = 0.1
+    weights_only: float = 0.5
+    held_out: float = 0.2
+    architecture_every: int = 1
+
+
+class Architecture(Protocol):
+    """What moves a network's architecture parameters.
+
+    Attributes:
+        num_steps, multiplier, temperature: As in the history.
+    """
+
+    num_steps: int
+    multiplier: float
+    temperature: float
+
+    def step(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        rng: np.random.Generator,
+        share: float,
+        weight_batch: Callable[[], tuple[Tensor, Tensor]] | None = None,
+    ) -> float:
+        """One step on a held-out batch; its loss. ``weight_batch``: the weight step's to come."""
+        ...
+
+    def probabilities(self) -> list[np.ndarray]:
+        """A vector a block or edge."""
+        ...
+
+    def expected(self) -> dict[str, float]:
+        """E[cost] of every limited cost, in the budget's units."""
+        ...
+
+    def entropy(self) -> float:
+        """Mean entropy as a share of its maximum."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """All that resuming needs beside the network's own state."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take what :meth:`state` gave."""
+        ...
+
+
+class HistoryPoint(Record):
+    """Where a search stood.
+
+    Attributes:
+        step: Weight steps done.
+        probabilities: A list a mixed layer.
+        expected: E[cost] of every limited cost.
+        entropy: Mean over the blocks, as a share of its maximum.
+        loss: Of the last held-out batch; None before the first.
+    """
+
+    step: int
+    probabilities: tuple[tuple[float, ...], ...]
+    expected: dict[str, float]
+    entropy: float
+    multiplier: float
+    temperature: float
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a gradient search learned.
+
+    Attributes:
+        decision: The likeliest network within budget.
+        probabilities: ``(num_candidates,)`` a mixed layer.
+        history: From first to last.
+    """
+
+    decision: Decision
+    probabilities: list[np.ndarray]
+    history: tuple[HistoryPoint, ...]
+
+
+def split_for_architecture(
+    dataset: ImageDataset, share: float, seed: int
+) -> tuple[ImageDataset, Split]:
+    """The data set without ``share`` of its train images, and those, each class by its share.
+
+    Raises:
+        InvalidInputError: See :func:`require_splittable`.
+    """
+    require_splittable(dataset)
+    images, labels = dataset.train.images, dataset.train.labels
+    held = stratified_mask(labels, round(share * len(labels)), np.random.default_rng([seed, 9]))
+    own = replace(dataset, train=Split(images[~held], labels[~held]))
+    return own, Split(images[held], labels[held])
+
+
+def require_splittable(dataset: ImageDataset) -> None:
+    """Check that images can be held out of the train split.
+
+    Raises:
+        InvalidInputError: A class has a single train image.
+    """
+    if np.bincount(dataset.train.labels, minlength=dataset.num_classes).min() < 2:
+        raise InvalidInputError(
+            f"{dataset.source} is too small to hold out images for the architecture: a class has "
+            "fewer than two to train on",
+            "add images, or search with --strategy ofa, which needs no such split",
+        )
+
+
+def search_by_gradients(
+    network: nn.Module,
+    weights: Sequence[nn.Parameter],
+    side: int,
+    dataset: ImageDataset,
+    budget: Budget,
+    recipe: GradientRecipe,
+    optimizer: Architecture,
+    *,
+    logits: Callable[[Tensor, StepImages], Tensor],
+    decide: Callable[..., Decision],
+    short: Callable[[Decision], str],
+    identity: str,
+    checkpoint: Path | None,
+    on_progress: Callable[[TrainingProgress], None],
+) -> Learned:
+    """Train ``network`` in place and decide.
+
+    Args:
+        network: Weights and architecture parameters.
+        weights: The former.
+        side: Of the images.
+        dataset: Its train split is divided between weights and architecture.
+        budget: For the progress line.
+        recipe: How the two take turns.
+        optimizer: Of the architecture.
+        logits: ``(n, c, r, r)`` and the step -> what a weight step's loss is of.
+        decide: The network at the present probabilities; takes ``num_evaluations``.
+        short: A network for the progress line.
+        identity: What a checkpoint must have been written for, beside data and recipe.
+        checkpoint: As in :func:`run_training`.
+        on_progress: Called after every step.
+
+    Raises:
+        DivergedError: A loss is not finite; the last checkpoint is kept.
+        InvalidInputError: The data is too small to split, or the checkpoint is another's.
+        InfeasibleBudgetError: No network keeps the budget.
+    """
+    own, held = split_for_architecture(dataset, recipe.held_out, recipe.seed)
+    device = next(network.parameters()).device
+    search = _Search(optimizer, Batches(dataset, held, device), recipe, side)
+
+    def accumulate(images: StepImages) -> Tensor:
+        x = images.at(side)
+        search.architecture_step(images.share, lambda: (x, images.labels))
+        smoothing = recipe.label_smoothing
+        loss = nn.functional.cross_entropy(
+            logits(x, images), images.labels, label_smoothing=smoothing
+        )
+        loss.backward()
+        return loss
+
+    def watch(state: TrainingProgress) -> None:
+        search.weight_steps = state.step
+        is_due = state.step % max(1, state.num_steps // NUM_POINTS) == 0
+        scalars: dict[str, float] = {}
+        if is_due or state.step == state.num_steps:
+            search.history.append(search.point(state.step))
+            if optimizer.num_steps:
+                search.best = short(decide(num_evaluations=400))
+            scalars = _scalars(search.history[-1])
+        on_progress(replace(state, scalars=scalars, detail=search.detail(budget)))
+
+    run_training(
+        network, own, recipe, accumulate, identity=identity, checkpoint=checkpoint,
+        on_progress=watch, weights=weights, beside=search,
+    )  # fmt: skip
+    return Learned(decide(), optimizer.probabilities(), tuple(search.history))
+
+
+class _Search:
+    """The architecture's side of a search: its batches, its history, its state."""
+
+    def __init__(
+        self, optimizer: Architecture, data: Batches, recipe: GradientRecipe, side: int
+    ) -> None:
+        self.optimizer, self.data, self.recipe, self.side = optimizer, data, recipe, side
+        self.history: list[HistoryPoint] = []
+        self.best = ""
+        self._loss: float | None = None
+        self.weight_steps = 0
+
+    def architecture_step(
+        self, share: float, weight_batch: Callable[[], tuple[Tensor, Tensor]]
+    ) -> None:
+        """Before a weight step: an architecture step where one is due."""
+        recipe = self.recipe
+        if share < recipe.weights_only or self.weight_steps % recipe.architecture_every:
+            return
+        number = self.optimizer.num_steps
+        rows = self._rows(number)
+        first, count = place()
+        own = rows[first::count]
+        labels = self.data.labels[torch.from_numpy(own).to(self.data.labels.device)]
+        done = (share - recipe.weights_only) / max(1e-9, 1 - recipe.weights_only)
+        self._loss = self.optimizer.step(
+            self.data.images(own, self.side), labels,
+            np.random.default_rng([recipe.seed, number, 11]), done, weight_batch,
+        )  # fmt: skip
+
+    def _rows(self, number: int) -> np.ndarray:
+        """Batch ``number`` of a walk through all held-out images, in a new order every time.
+
+        The batches of a walk are of equal size, or one image apart.
+        """
+        num_batches = -(-len(self.data) // self.recipe.batch_size)
+        passes, place_in_pass = divmod(number, num_batches)
+        order = np.random.default_rng([self.recipe.seed, passes, 12]).permutation(len(self.data))
+        return np.array_split(order, num_batches)[place_in_pass]
+
+    def point(self, step: int) -> HistoryPoint:
+        """Where the search stands."""
+        optimizer = self.optimizer
+        return HistoryPoint(
+            step=step,
+            probabilities=tuple(
+                tuple(round(float(v), 5) for v in p) for p in optimizer.probabilities()
+            ),
+            expected=optimizer.expected(),
+            entropy=optimizer.entropy(),
+            multiplier=optimizer.multiplier,
+            temperature=optimizer.temperature,
+            loss=self._loss,
+        )
+
+    def detail(self, budget: Budget) -> str:
+        """Expected costs beside their limits, entropy, and the best network so far."""
+        if not self.history:
+            return ""
+        point = self.history[-1]
+        limits = budget.model_dump(exclude_none=True)
+        units = {"latency_ms": (1.0, "ms"), "macs": (1e6, "M MACs"), "params": (1e3, "k params")}
+        text = "".join(
+            f", expected {point.expected[name] / units[name][0]:.3g} of "
+            f"{limits[name] / units[name][0]:.3g} {units[name][1]}"
+            for name in point.expected
+        )
+        best = f", best {self.best}" if self.best else ""
+        return f"{text}, entropy {point.entropy:.2f}{best}"
+
+    def state(self) -> dict[str, Tensor]:
+        """See :class:`State`."""
+        points = [point.model_dump(mode="json") for point in self.history]
+        kept = {
+            "history": points, "best": self.best, "loss": self._loss, "steps": self.weight_steps,
+        }  # fmt: skip
+        text = json.dumps(kept).encode()
+        return {
+            "search": torch.frombuffer(bytearray(text), dtype=torch.uint8),
+            **{f"optimizer.{k}": v for k, v in self.optimizer.state().items()},
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """See :class:`State`."""
+        kept = json.loads(bytes(state["search"].tolist()))
+        self.history = [HistoryPoint.model_validate(point) for point in kept["history"]]
+        self.best, self._loss, self.weight_steps = kept["best"], kept["loss"], kept["steps"]
+        self.optimizer.restore(
+            {
+                k.removeprefix("optimizer."): v
+                for k, v in state.items()
+                if k.startswith("optimizer.")
+            }
+        )
+
+
+def _scalars(point: HistoryPoint) -> dict[str, float]:
+    found = {f"expected/{name}": value for name, value in point.expected.items()}
+    found |= {name: getattr(point, name) for name in ("entropy", "multiplier", "temperature")}
+    return found if point.loss is None else found | {"held-out loss": point.loss}

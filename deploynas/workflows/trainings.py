@@ -1,0 +1,146 @@
+"""Trainings from scratch, several at a time, each done once: kept by what was trained and how."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from deploynas.artifacts import Artifact
+from deploynas.data import ImageDataset
+from deploynas.nn import StaticNetwork
+from deploynas.nn.static import initialise
+from deploynas.spaces.layers import Node
+from deploynas.train import (
+    Batches,
+    Recipe,
+    TrainingProgress,
+    accuracy,
+    pick_device,
+    train_network,
+)
+from deploynas.workflows.steps import OnProgress, told
+
+
+class Cost(Artifact):
+    """``cost.json`` beside a search or a training: its seconds. Format 1 (0.1.0)."""
+
+    SCHEMA = "deploynas-cost"
+    VERSION = 1
+
+    seconds: float
+
+
+class Trained(Artifact):
+    """One training from scratch, kept by what was trained and how. Format 1 (0.1.0)."""
+
+    SCHEMA = "deploynas-trained"
+    VERSION = 1
+
+    validation: float
+    test: float
+    seconds: float
+
+
+def train_all(
+    jobs: Sequence[tuple[list[Node], Recipe]],
+    dataset: ImageDataset,
+    folder: Path,
+    num_workers: int,
+    time_is_up: Callable[[], bool],
+    on_progress: OnProgress,
+) -> list[Trained | None]:
+    """Train networks from scratch, several at a time, each of them once.
+
+    Args:
+        jobs: Networks and how each is trained.
+        dataset: Images.
+        folder: Keeps what was trained, and checkpoints of what was not to the end.
+        num_workers: Processes; the cores are shared among them.
+        time_is_up: Asked before each training: after that none begins.
+        on_progress: Called with what is going on and its share done.
+
+    Returns:
+        One a job; None where time was up.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{key_of(nodes, dataset, recipe)}.json" for nodes, recipe in jobs]
+    todo = {f: job for f, job in zip(files, jobs, strict=True) if not f.exists()}
+    num = len(todo)
+    if num_workers == 1:
+        for done, (file, (nodes, recipe)) in enumerate(todo.items()):
+            if time_is_up():
+                break
+
+            def each(text: str, share: float, before: int = done) -> None:
+                on_progress(f"training: {before + 1} of {num}, {text}", (before + share) / num)
+
+            train_alone(nodes, dataset, recipe, file, each)
+    elif num:
+        threads = max(1, torch.get_num_threads() // num_workers)
+        context = get_context("spawn")
+        with ProcessPoolExecutor(num_workers, context, torch.set_num_threads, (threads,)) as pool:
+            waiting, running = list(todo.items()), set[Future[None]]()
+            while waiting or running:
+                while waiting and len(running) < num_workers and not time_is_up():
+                    file, (nodes, recipe) = waiting.pop(0)
+                    running.add(pool.submit(train_alone, nodes, dataset, recipe, file))
+                if not running:  # time is up
+                    break
+                ended, running = wait(running, return_when=FIRST_COMPLETED)
+                for one in ended:
+                    one.result()
+                done = num - len(waiting) - len(running)
+                on_progress(f"training: {done} of {num} networks", done / num)
+    return [Trained.read(file) if file.exists() else None for file in files]
+
+
+def train_alone(
+    nodes: list[Node],
+    dataset: ImageDataset,
+    recipe: Recipe,
+    file: Path,
+    on_progress: OnProgress = lambda text, share: None,
+) -> None:
+    """Train one network from scratch and write its accuracies; goes on from a checkpoint.
+
+    Seconds are of the processor, what an interrupted training took before included.
+    """
+    torch.manual_seed(recipe.seed)
+    network = StaticNetwork(nodes)
+    initialise(network)
+    network.to(pick_device())
+    checkpoint, clock = file.with_suffix(".checkpoint"), file.with_suffix(".cost.json")
+    before = Cost.read(clock).seconds if clock.exists() and checkpoint.exists() else 0.0
+    started = written = time.process_time()
+    tell = told("training", on_progress)
+
+    def watch(state: TrainingProgress) -> None:
+        nonlocal written
+        if time.process_time() - written > 10:
+            written = time.process_time()
+            Cost(seconds=before + written - started).write(clock)
+        tell(state)
+
+    train_network(network, dataset, recipe, checkpoint=checkpoint, on_progress=watch)
+    side = nodes[0].layer.height
+    validation, test = (
+        accuracy(network, Batches(dataset, split, pick_device()), side)
+        for split in (dataset.val, dataset.test)
+    )
+    seconds = before + time.process_time() - started
+    Trained(validation=validation, test=test, seconds=seconds).write(file)
+    for path in (checkpoint, clock):
+        path.unlink(missing_ok=True)
+
+
+def key_of(nodes: Sequence[Node], dataset: ImageDataset, recipe: Recipe) -> str:
+    """What a training is kept under: its network, its images and its recipe."""
+    parts = [f"{node.layer.key}{node.inputs}" for node in nodes]
+    text = " ".join([*parts, dataset.fingerprint, recipe.model_dump_json()])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

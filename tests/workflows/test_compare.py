@@ -1,0 +1,171 @@
+"""Strategies side by side, on real images, from nothing to the table."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import deploynas as dn
+from deploynas.artifacts import Artifact
+from deploynas.data.sources import _load_digits
+from deploynas.errors import InfeasibleBudgetError, InvalidInputError, UnknownNameError
+from deploynas.profile import LatencyModel
+from deploynas.search import Budget
+from deploynas.train import Recipe
+from deploynas.workflows import compare as workflow
+from deploynas.workflows import trainings
+from deploynas.workflows.compare import Comparison, Settings, Winner, rows_of, welch
+from deploynas.workflows.trainings import Trained
+
+RECIPE = Recipe(epochs=0.5, batch_size=64, learning_rate=0.1)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return _load_digits((), seed=0, max_size=64)
+
+
+@pytest.fixture(scope="module")
+def space(digits):
+    return dn.space("proxyless-small", digits.num_classes, digits.channels, [16])
+
+
+@pytest.fixture(scope="module")
+def profile(space, board_profile, tmp_path_factory):
+    path = tmp_path_factory.mktemp("profiles") / "board.json"
+    board_profile(space).write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def budget(space, profile):
+    model = LatencyModel(space, dn.DeviceProfile.load(profile))
+    return Budget(latency_ms=float(np.median(model.upper_ms(space.uniform()))))
+
+
+def settings(space, budget, strategies=("evolution", "proxyless"), **changes):
+    own = {
+        "num_seeds": 2, "budget": budget, "num_evaluations": 6, "supernet_epochs": 0.3,
+        "recipe": RECIPE, **changes,
+    }  # fmt: skip
+    return workflow.settings_for(space, strategies, **own)
+
+
+def run(space, digits, profile, folder, given, **changes):
+    notes: list[str] = []
+    found = workflow.compare(
+        space, digits, profile, folder, given, device=None,
+        on_progress=lambda text, share: None, on_note=notes.append, **changes,
+    )  # fmt: skip
+    return found, notes
+
+
+def test_a_comparison_stops_resumes_and_trains_nothing_twice(
+    space, digits, profile, budget, tmp_path, monkeypatch
+):
+    given = settings(space, budget)
+    assert given.strategies == ("random", "evolution", "proxyless")
+    stopped, notes = run(space, digits, profile, tmp_path, given, max_minutes=1e-9)
+    assert not stopped.complete
+    assert not stopped.winners
+    assert "minutes" in notes[0]
+    found, _ = run(space, digits, profile, tmp_path, given)
+    assert found.complete
+    assert [row.strategy for row in found.rows] == list(given.strategies)
+    for winner in found.winners:
+        assert 0 < winner.test <= 1
+        assert winner.train_seconds > 0
+        row = space.encode([winner.architecture])
+        model = LatencyModel(space, dn.DeviceProfile.load(profile))
+        assert budget.admits(row, model).all()
+    random, *others = found.rows
+    assert random.over_random is None
+    for row in others:
+        own = [w.test for w in found.winners if w.strategy == row.strategy]
+        base = [w.test for w in found.winners if w.strategy == "random"]
+        assert row.over_random == pytest.approx(np.mean(own) - np.mean(base))
+        assert row.num_trained == 2
+        assert row.seconds > 0
+    assert Comparison.read(Comparison.file_in(tmp_path)) == found
+
+    def never(*args, **kwargs):
+        raise AssertionError("done before")
+
+    monkeypatch.setattr(trainings, "train_network", never)
+    monkeypatch.setattr(workflow.steps, "train", never)
+    monkeypatch.setattr(workflow.steps, "search", never)
+    again, _ = run(space, digits, profile, tmp_path, given)
+    assert again == found
+
+
+def test_several_workers_train_what_one_does(space, digits, tmp_path):
+    nodes = [space.layers(arch) for arch in space.uniform()[:2]]
+    jobs = [(n, RECIPE) for n in [*nodes, nodes[0]]]  # one of them twice
+
+    def trained(folder, num_workers):
+        return trainings.train_all(
+            jobs, digits, tmp_path / folder, num_workers, lambda: False, lambda text, share: None
+        )
+
+    several = trained("two", 2)
+    files = sorted((tmp_path / "two").iterdir())
+    assert len(files) == 2
+    assert all(json.loads(f.read_text())["schema"] == Trained.SCHEMA for f in files)
+    assert several[0] == several[2]
+    one = trained("one", 1)
+    for a, b in zip(one, several, strict=True):
+        assert abs(a.test - b.test) < 0.2  # sums in another order, hardly trained
+
+
+def test_another_comparison_in_the_folder(space, digits, profile, budget, tmp_path):
+    given = settings(space, budget, ("random",))
+    run(space, digits, profile, tmp_path, given, max_minutes=1e-9)
+    with pytest.raises(InvalidInputError, match="another --output"):
+        run(space, digits, profile, tmp_path, settings(space, budget, num_evaluations=9))
+
+
+def test_an_impossible_budget_ends_before_any_work(space, digits, profile, tmp_path):
+    given = settings(space, Budget(latency_ms=1e-6))
+    with pytest.raises(InfeasibleBudgetError, match="lowest reachable"):
+        run(space, digits, profile, tmp_path, given)
+    assert not (tmp_path / "supernet").exists()
+
+
+def test_what_cannot_be_compared(space, budget):
+    with pytest.raises(UnknownNameError, match="did you mean 'evolution'"):
+        settings(space, budget, ("evolutoin",))
+    with pytest.raises(InvalidInputError, match="fits random|fits ofa"):
+        settings(dn.space("mobile-small"), budget, ("proxyless",))
+    with pytest.raises(InvalidInputError, match="named twice"):
+        settings(space, budget, ("ofa", "ofa"))
+    with pytest.raises(InvalidInputError, match="four evaluations"):
+        settings(space, budget, ("ofa",), num_evaluations=0)
+
+
+def winner(strategy, seed, test, latency=0.9):
+    return Winner(
+        strategy=strategy, seed=seed, architecture={}, search_seconds=10.0, test=test,
+        predicted_latency_ms=0.9, latency_ms=latency, latency_low_ms=latency * 0.99,
+        latency_high_ms=latency * 1.01,
+    )  # fmt: skip
+
+
+def test_the_table_says_what_is_noise():
+    given = Settings(
+        strategies=("random", "ofa", "proxyless"), num_seeds=3, budget=Budget(latency_ms=1.0),
+        num_evaluations=4, supernet_epochs=None, recipe=RECIPE,
+    )  # fmt: skip
+    winners = [winner("random", s, t) for s, t in enumerate((0.70, 0.71, 0.72))]
+    winners += [winner("ofa", s, t, 1.2) for s, t in enumerate((0.80, 0.81, 0.82))]
+    winners += [winner("proxyless", s, t) for s, t in enumerate((0.69, 0.72, 0.75))]
+    random, ofa, proxyless = rows_of(winners, given, 100.0)
+    assert (random.mean, random.deviation) == pytest.approx((0.71, 0.01))
+    assert (random.differs, ofa.differs, proxyless.differs) == (None, True, False)
+    assert (random.within, ofa.within) == (True, False)
+    assert (ofa.seconds, proxyless.seconds) == (110.0, 10.0)
+    # by hand: both variances 1e-4, 3 each, so 4 degrees of freedom: 2.776 * sqrt(2e-4 / 3)
+    assert ofa.interval == pytest.approx(2.776 * (2e-4 / 3) ** 0.5, rel=1e-3)
+    assert welch([0.5], [0.4, 0.5]) is None
+    assert issubclass(Comparison, Artifact)
