@@ -54,7 +54,7 @@ from deploynas.search.architecture import AdditiveCost, gate_gradients, score, s
 from deploynas.spaces import CandidateSpace, Node
 from deploynas.spaces.staged import Stage, StageTable
 from deploynas.train import Recipe
-from deploynas.workflows import proxyless
+from deploynas.workflows import gradient
 from deploynas.workflows.trainings import Trained, key_of, train_alone
 
 RUNS = Path(__file__).parent / "runs" / "proxyless"
@@ -310,7 +310,7 @@ def searched(
     device: Device | None = None,
 ) -> tuple[SearchResult, float]:
     """One search, now or before, and its seconds; without a device its prediction decides."""
-    recipe = proxyless.recipe_for(dataset, epochs, seed, {})
+    recipe = gradient.recipe_for(dataset, epochs, seed, {})
     name = _key(
         profile_path.name, dataset.fingerprint, recipe.model_dump_json(), f"{latency_ms:.6f}",
         "measured" if device else "predicted",
@@ -319,7 +319,7 @@ def searched(
     if not SearchResult.file_in(run).exists():
         run.mkdir(parents=True, exist_ok=True)
         watch = Stopwatch(run / "seconds")
-        proxyless.search(
+        gradient.search(
             space, dataset, profile_path, Budget(latency_ms=latency_ms), run, recipe,
             device=device, num_evaluations=4, on_progress=lambda text, share: watch.tick(),
             on_note=lambda text: None,

@@ -36,12 +36,14 @@ def search(
     max_params: Annotated[float | None, typer.Option(help="Parameters.")] = None,
     max_memory: Annotated[float | None, typer.Option(help="Peak memory in bytes.")] = None,
     strategy: Annotated[
-        str, typer.Option(help="ofa, evolution, pareto, predictor, proxyless or random.")
+        str, typer.Option(help="ofa, evolution, pareto, predictor, proxyless, darts or random.")
     ] = "ofa",
     space_name: Annotated[
         str | None,
         typer.Option(
-            "--space", help="mobile-small; proxyless-small with proxyless.", show_default=False
+            "--space",
+            help="mobile-small; proxyless-small or darts-small by gradients.",
+            show_default=False,
         ),
     ] = None,
     profile: Annotated[Path | None, typer.Option(help="Device profile.")] = None,
@@ -82,6 +84,22 @@ def search(
         float | None,
         typer.Option(help="Of the latency losses sum and product; 0.3.", show_default=False),
     ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(help="Of darts: first (default) or second.", show_default=False),
+    ] = None,
+    gate: Annotated[
+        str | None,
+        typer.Option(help="Of darts: softmax (default) or sigmoid (fair).", show_default=False),
+    ] = None,
+    prune: Annotated[
+        float | None,
+        typer.Option(help="Of darts: share of candidates pruned on the way.", show_default=False),
+    ] = None,
+    max_skips: Annotated[
+        int | None,
+        typer.Option(help="Of darts: skip connections in the normal cell.", show_default=False),
+    ] = None,
     own_weights: Annotated[
         bool,
         typer.Option(
@@ -107,10 +125,11 @@ def search(
         raise typer.BadParameter("give a budget, for example --latency-ms 10")
     from deploynas.search import STRATEGIES
 
-    is_gradient = strategy == "proxyless"
+    own_spaces = {"proxyless": "proxyless-small", "darts": "darts-small"}
+    is_gradient = strategy in own_spaces
     if not is_gradient and strategy not in STRATEGIES:
-        raise UnknownNameError("strategy", strategy, [*STRATEGIES, "proxyless"])
-    space_name = space_name or ("proxyless-small" if is_gradient else "mobile-small")
+        raise UnknownNameError("strategy", strategy, [*STRATEGIES, *own_spaces])
+    space_name = space_name or own_spaces.get(strategy, "mobile-small")
     space(space_name)  # one that is not known ends here
     if is_gradient and (ofa_weights or supernet):
         raise InvalidInputError("a gradient search trains its own weights: leave out the others'")
@@ -120,9 +139,15 @@ def search(
         "latency_weight": latency_weight,
     }
     architecture = {k: v for k, v in architecture.items() if v is not None}
-    of_gradient = [key.replace("_", "-") for key in architecture] + ["own-weights"] * own_weights
-    if of_gradient and not is_gradient:
-        raise InvalidInputError(f"--{of_gradient[0]} goes with proxyless")
+    of_darts: dict[str, object] = {
+        "order": order, "gate": gate, "prune": prune, "max_skips": max_skips,
+    }  # fmt: skip
+    of_darts = {k: v for k, v in of_darts.items() if v is not None}
+    of_proxyless = [key.replace("_", "-") for key in architecture] + ["own-weights"] * own_weights
+    if of_proxyless and strategy != "proxyless":
+        raise InvalidInputError(f"--{of_proxyless[0]} goes with proxyless")
+    if of_darts and strategy != "darts":
+        raise InvalidInputError(f"--{next(iter(of_darts)).replace('_', '-')} goes with darts")
     if ofa_weights is None and calibration_images is not None:
         raise InvalidInputError("--calibration-images goes with --ofa-weights")
     if ofa_weights is not None and supernet is not None:
@@ -156,16 +181,20 @@ def search(
                 on_progress=on_progress, on_note=note,
             )  # fmt: skip
         elif is_gradient:
-            from deploynas.workflows import proxyless
+            from deploynas.workflows import gradient
 
             dataset = open_data(data, space_name=space_name)
             run = output or RUNS / f"{space_name}-{dataset.name}"
-            recipe = proxyless.recipe_for(
-                dataset, epochs, seed, architecture, share_weights=not own_weights
+            recipe = (
+                gradient.darts_recipe_for(dataset, epochs, seed, of_darts)
+                if strategy == "darts"
+                else gradient.recipe_for(
+                    dataset, epochs, seed, architecture, share_weights=not own_weights
+                )
             )
-            result = proxyless.search(
+            result = gradient.search(
                 space_for(space_name, dataset), dataset, path, budget, run, recipe,
-                device=device, num_evaluations=evaluations or proxyless.NUM_EVALUATIONS,
+                device=device, num_evaluations=evaluations or gradient.NUM_EVALUATIONS,
                 precision=precision, on_progress=on_progress, on_note=note,
             )  # fmt: skip
         else:

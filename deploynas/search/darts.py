@@ -40,6 +40,7 @@ from deploynas.train.loop import DivergedError, StepImages
 SKIP = "skip_connect"
 NONE = 0  # the first of an edge's parameters: no operation
 COLLAPSED = 2  # skips of the normal cell that are not yet a collapse (Chen et al. 2019)
+ROUNDING = 1e-9  # of a latency: sums of floats
 STEP_SHARE = 0.01  # of the weights' norm: the finite difference of section 2.3
 
 
@@ -104,6 +105,11 @@ class MixedCells(CellNetwork):
         self._index = {edge: i for i, edge in enumerate(self._edges_of)}
 
     present: Tensor
+
+    @property
+    def edge_names(self) -> list[str]:
+        """A name an edge, in the order of the mixtures."""
+        return [f"{KINDS[kind]} {s} to {NUM_INPUTS + node}" for kind, node, s in self._edges_of]
 
     @property
     def weights(self) -> list[nn.Parameter]:
@@ -496,7 +502,8 @@ def _under(
         own = sum(float(c[i]) for c, i in zip(costs, _flat(rows[0], shapes), strict=True))
         if name == "latency_ms":
             limit = model.terms_of(limit / (1 + model.half_width)) - model.intercept_term
-        solution = knapsack([v.ravel() for v in values], costs, (limit - total + own) * (1 - 1e-9))
+            limit *= 1 - ROUNDING
+        solution = knapsack([v.ravel() for v in values], costs, limit - total + own)
         if solution is not None:
             rows.append(row(solution.options))
     return [r for r in rows if budget.admits(r[None], model)[0]]

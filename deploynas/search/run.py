@@ -167,9 +167,7 @@ def search(
                 lambda share: next(tried, None), budget.latency_ms, measure_ms
             )
         else:
-            best, measured = _first_within(
-                decide, budget.latency_ms, measure_ms, refine=True
-            )
+            best, measured = _first_within(decide, budget.latency_ms, measure_ms, refine=True)
 
     def candidate(arch: Archs) -> Candidate:
         return describe(model, arch, accuracy(arch), evaluator.kind)

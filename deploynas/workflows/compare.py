@@ -27,15 +27,17 @@ from deploynas.profile import LatencyModel
 from deploynas.profile.latency_model import kendall_tau
 from deploynas.profile.profiler import write_timed
 from deploynas.search import STRATEGIES, Budget, SearchResult
+from deploynas.search.darts import DartsRecipe
+from deploynas.search.proxyless import ProxylessRecipe
 from deploynas.search.result import DataRecord
-from deploynas.spaces import ArchRecord, CandidateSpace, SearchSpace
+from deploynas.spaces import ArchRecord, CandidateSpace, CellSpace, SearchSpace
 from deploynas.spaces.layers import Node
 from deploynas.train import Recipe, SupernetEvaluator, pick_device
-from deploynas.workflows import proxyless, steps
+from deploynas.workflows import gradient, steps
 from deploynas.workflows.steps import OnProgress, TrainedSupernet
 from deploynas.workflows.trainings import Cost, train_all
 
-GRADIENT = ("proxyless",)
+GRADIENT = ("proxyless", "darts")
 RANDOM = "random"
 
 
@@ -144,8 +146,11 @@ class Comparison(Artifact):
 
 def strategies_for(space: SearchSpace) -> list[str]:
     """Strategies that a space fits."""
-    is_mixed = isinstance(space, CandidateSpace) and len(space.resolutions) == 1
-    return [*STRATEGIES, *(GRADIENT if is_mixed else ())]
+    found = list(STRATEGIES)
+    if len(space.resolutions) == 1:
+        fits = (isinstance(space, CandidateSpace), isinstance(space, CellSpace))
+        found += [name for name, fit in zip(GRADIENT, fits, strict=True) if fit]
+    return found
 
 
 def settings_for(
@@ -172,9 +177,9 @@ def settings_for(
     for name in strategies:
         if name not in fitting:
             raise InvalidInputError(
-                f"{space.name} does not fit {name}, which chooses among candidate operations at "
-                "one resolution",
-                f"it fits {', '.join(fitting)}; proxyless-small fits all",
+                f"{space.name} does not fit {name}, which searches "
+                f"{'cells' if name == 'darts' else 'candidate operations'} at one resolution",
+                f"it fits {', '.join(fitting)}",
             )
     if len(set(strategies)) < len(strategies):
         raise InvalidInputError("a strategy is named twice")
@@ -352,8 +357,8 @@ def _searched(
     folder.mkdir(parents=True, exist_ok=True)
     with _clocked(folder):
         if strategy in GRADIENT:
-            recipe = proxyless.recipe_for(dataset, settings.supernet_epochs, seed, {})
-            result = proxyless.search(
+            recipe = _gradient_recipe(strategy, dataset, settings, seed)
+            result = gradient.search(
                 model.space, dataset, profile_path, settings.budget, folder, recipe,
                 device=device, num_evaluations=0, on_progress=told, on_note=lambda text: None,
             )  # fmt: skip
@@ -365,6 +370,15 @@ def _searched(
                 beside_random=False, on_progress=told,
             )  # fmt: skip
     return result, _seconds(folder)
+
+
+def _gradient_recipe(
+    strategy: str, dataset: ImageDataset, settings: Settings, seed: int
+) -> ProxylessRecipe | DartsRecipe:
+    epochs = settings.supernet_epochs
+    if strategy == "darts":
+        return gradient.darts_recipe_for(dataset, epochs, seed, {})
+    return gradient.recipe_for(dataset, epochs, seed, {})
 
 
 def _judged(winners: list[Winner], evaluator: SupernetEvaluator) -> list[Winner]:
@@ -487,7 +501,8 @@ def _forecast(
         evaluated = min(2_000, len(dataset.val)) + 512
         seconds += num_sampling * settings.num_evaluations * evaluated / (3 * speed)
     if num_gradient:
-        own = proxyless.recipe_for(dataset, settings.supernet_epochs, 0, {})
+        (name,) = set(settings.strategies) & set(GRADIENT)
+        own = _gradient_recipe(name, dataset, settings, 0)
         seconds += num_gradient * 2 * own.epochs * len(dataset.train) / speed
     return (
         f"about {seconds / 60:.0f} minutes where nothing was done before: "

@@ -431,10 +431,10 @@ def test_a_gradient_search_from_profile_to_checked_file(
     run_folder = tmp_path / found["run"]
     with Image.open(run_folder / "probabilities.png") as picture:
         assert picture.width > 300
-    history = json.loads((run_folder / "proxyless.json").read_text())["history"]
+    history = json.loads((run_folder / "gradient.json").read_text())["history"]
     assert history[0]["step"] < history[-1]["step"]
     assert len(history[0]["probabilities"]) == 9
-    assert not (run_folder / "proxyless-checkpoint.safetensors").exists()
+    assert not (run_folder / "gradient-checkpoint.safetensors").exists()
 
     done = run("export", "--json", cwd=tmp_path)  # the weights of the search
     assert done.returncode == 0, done.stderr

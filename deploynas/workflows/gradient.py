@@ -1,11 +1,12 @@
-"""ProxylessNAS from images and a profile to a network: learn, decide, measure, save."""
+"""Searches by gradients from images and a profile to a network: learn, decide, measure, save."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 import torch
@@ -20,17 +21,20 @@ from deploynas.errors import (
     require_positive,
 )
 from deploynas.nn import MixedNetwork
+from deploynas.profile import LatencyModel
 from deploynas.profile.device_profile import Precision
 from deploynas.report.probabilities import draw_probabilities
-from deploynas.search import Budget, SearchResult
+from deploynas.search import Budget, SearchResult, darts, proxyless
 from deploynas.search import search as run_search
 from deploynas.search.architecture import LatencyLoss, Update
+from deploynas.search.darts import DartsRecipe, MixedCells
 from deploynas.search.discretise import Decision, discretise
-from deploynas.search.gradient import HistoryPoint, require_splittable
-from deploynas.search.proxyless import ProxylessRecipe, learn
+from deploynas.search.gradient import GradientRecipe, HistoryPoint, Learned, require_splittable
+from deploynas.search.proxyless import ProxylessRecipe
 from deploynas.search.result import DecisionRecord
-from deploynas.spaces import Archs, SearchSpace
-from deploynas.train import ScalarLog, SupernetEvaluator, pick_device
+from deploynas.spaces import Archs, CellSpace, SearchSpace
+from deploynas.spaces.cells import NONE
+from deploynas.train import ScalarLog, SupernetEvaluator, TrainingProgress, pick_device
 from deploynas.train.evaluate import CALIBRATION_IMAGES
 from deploynas.workflows.networks import save_chosen
 from deploynas.workflows.steps import (
@@ -46,17 +50,17 @@ from deploynas.workflows.steps import (
 NUM_EVALUATIONS = 24  # of the random search beside it
 
 
-class ProxylessRecord(Artifact):
-    """``proxyless.json``: how a gradient search went. Format 1 (0.1.0): first version.
+class GradientRecord(Artifact):
+    """``gradient.json``: how a gradient search went. Format 1 (0.1.0): first version.
 
     Attributes:
         blocks: Name and candidates of every choice, in the order of the probabilities.
     """
 
-    SCHEMA = "deploynas-proxyless"
+    SCHEMA = "deploynas-gradient-search"
     VERSION = 1
 
-    recipe: ProxylessRecipe
+    recipe: ProxylessRecipe | DartsRecipe
     budget: Budget
     blocks: tuple[tuple[str, tuple[str, ...]], ...]
     history: tuple[HistoryPoint, ...]
@@ -64,17 +68,17 @@ class ProxylessRecord(Artifact):
     @classmethod
     def file_in(cls, run: Path) -> Path:
         """Where a run directory keeps it."""
-        return run / "proxyless.json"
+        return run / "gradient.json"
 
 
 class PathEvaluator(SupernetEvaluator):
-    """Accuracy of a mixed network's paths.
+    """Accuracy of what a gradient search's network holds.
 
     The canonical form of an architecture moves blocks within a stage; what a search decided is
     judged, and kept, with the weights of the blocks where it learned them.
     """
 
-    def __init__(self, network: MixedNetwork, dataset: ImageDataset) -> None:
+    def __init__(self, network: MixedNetwork | MixedCells, dataset: ImageDataset) -> None:
         super().__init__(network, dataset)
         self._decided: dict[bytes, Archs] = {}
 
@@ -125,11 +129,122 @@ def recipe_for(
     recipe = ProxylessRecipe.model_validate(
         {"seed": seed, "architecture": changes, "share_weights": share_weights}
     )
+    return _lengthened(recipe, dataset, epochs)
+
+
+def darts_recipe_for(
+    dataset: ImageDataset, epochs: float | None, seed: int, changes: Mapping[str, object]
+) -> DartsRecipe:
+    """The recipe of DARTS; see :func:`recipe_for`.
+
+    Raises:
+        UnknownNameError: No such order or gate.
+        InvalidInputError: A number that cannot be.
+    """
+    for name, known in (("order", ("first", "second")), ("gate", ("softmax", "sigmoid"))):
+        if name in changes and changes[name] not in known:
+            raise UnknownNameError(name, str(changes[name]), known)
+    prune, skips = changes.get("prune", 0.0), changes.get("max_skips", 0)
+    if not (isinstance(prune, float) and 0 <= prune < 1):
+        raise InvalidInputError(f"--prune is a share, 0 to less than 1, got {prune}")
+    if not (isinstance(skips, int) and skips >= 0):
+        raise InvalidInputError(f"--max-skips is 0 or more, got {skips}")
+    recipe = DartsRecipe.model_validate({"seed": seed, "architecture": changes})
+    return _lengthened(recipe, dataset, epochs)
+
+
+R = TypeVar("R", bound=GradientRecipe)
+
+
+def _lengthened(recipe: R, dataset: ImageDataset, epochs: float | None) -> R:
     if epochs is not None:
         return recipe.model_copy(update={"epochs": require_positive(epochs, "--epochs")})
     held = 1 - recipe.held_out
     least = 4 * MIN_STEPS * recipe.batch_size / (held * len(dataset.train))
     return recipe.model_copy(update={"epochs": round(max(recipe.epochs, min(least, 200)), 1)})
+
+
+@dataclass
+class _Proxyless:
+    """What is ProxylessNAS's own."""
+
+    network: MixedNetwork
+    recipe: ProxylessRecipe
+    strategy = "proxyless"
+
+    def learn(
+        self, dataset: ImageDataset, model: LatencyModel, budget: Budget, checkpoint: Path,
+        on_progress: Callable[[TrainingProgress], None],
+    ) -> Learned:  # fmt: skip
+        return proxyless.learn(
+            self.network, dataset, model, budget, self.recipe, checkpoint=checkpoint,
+            on_progress=on_progress,
+        )  # fmt: skip
+
+    def decide(self, learned: Learned, model: LatencyModel, budget: Budget) -> Decision:
+        rng = np.random.default_rng([self.recipe.seed, 10])
+        return discretise(self.network, learned.probabilities, model, budget, rng)
+
+    @property
+    def blocks(self) -> list[tuple[str, tuple[str, ...]]]:
+        choices = [self.network.space.choices[layer.column] for layer in self.network.mixed]
+        return [(choice.name, tuple(map(str, choice.options))) for choice in choices]
+
+    def warnings(self, best: Archs) -> list[str]:
+        return []
+
+
+@dataclass
+class _Darts:
+    """What is DARTS's own."""
+
+    network: MixedCells
+    recipe: DartsRecipe
+    strategy = "darts"
+
+    def learn(
+        self, dataset: ImageDataset, model: LatencyModel, budget: Budget, checkpoint: Path,
+        on_progress: Callable[[TrainingProgress], None],
+    ) -> Learned:  # fmt: skip
+        return darts.learn(
+            self.network, dataset, model, budget, self.recipe, checkpoint=checkpoint,
+            on_progress=on_progress,
+        )  # fmt: skip
+
+    def decide(self, learned: Learned, model: LatencyModel, budget: Budget) -> Decision:
+        max_skips = self.recipe.architecture.max_skips
+        return darts.decision(self.network, learned.probabilities, model, budget, max_skips)
+
+    @property
+    def blocks(self) -> list[tuple[str, tuple[str, ...]]]:
+        operations = (NONE, *self.network.space.table.operations)
+        return [(name, operations) for name in self.network.edge_names]
+
+    def warnings(self, best: Archs) -> list[str]:
+        skips = darts.num_skips(self.network.space, best)
+        if skips <= darts.COLLAPSED:
+            return []
+        return [
+            f"the normal cell has {skips} skip connections: DARTS is known to collapse like that; "
+            "--gate sigmoid, --prune 0.5 or --max-skips 2 counter it"
+        ]
+
+
+def _side(space: SearchSpace, recipe: ProxylessRecipe | DartsRecipe) -> _Proxyless | _Darts:
+    """The network and what belongs to its strategy.
+
+    Raises:
+        InvalidInputError: The space does not fit.
+    """
+    if isinstance(recipe, ProxylessRecipe):
+        network = MixedNetwork(space, shared=recipe.share_weights)
+        return _Proxyless(network.to(pick_device()), recipe)
+    if not isinstance(space, CellSpace) or len(space.resolutions) != 1:
+        raise InvalidInputError(
+            f"darts searches cells at one resolution, and {space.name} is another space",
+            "search --space darts-small, or darts",
+        )
+    return _Darts(MixedCells(space).to(pick_device()), recipe)
 
 
 def search(
@@ -138,7 +253,7 @@ def search(
     profile_path: Path,
     budget: Budget,
     run: Path,
-    recipe: ProxylessRecipe,
+    recipe: ProxylessRecipe | DartsRecipe,
     *,
     device: Device | None,
     num_evaluations: int,
@@ -153,7 +268,7 @@ def search(
         dataset: Images.
         profile_path: Device profile.
         budget: Hard limits.
-        run: Directory, created: ``search.json``, ``chosen.safetensors``, ``proxyless.json``, a
+        run: Directory, created: ``search.json``, ``chosen.safetensors``, ``gradient.json``, a
             picture of the probabilities where matplotlib is installed.
         recipe: How to learn.
         device: The profile's, which measures what was decided; None where it is elsewhere.
@@ -169,28 +284,26 @@ def search(
         DivergedError: The loss is not finite; the last checkpoint is kept.
     """
     torch.manual_seed(recipe.seed)
-    network = MixedNetwork(chosen, shared=recipe.share_weights).to(pick_device())
+    side = _side(chosen, recipe)
     require_splittable(dataset)
     model = latency_model(chosen, profile_path, device, precision, on_progress)
     budget.require_reachable(model, np.random.default_rng(recipe.seed))
     ensure_writable(run)
-    checkpoint = run / "proxyless-checkpoint.safetensors"
+    checkpoint = run / "gradient-checkpoint.safetensors"
     with ScalarLog(run / "tensorboard") as log:
-        learned = learn(
-            network, dataset, model, budget, recipe, checkpoint=checkpoint,
-            on_progress=told("searching", on_progress, log),
-        )  # fmt: skip
+        learned = side.learn(
+            dataset, model, budget, checkpoint, told("searching", on_progress, log)
+        )
     decisions: list[Decision] = []
-    evaluator = PathEvaluator(network, dataset)
+    evaluator = PathEvaluator(side.network, dataset)
 
     def decide(share: float) -> Archs | None:
         """Row of the decision for a share of the latency budget; None where none keeps it."""
         decision = learned.decision
         if share < 1 and budget.latency_ms is not None:
             smaller = budget.model_copy(update={"latency_ms": budget.latency_ms * share})
-            rng = np.random.default_rng([recipe.seed, 10])
             try:
-                decision = discretise(network, learned.probabilities, model, smaller, rng)
+                decision = side.decide(learned, model, smaller)
             except InfeasibleBudgetError:
                 return None
         decisions.append(decision)
@@ -200,7 +313,7 @@ def search(
         model,
         evaluator,
         budget,
-        strategy="proxyless",
+        strategy=side.strategy,
         seed=recipe.seed,
         num_evaluations=num_evaluations,
         measure_ms=measured_by(device, evaluator.extract, precision),
@@ -211,24 +324,23 @@ def search(
     best = chosen.encode([outcome.best.architecture])[0]
     taken = next(d for d in decisions if (chosen.canonical(d.arch[None])[0] == best).all())
     result = as_result(
-        outcome, model, profile_path, budget, strategy="proxyless", seed=recipe.seed,
+        outcome, model, profile_path, budget, strategy=side.strategy, seed=recipe.seed,
         inputs=[profile_path], data=data_record(dataset), supernet=run, weights="paths",
         decision=_record(chosen, taken, learned.history[-1]),
     )  # fmt: skip
     result.write(SearchResult.file_in(run))
     num_images = min(CALIBRATION_IMAGES, len(dataset.train))
     save_chosen(run, evaluator.extract(best), num_images=num_images)
-    record = ProxylessRecord(
+    record = GradientRecord(
         recipe=recipe,
         budget=budget,
-        blocks=tuple(
-            (choice.name, tuple(str(option) for option in choice.options))
-            for choice in (chosen.choices[layer.column] for layer in network.mixed)
-        ),
+        blocks=tuple(side.blocks),
         history=learned.history,
     )
-    record.write(ProxylessRecord.file_in(run))
+    record.write(GradientRecord.file_in(run))
     checkpoint.unlink(missing_ok=True)
+    for text in side.warnings(best):
+        on_note(text)
     _draw(record, run / "probabilities.png", on_note)
     return result
 
@@ -250,7 +362,7 @@ def _record(space: SearchSpace, decision: Decision, end: HistoryPoint) -> Decisi
     )
 
 
-def _draw(record: ProxylessRecord, path: Path, on_note: Callable[[str], None]) -> None:
+def _draw(record: GradientRecord, path: Path, on_note: Callable[[str], None]) -> None:
     try:
         draw_probabilities(record.blocks, record.history, path)
     except ModuleNotFoundError:

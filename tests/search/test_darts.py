@@ -1,0 +1,272 @@
+"""DARTS: mixtures, both orders of the gradient, derivation under a budget, collapse."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deploynas import spaces
+from deploynas.data.sources import _load_digits
+from deploynas.errors import InfeasibleBudgetError, InvalidInputError, UnknownNameError
+from deploynas.profile import LatencyModel
+from deploynas.search import Budget, darts
+from deploynas.search.darts import (
+    DartsArchitectureRecipe,
+    DartsOptimizer,
+    DartsRecipe,
+    MixedCells,
+    decision,
+    derive,
+    learn,
+    num_skips,
+)
+from deploynas.train import loop
+from deploynas.workflows import gradient
+
+TINY = "darts-small:channels=4,cells=3,nodes=2,operations=skip_connect+max_pool_3x3+sep_conv_3x3"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return _load_digits((), seed=0, max_size=64)
+
+
+@pytest.fixture(scope="module")
+def space(digits):
+    return spaces.space(TINY, digits.num_classes, digits.channels, [8])
+
+
+@pytest.fixture(scope="module")
+def model(space, board_profile):
+    return LatencyModel(space, board_profile(space))
+
+
+@pytest.fixture
+def network(space):
+    torch.manual_seed(0)
+    return MixedCells(space)
+
+
+def one_hot(network, arch):
+    """Mixtures that are an architecture."""
+    space = network.space
+    found = torch.zeros(len(network.alphas), 1 + len(space.table.operations))
+    for kind, node in itertools.product(range(2), range(space.table.nodes)):
+        for source, option in network.chosen_edges(arch, kind, node):
+            found[network._index[kind, node, source], 1 + option] = 1.0
+    return found
+
+
+def random_mixtures(network, seed=0):
+    shape = (len(network.alphas), 1 + len(network.space.table.operations))
+    return np.random.default_rng(seed).dirichlet(np.ones(shape[1]), shape[0])
+
+
+@torch.no_grad()
+def test_a_mixture_of_one_operation_an_edge_is_the_architecture(network):
+    x = torch.randn(4, 1, 8, 8)
+    for arch in network.space.sample(4, np.random.default_rng(0)):
+        mixed = network.forward_mixed(x, one_hot(network, arch))
+        torch.testing.assert_close(mixed, network(x, arch), rtol=1e-4, atol=1e-5)
+
+
+def test_the_strongest_cells_by_brute_force(board_profile):
+    """Every cell of a smaller space: the strongest within the budget, and without one."""
+    space = spaces.space(
+        "darts-small:channels=4,cells=3,nodes=1,operations=skip_connect+sep_conv_3x3", 10, 1, [8]
+    )
+    small = MixedCells(space)
+    rows = np.array(list(itertools.product(*(range(n) for n in space.num_options))), np.uint8)
+
+    def strength(mixtures, row):
+        chosen = one_hot(small, row).bool().numpy()
+        return float(np.log(mixtures[chosen]).sum())
+
+    priced = LatencyModel(space, board_profile(space))
+    for seed in range(8):
+        mixtures = random_mixtures(small, seed)
+        limit = float(np.quantile(space.macs(rows), 0.1 + 0.1 * seed))
+        within = rows[space.macs(rows) <= limit]
+        best = max(within, key=lambda row: strength(mixtures, row))
+        found = derive(small, mixtures, priced, Budget(macs=limit))
+        assert strength(mixtures, found) == pytest.approx(strength(mixtures, best))
+        free = derive(small, mixtures, priced, Budget())
+        assert strength(mixtures, free) == pytest.approx(
+            max(strength(mixtures, row) for row in rows)
+        )
+
+
+def test_the_budget_and_the_limit_on_skips_hold(network, model):
+    space = network.space
+    low, high = (model.upper_ms(row)[0] for row in (space.smallest(), space.largest()))
+    mixtures = random_mixtures(network)
+    mixtures[:, 1] = 10.0  # skip connections win everywhere
+    free = derive(network, mixtures, model, Budget())
+    assert num_skips(space, free) == 4
+    for share in (0.1, 0.5, 0.9):
+        budget = Budget(latency_ms=float(low + share * (high - low)))
+        for limit in (None, 2, 0):
+            row = derive(network, mixtures, model, budget, limit)
+            assert model.upper_ms(row[None])[0] <= budget.latency_ms
+            assert limit is None or num_skips(space, row) <= limit
+    with pytest.raises(InfeasibleBudgetError, match="--max-skips"):
+        decision(network, list(mixtures), model, Budget(latency_ms=float(low) / 2))
+
+
+def batch(n=16):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(n, 1, 8, 8, generator=generator)
+    return x, torch.randint(10, (n,), generator=generator)
+
+
+@pytest.mark.parametrize("gate", ["softmax", "sigmoid"])
+def test_the_second_order_is_the_derivative_of_the_unrolled_loss(space, model, gate, monkeypatch):
+    """Against finite differences of L_val(w - rate dL_train/dw), section 2.3 equation 6."""
+    torch.manual_seed(1)
+    monkeypatch.setattr(darts, "STEP_SHARE", 1e-6)  # between the kinks of ReLU, in double
+    network = MixedCells(space).double()
+    x, labels = (t.double() if t.is_floating_point() else t for t in batch())
+    x_train, labels_train = x.flip(0) * 0.7, labels.flip(0)
+    with torch.no_grad():
+        for part in network.modules():
+            if isinstance(part, nn.Linear):
+                part.weight.normal_(0.0, 0.3)
+    rate = 0.05
+    recipe = DartsArchitectureRecipe(order="second", gate=gate, zero_one=0.0)
+    optimizer = DartsOptimizer(network, model, Budget(), recipe, rate)
+    _, found = optimizer._unrolled(x, labels, x_train, labels_train)
+
+    def unrolled_loss():
+        mixtures = network.mixtures(gate)
+        loss = nn.functional.cross_entropy(network.forward_mixed(x_train, mixtures), labels_train)
+        gradients = torch.autograd.grad(loss, network.weights, allow_unused=True)
+        before = [w.detach().clone() for w in network.weights]
+        with torch.no_grad():
+            for weight, gradient in zip(network.weights, gradients, strict=True):
+                if gradient is not None:
+                    weight -= rate * gradient
+            out = network.forward_mixed(x, network.mixtures(gate))
+            value = float(nn.functional.cross_entropy(out, labels))
+            for weight, old in zip(network.weights, before, strict=True):
+                weight.copy_(old)
+        return value
+
+    checked = 0
+    for edge, option in ((0, 1), (1, 3), (4, 2), (6, 3)):
+        ends = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                network.alphas[edge][option] += step
+            ends.append(unrolled_loss())
+            with torch.no_grad():
+                network.alphas[edge][option] -= step
+        difference = (ends[0] - ends[1]) / 2e-5
+        assert float(found[edge][option]) == pytest.approx(difference, rel=2e-2, abs=1e-6)
+        checked += abs(difference) > 1e-5
+    assert checked >= 2
+
+
+def test_expected_latency_of_one_architecture_and_its_gradient(network, model):
+    """Where every edge of a node is as likely, E is the mean over the node's pairs of edges."""
+    budget = Budget(latency_ms=float(model.upper_ms(network.space.uniform()).mean()))
+    optimizer = DartsOptimizer(network, model, budget, DartsArchitectureRecipe(), 0.05)
+    space = network.space
+    option = 2  # the same operation everywhere
+    rows = []
+    for pairs in itertools.product(*(range(len(p)) for p in space.pairs * 2)):
+        rows.append([0] + [v for pair in pairs for v in (pair, option, option)])
+    terms = [model.terms_of(ms) for ms in model.predict_ms(np.array(rows, np.uint8))]
+    mixtures = torch.zeros(len(network.alphas), 1 + len(space.table.operations))
+    mixtures[:, 1 + option] = 1.0
+    assert float(optimizer._expected_terms(mixtures)) == pytest.approx(np.mean(terms), rel=1e-5)
+    network.zero_grad()
+    optimizer._expected_terms(network.mixtures("softmax")).backward()
+    assert all(alpha.grad.abs().max() > 0 for alpha in network.alphas)
+
+
+def test_pruning_leaves_the_strongest(network, model):
+    optimizer = DartsOptimizer(network, model, Budget(), DartsArchitectureRecipe(prune=0.6), 0.05)
+    with torch.no_grad():
+        for alpha in network.alphas:
+            alpha.copy_(torch.tensor([3.0, 0.0, 1.0, 2.0]))
+    for share, left in ((0.0, 3), (0.34, 2), (0.67, 1), (0.99, 1)):
+        optimizer._prune(share)
+        assert network.present[:, 1:].sum(1).tolist() == [left] * len(network.alphas)
+    assert network.present[:, 3].all()
+    assert (network.mixtures("softmax")[:, 1:3] == 0).all()
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("changes", [{}, {"gate": "sigmoid", "prune": 0.5, "order": "second"}])
+def test_resume_equals_uninterrupted(space, digits, model, changes, tmp_path, monkeypatch):
+    recipe = DartsRecipe(epochs=1.5, architecture=DartsArchitectureRecipe(**changes))
+    budget = Budget(latency_ms=float(np.median(model.upper_ms(space.uniform()))))
+
+    def run(checkpoint=None, kill_at=None):
+        torch.manual_seed(0)
+        network = MixedCells(space)
+
+        def watch(state):
+            if state.step == kill_at:
+                raise Killed
+
+        return learn(
+            network, digits, model, budget, recipe, checkpoint=checkpoint, on_progress=watch
+        ), network
+
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    whole, one = run()
+    path = tmp_path / "checkpoint"
+    with pytest.raises(Killed):
+        run(path, kill_at=9)
+    assert path.exists()
+    resumed, other = run(path)
+    for a, b in zip(whole.probabilities, resumed.probabilities, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for (name, a), (_, b) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert (whole.decision.arch == resumed.decision.arch).all()
+    moved = np.stack(whole.probabilities)
+    assert np.ptp(moved[moved > 0]) > 0
+
+
+def test_wrong_options(digits):
+    for changes, kind in (
+        ({"order": "third"}, UnknownNameError), ({"gate": "x"}, UnknownNameError),
+        ({"prune": 1.0}, InvalidInputError), ({"max_skips": -1}, InvalidInputError),
+    ):  # fmt: skip
+        with pytest.raises(kind):
+            gradient.darts_recipe_for(digits, None, 0, changes)
+
+
+def test_a_search_ends_in_files_and_says_when_it_collapsed(
+    space, digits, model, board_profile, tmp_path
+):
+    path = tmp_path / "board.json"
+    board_profile(space).write(path)
+    budget = Budget(latency_ms=float(np.median(model.upper_ms(space.uniform()))))
+    notes = []
+    recipe = DartsRecipe(epochs=0.5)
+    result = gradient.search(
+        space, digits, path, budget, tmp_path / "run", recipe, device=None, num_evaluations=4,
+        on_progress=lambda text, share: None, on_note=notes.append,
+    )  # fmt: skip
+    arch = space.encode([result.best.architecture])
+    assert budget.admits(arch, model).all()
+    assert result.strategy == "darts"
+    collapsed = num_skips(space, arch[0]) > 2
+    assert any("skip connections" in note for note in notes) == collapsed
+    for name in ("search.json", "gradient.json", "chosen.safetensors", "probabilities.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    with pytest.raises(InvalidInputError, match="darts searches cells"):
+        gradient.search(
+            spaces.space("proxyless-small", 10, 1, [8]), digits, path, budget, tmp_path, recipe,
+            device=None, num_evaluations=4, on_progress=print, on_note=print,
+        )  # fmt: skip
