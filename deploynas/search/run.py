@@ -86,7 +86,7 @@ def search(
     num_evaluations: int,
     measure_ms: MeasureMs | None,
     decide: Decide | None = None,
-    beside_random: bool = True,
+    beside: bool = True,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> Outcome:
     """Find the most accurate network within budget.
@@ -103,7 +103,8 @@ def search(
             None where the device is elsewhere, so that the prediction's bound decides.
         decide: What a gradient search found for a share of the latency budget: nothing else
             wins. What measures over budget gives way to the network of as much less.
-        beside_random: Whether a random search of as many evaluations runs beside the strategy.
+        beside: Whether a random search of as many evaluations, and uniform networks, are evaluated
+            beside the strategy; of the latter the best may win.
         on_progress: Called with what is going on and its share done.
 
     Raises:
@@ -112,7 +113,7 @@ def search(
     rng = np.random.default_rng(seed)
     not_binding = budget.require_reachable(model, rng)
     space = model.space
-    expected = max(1, num_evaluations * (2 if beside_random else 1))
+    expected = max(1, num_evaluations * (2 if beside else 1))
     known: dict[bytes, float] = {}
     full: dict[bytes, float] = {}
 
@@ -141,13 +142,13 @@ def search(
         finalists = first[None]
         history = History(finalists, evaluate(finalists))
     others = None
-    if beside_random and strategy != "random":
-        beside = _random(budget, model, evaluate, seed, num_evaluations)
-        others = _finalists(beside, num, accuracy)
+    if beside and strategy != "random":
+        drawn = _random(budget, model, evaluate, seed, num_evaluations)
+        others = _finalists(drawn, num, accuracy)
     uniform = space.uniform()
     uniform = np.unique(uniform[budget.admits(uniform, model)], axis=0)
     uniform_finalists = None
-    if len(uniform):
+    if beside and len(uniform):
         dearest = uniform[np.argsort(-space.macs(uniform), kind="stable")][:24]
         uniform_finalists = _finalists(History(dearest, evaluate(dearest)), num, accuracy)
         if strategy != "random" and decide is None:  # what was evaluated on the way may win

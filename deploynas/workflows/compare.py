@@ -367,7 +367,7 @@ def _searched(
             result = steps.search(
                 supernet, model, profile_path, settings.budget, folder, device=device,
                 strategy=strategy, seed=seed, num_evaluations=settings.num_evaluations,
-                beside_random=False, on_progress=told,
+                beside=False, on_progress=told,
             )  # fmt: skip
     return result, _seconds(folder)
 

@@ -318,7 +318,7 @@ def search(
         num_evaluations=num_evaluations,
         measure_ms=measured_by(device, evaluator.extract, precision),
         decide=decide,
-        beside_random=num_evaluations > 0,
+        beside=num_evaluations > 0,
         on_progress=on_progress,
     )
     best = chosen.encode([outcome.best.architecture])[0]

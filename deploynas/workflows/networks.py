@@ -40,7 +40,7 @@ from deploynas.workflows.steps import (
 
 FINE_TUNING = Recipe(epochs=3.0, batch_size=64, learning_rate=0.1)
 ONE_RUN = StopRule(precision=1.0, min_sessions=1, max_sessions=1, rounds=1)
-IMAGENET_PER_CLASS = 4  # images that calibrate and judge int8
+IMAGENET_PER_CLASS = 2  # images that calibrate and judge int8
 FROM_SCRATCH = Recipe(epochs=12.0, batch_size=64, learning_rate=0.1)
 
 

@@ -268,7 +268,7 @@ def search(
     strategy: str,
     seed: int,
     num_evaluations: int,
-    beside_random: bool = True,
+    beside: bool = True,
     on_progress: OnProgress,
 ) -> SearchResult:
     """Search under a profile; writes ``run/search.json``.
@@ -286,7 +286,7 @@ def search(
         seed=seed,
         num_evaluations=num_evaluations,
         measure_ms=measured_by(device, evaluator.extract, model.precision),
-        beside_random=beside_random,
+        beside=beside,
         on_progress=on_progress,
     )
     inputs = [profile_path, supernet.run / "supernet.json", supernet.run / "supernet.safetensors"]

@@ -292,3 +292,87 @@ def test_photographs_through_a_real_network(real_network, real_file):
         expected = logits.softmax(1)[0].numpy()
         assert found.argmax() == expected.argmax()
         np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["record.json", "graph.pbtxt", "graph.onnxtxt", "model.bin"])
+def test_a_file_is_read_as_onnx_whatever_it_is_called(name, tmp_path):
+    good = relu(tmp_path / "good.onnx", (1, 3, 8, 8))
+    (tmp_path / name).write_bytes(good.read_bytes())
+    assert check(tmp_path / name, CpuDevice()).verdict == "pass"
+    (tmp_path / name).write_text('{"schema": "deploynas-latency-record"}')
+    with pytest.raises(InvalidInputError, match="not an ONNX file"):
+        check(tmp_path / name, CpuDevice())
+
+
+def with_external_data(path, location="weights.bin", num=3000):
+    """A model of one addition whose constant is in another file."""
+    constant = numpy_helper.from_array(np.ones(num, np.float32), "c")
+    node = helper.make_node("Add", ["x", "c"], ["y"])
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [num]) for n in "xy"]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], [constant])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path, save_as_external_data=True, location=location, size_threshold=0)
+    return path
+
+
+def test_external_data_cut_off_or_elsewhere(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    path = with_external_data(folder / "m.onnx")
+    assert check(path, CpuDevice()).verdict == "pass"
+    weights = folder / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InvalidInputError, match="cut off"):
+        check(path, CpuDevice())
+    content = path.read_bytes().replace(b"weights.bin", b"../ghts.bin")
+    path.write_bytes(content)
+    (tmp_path / "ghts.bin").write_bytes(b"x" * 12_000)
+    with pytest.raises(InvalidInputError, match="outside its own folder"):
+        check(path, CpuDevice())
+
+
+def classifier(path, shape, num_classes=10, kind=TensorProto.FLOAT):
+    """Flatten and a linear map of random weights: as many classes as wanted."""
+    size = int(np.prod(shape[1:]))
+    weights = np.random.default_rng(0).normal(size=(size, num_classes))
+    dtype = np.float64 if kind == TensorProto.DOUBLE else np.float32
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["y"]),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", kind, [shape[0], num_classes])],
+        [numpy_helper.from_array(weights.astype(dtype), "w")],
+    )  # fmt: skip
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
+    return path
+
+
+def test_accuracy_is_a_gate(tmp_path):
+    digits = _load_digits((), seed=0, max_size=64)
+    path = classifier(tmp_path / "m.onnx", (1, 1, 8, 8))
+    examples = Examples.of(digits, None)
+    found = check(path, CpuDevice(), examples=examples, min_accuracy=0.0)
+    assert found.verdict == "pass"
+    assert 0 < found.accuracy < 0.5  # of random weights
+    failed = check(path, CpuDevice(), examples=examples, min_accuracy=found.accuracy + 0.01)
+    assert failed.verdict == "failed-gate"
+    assert [g.verdict for g in failed.gates if g.name == "accuracy"] == ["failed-gate"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_classes", "kind", "said"),
+    [
+        ((1, 1, 8, 8), 7, TensorProto.FLOAT, "7 classes apart, the data has 10"),
+        ((2, 1, 8, 8), 10, TensorProto.FLOAT, "cannot be run on an image of shape"),
+        ((1, 1, 8, 8), 10, TensorProto.DOUBLE, "cannot be run on an image of shape"),
+    ],
+)
+def test_accuracy_of_what_does_not_fit_the_images(shape, num_classes, kind, said, tmp_path):
+    digits = _load_digits((), seed=0, max_size=64)
+    path = classifier(tmp_path / "m.onnx", shape, num_classes, kind)
+    with pytest.raises(InvalidInputError, match=said):
+        verdict.onnx_accuracy(path, Examples.of(digits, None), lambda text, share: None)

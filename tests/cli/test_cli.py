@@ -40,7 +40,8 @@ VERBS = {
     "search": {"--latency-ms", "--max-flops", "--max-params", "--max-memory", "--strategy",
                "--space", "--profile", "--supernet", "--ofa-weights", "--calibration-images",
                "--data", "--seed", "--output", "--resume", "--architecture-update",
-               "--latency-loss", "--latency-weight", "--precision", "--json", "--quiet"},
+               "--latency-loss", "--latency-weight", "--own-weights", "--order", "--gate",
+               "--prune", "--max-skips", "--precision", "--json", "--quiet"},
     "retrain": {"--from-scratch", "--data", "--epochs", "--json", "--quiet"},
     "export": {"--name", "--with-preprocessing", "--image-size", "--opset", "--precision",
                "--max-accuracy-drop", "--output", "--json", "--quiet"},
@@ -49,6 +50,8 @@ VERBS = {
               "--input-shape",
               "--summary", "--junit", "--data",
               "--min-accuracy", "--json", "--quiet"},
+    "compare": {"--strategies", "--latency-ms", "--seeds", "--space", "--data", "--profile",
+                "--workers", "--max-minutes", "--output", "--resume", "--json", "--quiet"},
     "inspect": {"--profile", "--space", "--json", "--quiet"},
     "demo": {"--data", "--download", "--json", "--quiet"},
 }  # fmt: skip
@@ -321,6 +324,24 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     assert "which this machine cannot run" in done.stderr
     manifest_path.write_text(written)
 
+    # outputs that the export did not record, and a manifest edited into the impossible
+    document = json.loads(written)
+    document["recorded_outputs"][0][0] += 1.0
+    manifest_path.write_text(json.dumps(document))
+    done = run("check", exported["path"], "--latency-ms", "1e4", "--json", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "outputs that the export recorded" in json.loads(done.stdout)["reason"]
+    for key, value in (
+        ("latency_budget_ms", -5), ("predicted_latency_ms", 0), ("memory_ms", 0),
+        ("core_ms", -1), ("preprocessing", document["preprocessing"] | {"channels": 2}),
+    ):  # fmt: skip
+        manifest_path.write_text(json.dumps(json.loads(written) | {key: value}))
+        done = run("check", exported["path"], cwd=tmp_path)
+        assert done.returncode == 1
+        assert key in done.stderr
+        assert "Traceback" not in done.stderr
+    manifest_path.write_text(written)
+
     done = run("check", exported["model"], "--min-accuracy", "0.5", cwd=tmp_path)
     assert done.returncode == 1
     assert "needs test images" in done.stderr
@@ -339,6 +360,27 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     assert 0 < checked["ratio"]["low"] <= checked["ratio"]["median"] <= checked["ratio"]["high"]
     assert "| size | failed |" in (tmp_path / "gate.md").read_text()
     assert '<failure message="' in (tmp_path / "gate.xml").read_text()
+    other = tmp_path / "other.json"
+    other.write_text(
+        (tmp_path / "base.json").read_text().replace('"processor": "', '"processor": "x')
+    )
+    elsewhere = (
+        "check",
+        exported["model"],
+        "--baseline",
+        "other.json",
+        "--max-regression",
+        "300%",
+    )
+    done = run(*elsewhere, cwd=tmp_path)
+    assert (done.returncode, "another device" in done.stderr) == (1, True)
+    done = run(*elsewhere, "--allow-other-device", *reports, cwd=tmp_path)
+    assert done.returncode == 4, done.stderr
+    assert "but on another device" in done.stdout
+    assert "| regression | inconclusive |" in (tmp_path / "gate.md").read_text()
+    assert '<error message="' in (tmp_path / "gate.xml").read_text()
+    done = run("check", "base.json", cwd=tmp_path)
+    assert (done.returncode, "not an ONNX file" in done.stderr) == (1, True)
     done = run(*against, "--max-regression", "lots", cwd=tmp_path)
     assert done.returncode == 1
     assert "5% or 0.05" in json.loads(done.stdout)["error"]["message"]
@@ -504,6 +546,10 @@ def test_a_published_supernet_without_training(
     assert exported["accuracy"] == pytest.approx(found["accuracy"])
     manifest = json.loads(Path(tmp_path, exported["manifest"]).read_text())
     assert (manifest["parity_images"], manifest["weights"]) == ("real", "published")
+    for given, message in (((), "ImageNet's validation"), (("--data", str(images)), "1000")):
+        done = run("export", "--precision", "int8", *given, cwd=tmp_path)
+        assert done.returncode == 1
+        assert message in done.stderr
     done = run("retrain", cwd=tmp_path)
     assert done.returncode == 1
     assert "pass --data DIR" in done.stderr

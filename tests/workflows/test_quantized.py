@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from deploynas.data import normalise
 from deploynas.data.sources import _load_digits
 from deploynas.device import CpuDevice
 from deploynas.errors import InvalidInputError
-from deploynas.export.exporter import network_bytes
+from deploynas.export.exporter import _priced, network_bytes
 from deploynas.export.manifest import Preprocessing
 from deploynas.graph.quantize import layer_names, quantize
 from deploynas.nn import build
@@ -109,6 +110,33 @@ def test_sensitive_layers_stay_in_float(model, digits, preprocessing, monkeypatc
     assert record.accuracy_int8 >= record.accuracy_float - 0.03
     assert record.ratio is None
     assert record.is_faster is None
+
+
+def test_layers_in_float_are_priced_as_float(digits, board_profile, tmp_path):
+    """Beside an int8 table that says a quarter of the float times."""
+    space = dn.space("mobile-small", digits.num_classes, digits.channels, [SIDE])
+    profile = board_profile(space)
+    nodes = space.layers(space.smallest()[0])
+    quarter = {
+        key.replace("fp32/", "int8/"): record.model_copy(
+            update={
+                "samples": record.samples.model_copy(
+                    update={"ms": tuple(tuple(x / 4 for x in s) for s in record.samples.ms)}
+                )
+            }
+        )
+        for key, record in profile.layers.items()
+    }
+    path = tmp_path / "profile.json"
+    profile.model_copy(update={"layers": {**profile.layers, **quarter}}).write(path)
+    quantization = SimpleNamespace(float_layers=("layers.1", "layers.3"))
+    manifest = SimpleNamespace(predicted_latency_ms=1.0, quantization=quantization)
+    alone = sum(profile.layer_ms(nodes[i].layer) for i in (1, 3))
+    found = _priced(manifest, path, nodes)
+    assert found == pytest.approx(1.0 + 0.75 * alone)
+    assert _priced(manifest, tmp_path / "none.json", nodes) is None
+    profile.write(path)  # float alone
+    assert _priced(manifest, path, nodes) is None
 
 
 def test_a_drop_that_cannot_be_kept(model, digits, preprocessing, monkeypatch):
