@@ -61,7 +61,8 @@ class Baseline:
     Attributes:
         path: An ONNX file, or a record (``.json``).
         max_regression: Fraction: 0.05 lets a model be 5 % slower.
-        timeout_seconds: Of the whole comparison; :data:`MIN_SESSIONS` are taken in any case.
+        timeout_seconds: Of the whole comparison. :data:`MIN_SESSIONS` are taken in any case; of
+            a model that takes seconds they have fewer rounds.
         allow_other_device: Compare with another device's record; the outcome is then never better
             than inconclusive.
     """
@@ -150,7 +151,10 @@ def compare(
     outcome: Outcome = "inconclusive"
     while True:
         number = len(samples["candidate"].ms) + 1 if samples else 1
-        rule = replace(SESSION, min_sessions=number, max_sessions=number)
+        rule = replace(
+            SESSION, min_sessions=number, max_sessions=number,
+            max_seconds=baseline.timeout_seconds / MIN_SESSIONS,
+        )  # fmt: skip
         measure(device, models, rule, samples=samples)
         on_progress(f"comparing with {path.name}", number / max(number + 1, MIN_SESSIONS))
         if number < MIN_SESSIONS:

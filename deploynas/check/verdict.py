@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["pass", "over-budget", "regressed", "failed-gate", "inconclusive"]
 INT8_TOLERANCE = 0.1  # of the largest recorded output
-RULE = StopRule(precision=0.01, min_sessions=5, max_sessions=10, rounds=25)
+RULE = StopRule(precision=0.01, min_sessions=5, max_sessions=10, rounds=25, max_seconds=300.0)
 EXIT_CODES: dict[Verdict, int] = {
     "pass": EXIT_PASS,
     "over-budget": EXIT_FAILED,

@@ -27,6 +27,7 @@ PRIVATE_CACHE_BYTES = 4_000_000  # weights below this do not feel the shared mem
 REFERENCE_EVERY_MS = 60.0  # of model time inside a round
 READING_RUNS = 3
 MAX_ROUNDS = 60  # of a session that is lengthened
+LEAST_ROUNDS = 4
 COPIES = 3  # of the reference set in a session: each is a draw of memory layout
 NUM_REFERENCES = 2 * COPIES
 
@@ -42,7 +43,8 @@ class StopRule:
         session_seconds: A session of fewer seconds goes on, up to :data:`MAX_ROUNDS`. Single
             touches of fast networks scatter by some per cent, and opening a session costs
             more than a round of them.
-        max_seconds: Hard limit on the whole measurement, checked between rounds.
+        max_seconds: Hard limit on the whole measurement, checked between rounds; the first
+            session has :data:`LEAST_ROUNDS` in any case.
         soft_seconds: Later than this no session beyond ``min_sessions`` is begun: networks that
             are fast get more sessions, for noise is a larger part of what they take.
         touch_ms: A touch of a fast model repeats it until it took about this long.
@@ -292,7 +294,8 @@ def run_rounds(
             load = BusyCores(worker.pid)
             opened, round_number, done = time.monotonic(), 0, 0.0
             while done < 1.0:
-                if session and time.monotonic() - start > rule.max_seconds:
+                has_some = session > 0 or round_number >= LEAST_ROUNDS
+                if has_some and time.monotonic() - start > rule.max_seconds:
                     break
                 touches = plan.round(rng)
                 for name, (ms, level) in touches.items():
