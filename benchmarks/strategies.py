@@ -151,7 +151,7 @@ class Landscape:
     predict_ms = upper_ms
 
     @property
-    def layer_ms(self) -> np.ndarray:
+    def layer_terms(self) -> np.ndarray:
         """``(len(layer_table),)``; layers are not what costs here."""
         return np.zeros(len(self.space.layer_table))
 

@@ -127,8 +127,8 @@ def _lines(comparison: Comparison) -> list[str]:
         f"{comparison.device}", "", head, *(_row(row) for row in comparison.rows), "",
         f"accuracy: test images, mean and standard deviation, trained from scratch "
         f"({settings.recipe.epochs:g} epochs)",
-        f"search: seconds, {comparison.supernet_seconds:.0f} of the supernet included where a "
-        "strategy needs it",
+        "search: seconds, those of the supernet included where a strategy needs one"
+        + "".join(f" ({k} {v:.0f})" for k, v in comparison.supernet_seconds.items()),
     ]  # fmt: skip
     if comparison.kendall_tau is not None:
         lines.append(

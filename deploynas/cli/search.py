@@ -36,13 +36,16 @@ def search(
     max_params: Annotated[float | None, typer.Option(help="Parameters.")] = None,
     max_memory: Annotated[float | None, typer.Option(help="Peak memory in bytes.")] = None,
     strategy: Annotated[
-        str, typer.Option(help="ofa, evolution, pareto, predictor, proxyless, darts or random.")
+        str,
+        typer.Option(
+            help="ofa, evolution, one-shot, pareto, predictor, proxyless, darts, random."
+        ),
     ] = "ofa",
     space_name: Annotated[
         str | None,
         typer.Option(
             "--space",
-            help="mobile-small; proxyless-small or darts-small by gradients.",
+            help="mobile-small, or the strategy's own.",
             show_default=False,
         ),
     ] = None,
@@ -125,14 +128,16 @@ def search(
         raise typer.BadParameter("give a budget, for example --latency-ms 10")
     from deploynas.search import STRATEGIES
 
-    own_spaces = {"proxyless": "proxyless-small", "darts": "darts-small"}
-    is_gradient = strategy in own_spaces
+    own_spaces = {"proxyless": "proxyless-small", "darts": "darts-small", "one-shot": "one-shot"}
+    is_gradient = strategy in ("proxyless", "darts")
     if not is_gradient and strategy not in STRATEGIES:
-        raise UnknownNameError("strategy", strategy, [*STRATEGIES, *own_spaces])
+        raise UnknownNameError("strategy", strategy, {*STRATEGIES, *own_spaces})
     space_name = space_name or own_spaces.get(strategy, "mobile-small")
     space(space_name)  # one that is not known ends here
     if is_gradient and (ofa_weights or supernet):
         raise InvalidInputError("a gradient search trains its own weights: leave out the others'")
+    if strategy == "one-shot" and (ofa_weights or supernet):
+        raise InvalidInputError("a one-shot search trains its own supernet: leave out the others")
     architecture = {
         "update": architecture_update,
         "latency_loss": latency_loss,
@@ -196,6 +201,17 @@ def search(
                 space_for(space_name, dataset), dataset, path, budget, run, recipe,
                 device=device, num_evaluations=evaluations or gradient.NUM_EVALUATIONS,
                 precision=precision, on_progress=on_progress, on_note=note,
+            )  # fmt: skip
+        elif strategy == "one-shot":
+            from deploynas.workflows import one_shot
+
+            dataset = open_data(data, space_name=space_name)
+            run = output or RUNS / f"one-shot-{space_name}-{dataset.name}"
+            result = one_shot.search(
+                space_for(space_name, dataset), dataset, path, budget, run,
+                epochs=epochs, device=device, seed=seed,
+                num_evaluations=evaluations or steps.NUM_EVALUATIONS, precision=precision,
+                on_progress=on_progress, on_note=note,
             )  # fmt: skip
         else:
             dataset = open_data(data, space_name=space_name)

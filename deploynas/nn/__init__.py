@@ -8,6 +8,7 @@ from deploynas.nn.mixed import MixedLayer, MixedNetwork
 from deploynas.nn.static import StaticNetwork, build, build_layer, load_net
 from deploynas.nn.supernet import Supernet, recalibrate
 from deploynas.spaces.base import SearchSpace
+from deploynas.spaces.candidates import OneShotSpace
 from deploynas.spaces.cells import CellSpace
 
 __all__ = [
@@ -25,6 +26,12 @@ __all__ = [
 ]
 
 
-def supernet_of(space: SearchSpace) -> Supernet | CellNetwork:
-    """The weight-sharing network of a space, freshly initialised: one path runs at a time."""
+def supernet_of(space: SearchSpace) -> Supernet | CellNetwork | MixedNetwork:
+    """The weight-sharing network of a space, freshly initialised: one path runs at a time.
+
+    Raises:
+        InvalidInputError: Choice blocks at several resolutions.
+    """
+    if isinstance(space, OneShotSpace):
+        return MixedNetwork(space)
     return CellNetwork(space) if isinstance(space, CellSpace) else Supernet(space)

@@ -12,7 +12,7 @@ from deploynas.search.budget import Budget
 from deploynas.spaces import ArchRecord
 
 AccuracyKind = Literal["measured", "predicted"]
-SearchWeights = Literal["shared", "published", "paths"]
+SearchWeights = Literal["shared", "published", "paths", "trained"]
 
 
 class Candidate(Record):
@@ -132,7 +132,8 @@ class SearchResult(Artifact):
         precision: Of the latencies: what the network is to be exported in.
         core_ms, memory_ms: The reference level of the predicted latencies.
         supernet: Run of a trained supernet, the file of a published one, or the search's own run.
-        weights: Which of the three: ``shared``, ``published``, or a set a path.
+        weights: Which of the three: ``shared``, ``published``, or a set a path; or ``trained``:
+            from scratch, in the search's own run.
         decision: Of a gradient search.
         inputs: Path -> SHA-256 of every file the search read.
     """

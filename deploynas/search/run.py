@@ -87,6 +87,7 @@ def search(
     measure_ms: MeasureMs | None,
     decide: Decide | None = None,
     beside: bool = True,
+    settle: tuple[int, Callable[[Archs], Floats]] | None = None,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> Outcome:
     """Find the most accurate network within budget.
@@ -105,6 +106,8 @@ def search(
             wins. What measures over budget gives way to the network of as much less.
         beside: Whether a random search of as many evaluations, and uniform networks, are evaluated
             beside the strategy; of the latter the best may win.
+        settle: How many of the finalists are judged anew, and by what: they are ordered by it, the
+            result states it, and nothing else is measured on the device.
         on_progress: Called with what is going on and its share done.
 
     Raises:
@@ -159,6 +162,12 @@ def search(
         known_best = finalists if others is None else np.concatenate([finalists, others])
         merged = np.unique(np.concatenate([known_best, space.largest()]), axis=0)
         finalists = merged[np.argsort([-accuracy(arch) for arch in merged], kind="stable")]
+    if settle is not None:
+        count, judge = settle
+        finalists = finalists[:count]
+        scores = judge(finalists)
+        full.update((a.tobytes(), float(s)) for a, s in zip(finalists, scores, strict=True))
+        finalists = finalists[np.argsort(-scores, kind="stable")]
     best, measured = finalists[0], None
     if measure_ms is not None and budget.latency_ms is not None:
         on_progress("measuring finalists", 0.0)

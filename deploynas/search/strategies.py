@@ -437,6 +437,7 @@ def costs_of(model: LatencyModel, archs: Archs, names: Sequence[str]) -> Floats:
 
 STRATEGIES: dict[str, Callable[..., History]] = {
     "ofa": evolution,
+    "one-shot": evolution,
     "evolution": regularised_evolution,
     "pareto": pareto,
     "predictor": predictor_search,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from deploynas.errors import InvalidInputError, UnknownNameError
 from deploynas.spaces.base import ArchRecord, Archs, Choice, SearchSpace, Slot
-from deploynas.spaces.candidates import CANDIDATE_TABLES, CandidateSpace
+from deploynas.spaces.candidates import (
+    CANDIDATE_TABLES,
+    ONE_SHOT_TABLES,
+    CandidateSpace,
+    OneShotSpace,
+)
 from deploynas.spaces.cells import (
     CELL_TABLES,
     CellSpace,
@@ -18,7 +23,7 @@ from deploynas.spaces.cells import (
 from deploynas.spaces.layers import Layer, Node
 from deploynas.spaces.mobile import TABLES, MobileSpace
 from deploynas.spaces.published import parse_net
-from deploynas.spaces.staged import StagedSpace
+from deploynas.spaces.staged import StagedSpace, StageTable
 
 __all__ = [
     "ArchRecord",
@@ -29,6 +34,7 @@ __all__ = [
     "Layer",
     "MobileSpace",
     "Node",
+    "OneShotSpace",
     "SearchSpace",
     "Slot",
     "StagedSpace",
@@ -44,7 +50,7 @@ __all__ = [
 
 def space_names() -> list[str]:
     """Names that :func:`space` knows."""
-    return [*TABLES, *CANDIDATE_TABLES, *CELL_TABLES]
+    return [*TABLES, *CANDIDATE_TABLES, *ONE_SHOT_TABLES, *CELL_TABLES]
 
 
 def is_known(name: str) -> bool:
@@ -88,10 +94,13 @@ def space(
         )
     for key in asked:
         raise InvalidInputError(f"{base} has no argument {key!r}")
-    kind = MobileSpace if name in TABLES else CandidateSpace
+    kinds: tuple[tuple[Mapping[str, StageTable], type[StagedSpace]], ...] = (
+        (TABLES, MobileSpace), (CANDIDATE_TABLES, CandidateSpace), (ONE_SHOT_TABLES, OneShotSpace),
+    )  # fmt: skip
+    tables, kind = next((tables, kind) for tables, kind in kinds if name in tables)
     return kind(
         name,
-        TABLES.get(name) or CANDIDATE_TABLES[name],
+        tables[name],
         num_classes=num_classes,
         in_channels=in_channels,
         resolutions=resolutions,

@@ -3,6 +3,9 @@
 ``proxyless-mobile`` is the space of ProxylessNAS (Cai et al. 2019, section 4.2): 21 blocks, each
 an inverted residual of kernel size 3, 5 or 7 and expand ratio 3 or 6, or nothing where its
 shape allows that. ``proxyless-small`` is the same choice on the stages of ``mobile-small``.
+``one-shot`` has a choice block a layer, as Guo et al. 2020 ("Single path one-shot neural
+architecture search with uniform sampling", section 3.3): three kernel sizes, or separable
+convolutions in a row in the place of their Xception block; no layer is left out.
 """
 
 from __future__ import annotations
@@ -33,6 +36,11 @@ CANDIDATE_TABLES: Mapping[str, StageTable] = {
 }
 
 
+ONE_SHOT_TABLES: Mapping[str, StageTable] = {
+    "one-shot": replace(_with_candidates(MOBILE_SMALL, 28), expand_ratios=(3,)),
+}
+
+
 class CandidateSpace(StagedSpace):
     """A space of candidate operations built from a stage table.
 
@@ -59,10 +67,21 @@ class CandidateSpace(StagedSpace):
         self, number: int, block: Block
     ) -> tuple[tuple[int, ...], Sequence[Layer | None]]:
         return (0, 1 + number), [
-            None if shape is None else self.block_layer(block, side, *shape)
+            self._layer(block, side, name, shape)
             for side in block.sides
-            for shape in self._operations(block).values()
+            for name, shape in self._operations(block).items()
         ]
+
+    def _layer(
+        self, block: Block, side: int, name: str, shape: tuple[int, int] | None
+    ) -> Layer | None:
+        """The layer of an operation; None for none."""
+        return None if shape is None else self.block_layer(block, side, *shape)
+
+    @property
+    def _num_operations(self) -> int:
+        """A block's, that of leaving it out apart."""
+        return len([shape for shape in self._operations(self.blocks[0]).values() if shape])
 
     def _runs(self) -> list[list[int]]:
         """A list a stage: the columns of the blocks that may be left out."""
@@ -75,7 +94,7 @@ class CandidateSpace(StagedSpace):
     @property
     def size(self) -> int:
         """Number of distinct architectures."""
-        num = len(self.table.kernel_sizes) * len(self.table.expand_ratios)
+        num = self._num_operations
         total = len(self.resolutions)
         for run, stage in zip(self._runs(), self.table.stages, strict=True):
             total *= num ** (stage.depths[-1] - len(run))
@@ -152,10 +171,36 @@ class CandidateSpace(StagedSpace):
             [r, *(self._option(block, op) if block.place < depth else 0 for block in self.blocks)]
             for r in range(len(self.resolutions))
             for depth in depths
-            for op in range(len(self.table.kernel_sizes) * len(self.table.expand_ratios))
+            for op in range(self._num_operations)
         ]
         smallest = [[r] + [0] * len(self.blocks) for r in range(len(self.resolutions))]
         return np.unique(self.canonical(np.array([*smallest, *rows], np.uint8)), axis=0)
 
     def _option(self, block: Block, op: int) -> int:
         return op + (None in self._operations(block).values())
+
+
+SEPARABLE = "sep_conv_3x3"
+
+
+class OneShotSpace(CandidateSpace):
+    """A choice block a layer: inverted residuals of three kernel sizes, or separable convolutions.
+
+    Columns of an architecture: resolution, then the operation of every layer.
+    """
+
+    def _operations(self, block: Block) -> dict[str, tuple[int, int] | None]:
+        ratio = self.table.expand_ratios[0]
+        kernels = {f"mbconv_k{k}_e{ratio}": (k, ratio) for k in self.table.kernel_sizes}
+        return {SEPARABLE: (3, 1), **kernels}
+
+    def _layer(
+        self, block: Block, side: int, name: str, shape: tuple[int, int] | None
+    ) -> Layer | None:
+        if name != SEPARABLE:
+            return super()._layer(block, side, name, shape)
+        width = self.table.stages[block.stage].width
+        return Layer(
+            "sep_conv", block.in_channels, width, side, side, kernel_size=3, stride=block.stride,
+            batch_norm_eps=self.table.batch_norm_eps,
+        )  # fmt: skip

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
-from deploynas.nn import CellNetwork, StaticNetwork, Supernet
-from deploynas.spaces import Archs, CellSpace, MobileSpace, SearchSpace
+from deploynas.nn import CellNetwork, MixedNetwork, StaticNetwork, Supernet
+from deploynas.spaces import Archs, CellSpace, MobileSpace, OneShotSpace, SearchSpace
 from deploynas.train.checkpoint import load_weights, save_weights
 from deploynas.train.distributed import is_first
 from deploynas.train.evaluate import QUICK_CALIBRATION, SupernetEvaluator
@@ -48,7 +48,7 @@ class SupernetRecipe(Recipe):
 
 
 def train_supernet(
-    supernet: Supernet | CellNetwork,
+    supernet: Supernet | CellNetwork | MixedNetwork,
     dataset: ImageDataset,
     recipe: SupernetRecipe,
     *,
@@ -126,7 +126,7 @@ def schedules_for(space: SearchSpace) -> tuple[str, ...]:
     Where options differ in kind and share no weights, as in cells, there is no largest subnet that
     contains the others and could teach them.
     """
-    if isinstance(space, CellSpace):
+    if isinstance(space, CellSpace | OneShotSpace):
         return ("single-path",)
     return tuple(SCHEDULES) if isinstance(space, MobileSpace) else ("sandwich", "single-path")
 
@@ -137,7 +137,7 @@ class _Teacher:
     A training that was killed asks for it again at the same step, or finds the file.
     """
 
-    def __init__(self, supernet: Supernet | CellNetwork, path: Path | None) -> None:
+    def __init__(self, supernet: Supernet | CellNetwork | MixedNetwork, path: Path | None) -> None:
         self._supernet, self._path = supernet, path
         self._networks: dict[int, StaticNetwork] = {}
         self._weights: dict[str, Tensor] | None = None

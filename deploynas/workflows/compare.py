@@ -32,7 +32,7 @@ from deploynas.search.proxyless import ProxylessRecipe
 from deploynas.search.result import DataRecord
 from deploynas.spaces import ArchRecord, CandidateSpace, CellSpace, SearchSpace
 from deploynas.spaces.layers import Node
-from deploynas.train import Recipe, SupernetEvaluator, pick_device
+from deploynas.train import Recipe, pick_device, schedules_for
 from deploynas.workflows import gradient, steps
 from deploynas.workflows.steps import OnProgress, TrainedSupernet
 from deploynas.workflows.trainings import Cost, train_all
@@ -65,8 +65,8 @@ class Winner(Record):
     """What one strategy found with one seed.
 
     Attributes:
-        search_seconds: Of the search, without the supernet that it may have searched.
-        inherited: Validation accuracy with the supernet's weights; None where there is none.
+        search_seconds: Of the search, the training of the supernet that it needs included.
+        inherited: Validation accuracy with that supernet's weights; None where it needs none.
         validation, test: Accuracy after training from scratch; None where time was up before.
         latency_ms: Measured beside all others; with the bounds of its 95 % interval.
     """
@@ -92,7 +92,7 @@ class Row(Record):
         mean, deviation: Of the test accuracy over the seeds that were trained.
         over_random: Difference of the means; ``interval`` is half of its 95 % interval (Welch),
             None with fewer than two seeds each.
-        seconds: Mean cost of a search, its share of the supernet's training included.
+        seconds: Mean cost of a search, the supernet's training included where it needs one.
         latency_ms: Median over the seeds; ``within`` whether none is over the budget.
     """
 
@@ -118,7 +118,8 @@ class Comparison(Artifact):
     """``comparison.json``. Format 1 (0.1.0): first version.
 
     Attributes:
-        supernet_seconds: Of the supernet's training, which every strategy without gradients needs.
+        supernet_seconds: Schedule -> seconds of the training of that supernet, which every
+            strategy without gradients that goes by it needs.
         kendall_tau: Between inherited and trained validation accuracy of the distinct winners;
             None with fewer than four.
         complete: Whether nothing was left out because time was up.
@@ -132,7 +133,7 @@ class Comparison(Artifact):
     data: DataRecord
     profile: str
     device: str
-    supernet_seconds: float
+    supernet_seconds: dict[str, float]
     winners: tuple[Winner, ...]
     rows: tuple[Row, ...]
     kendall_tau: float | None
@@ -233,9 +234,14 @@ def compare(
     model = steps.latency_model(space, profile_path, device, "fp32", on_progress)
     settings.budget.require_reachable(model, np.random.default_rng(0))
     on_note(_forecast(model, dataset, settings, num_workers))
-    supernet, supernet_seconds = None, 0.0
-    if any(name not in GRADIENT for name in settings.strategies):
-        supernet, supernet_seconds = _supernet(model.space, dataset, run, settings, on_progress)
+    supernets: dict[str, TrainedSupernet] = {}
+    supernet_seconds: dict[str, float] = {}
+    for name in settings.strategies:
+        schedule = _schedule(name, model.space)
+        if schedule is not None and schedule not in supernets:
+            supernets[schedule], supernet_seconds[schedule] = _supernet(
+                model.space, dataset, run / f"supernet-{schedule}", schedule, settings, on_progress
+            )
     winners: list[Winner] = []
     todo = [(s, n) for n in range(settings.num_seeds) for s in settings.strategies]
     for number, (strategy, seed) in enumerate(todo):
@@ -246,18 +252,20 @@ def compare(
         def told(text: str, share: float, name: str = strategy, done: int = number) -> None:
             on_progress(f"searching: {name}, {text}", (done + share) / len(todo))
 
+        schedule = _schedule(strategy, model.space)
+        supernet = None if schedule is None else supernets[schedule]
         result, seconds = _searched(
             strategy, seed, folder, model, dataset, profile_path, settings, supernet, device, told
         )
+        inherited = None if supernet is None else result.best.accuracy
         winners.append(
             Winner(
                 strategy=strategy, seed=seed, architecture=result.best.architecture,
-                search_seconds=seconds,
+                search_seconds=seconds + supernet_seconds.get(schedule or "", 0.0),
+                inherited=inherited,
                 predicted_latency_ms=result.best.predicted_latency_ms or 0.0,
             )
         )  # fmt: skip
-    if supernet is not None:
-        winners = _judged(winners, SupernetEvaluator(supernet.network, dataset, model.space))
     jobs = [
         (w, model.space.layers(model.space.encode([w.architecture])[0]), w.seed) for w in winners
     ]
@@ -284,7 +292,7 @@ def compare(
             "device": model.profile.identity.title,
             "supernet_seconds": supernet_seconds,
             "winners": tuple(winners),
-            "rows": tuple(rows_of(winners, settings, supernet_seconds)),
+            "rows": tuple(rows_of(winners, settings)),
             "kendall_tau": _tau(winners),
             "complete": len(winners) == len(todo) and all(w.test is not None for w in winners),
         }
@@ -325,13 +333,24 @@ def _seconds(folder: Path) -> float:
     return Cost.read(folder / "cost.json").seconds
 
 
+def _schedule(strategy: str, space: SearchSpace) -> str | None:
+    """Of the supernet that a strategy searches; None where it trains weights of its own."""
+    if strategy in GRADIENT:
+        return None
+    return "single-path" if strategy == "one-shot" else schedules_for(space)[0]
+
+
 def _supernet(
-    space: SearchSpace, dataset: ImageDataset, run: Path, settings: Settings, told: OnProgress
+    space: SearchSpace,
+    dataset: ImageDataset,
+    folder: Path,
+    schedule: str,
+    settings: Settings,
+    told: OnProgress,
 ) -> tuple[TrainedSupernet, float]:
-    """The one supernet that all strategies without gradients search, and its seconds."""
-    folder = run / "supernet"
+    """The one supernet of a schedule, which several strategies search, and its seconds."""
     if not (folder / "supernet.json").exists() or not (folder / "cost.json").exists():
-        recipe = steps.supernet_recipe(space, dataset, settings.supernet_epochs, 0)
+        recipe = steps.supernet_recipe(space, dataset, settings.supernet_epochs, 0, schedule)
         folder.mkdir(parents=True, exist_ok=True)
         with _clocked(folder):
             steps.train(space, dataset, folder, recipe, told)
@@ -381,19 +400,6 @@ def _gradient_recipe(
     return gradient.recipe_for(dataset, epochs, seed, {})
 
 
-def _judged(winners: list[Winner], evaluator: SupernetEvaluator) -> list[Winner]:
-    """With the accuracy that each would have inherited from the supernet."""
-    space = evaluator.space
-    known: dict[bytes, float] = {}
-    found = []
-    for winner in winners:
-        row = space.encode([winner.architecture])
-        if row.tobytes() not in known:
-            known[row.tobytes()] = float(evaluator.final(row)[0])
-        found.append(winner.model_copy(update={"inherited": known[row.tobytes()]}))
-    return found
-
-
 RULE = StopRule(precision=0.01, min_sessions=4, max_sessions=8)
 
 
@@ -427,7 +433,7 @@ def _measured(
     return found
 
 
-def rows_of(winners: Sequence[Winner], settings: Settings, supernet_seconds: float) -> list[Row]:
+def rows_of(winners: Sequence[Winner], settings: Settings) -> list[Row]:
     """The table, a row a strategy."""
     base = [w.test for w in winners if w.strategy == RANDOM and w.test is not None]
     limit = settings.budget.latency_ms
@@ -441,7 +447,6 @@ def rows_of(winners: Sequence[Winner], settings: Settings, supernet_seconds: flo
         if strategy != RANDOM and tests and base:
             difference = float(np.mean(tests) - np.mean(base))
             interval = welch(tests, base)
-        share = 0.0 if strategy in GRADIENT else supernet_seconds
         rows.append(
             Row(
                 strategy=strategy,
@@ -450,7 +455,7 @@ def rows_of(winners: Sequence[Winner], settings: Settings, supernet_seconds: flo
                 deviation=float(np.std(tests, ddof=1)) if len(tests) > 1 else None,
                 over_random=difference,
                 interval=interval,
-                seconds=share + float(np.mean([w.search_seconds for w in own])) if own else 0.0,
+                seconds=float(np.mean([w.search_seconds for w in own])) if own else 0.0,
                 latency_ms=float(np.median(latencies)) if latencies else None,
                 within=all(low <= limit for low in lows) if limit and lows else None,
             )
@@ -497,7 +502,10 @@ def _forecast(
     seconds = (num_gradient + num_sampling) * per_network / min(num_workers, 1.6)
     if num_sampling:
         recipe = steps.supernet_recipe(model.space, dataset, settings.supernet_epochs, 0)
-        seconds += 3 * recipe.epochs * len(dataset.train) / speed  # the subnets of a step
+        num_supernets = len({_schedule(s, model.space) for s in settings.strategies} - {None})
+        seconds += (
+            num_supernets * 3 * recipe.epochs * len(dataset.train) / speed
+        )  # the subnets of a step
         evaluated = min(2_000, len(dataset.val)) + 512
         seconds += num_sampling * settings.num_evaluations * evaluated / (3 * speed)
     if num_gradient:

@@ -413,13 +413,14 @@ def open_saved(run: Path, result: SearchResult, dataset: ImageDataset | None) ->
     chosen = _space(result.space)
     side = result.data.size
     images = np.zeros((0, side, side, 3), np.uint8)
-    if result.weights == "paths" and dataset is not None:
+    if result.weights in ("paths", "trained") and dataset is not None:
         images = dataset.test.images[:PARITY_IMAGES]
     elif record.images and Path(record.images).is_dir():
         from deploynas.data.published import load_unlabelled
 
         images = load_unlabelled(Path(record.images), side, PARITY_IMAGES)
-    kind: Weights = "published" if result.weights == "published" else "inherited"
+    kinds: dict[str, Weights] = {"published": "published", "trained": "from-scratch"}
+    kind = kinds.get(result.weights, "inherited")
     return TrainedNetwork(
         _load(chosen, result.best, path), result.best, chosen, result.data, images, kind,
         record.batch_norm,
@@ -442,7 +443,7 @@ def open_for_export(
     if result.weights == "published":
         return open_saved(run, result, None)
     dataset = open_data(result.data, moved_to)
-    if result.weights == "paths":
+    if result.weights in ("paths", "trained"):
         return open_saved(run, result, dataset)
     return inherited(result, result.best, open_supernet(Path(result.supernet), dataset))
 

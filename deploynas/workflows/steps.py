@@ -18,7 +18,7 @@ from deploynas.data import ImageDataset
 from deploynas.device import Device
 from deploynas.errors import IncompleteProfileError, InvalidInputError, require_positive
 from deploynas.export.exporter import network_bytes
-from deploynas.nn import CellNetwork, StaticNetwork, Supernet, supernet_of
+from deploynas.nn import CellNetwork, MixedNetwork, StaticNetwork, Supernet, supernet_of
 from deploynas.profile import DeviceProfile, LatencyModel, profile_space
 from deploynas.profile.device_profile import Precision
 from deploynas.profile.profiler import quantize_for_timing
@@ -92,7 +92,7 @@ class SupernetRecord(Artifact):
 class TrainedSupernet:
     """A supernet with its data."""
 
-    network: Supernet | CellNetwork
+    network: Supernet | CellNetwork | MixedNetwork
     dataset: ImageDataset
     run: Path
 

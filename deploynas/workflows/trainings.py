@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from deploynas.train import (
     TrainingProgress,
     accuracy,
     pick_device,
+    save_weights,
     train_network,
 )
 from deploynas.workflows.steps import OnProgress, told
@@ -54,6 +56,8 @@ def train_all(
     num_workers: int,
     time_is_up: Callable[[], bool],
     on_progress: OnProgress,
+    *,
+    keep_weights: bool = False,
 ) -> list[Trained | None]:
     """Train networks from scratch, several at a time, each of them once.
 
@@ -64,6 +68,7 @@ def train_all(
         num_workers: Processes; the cores are shared among them.
         time_is_up: Asked before each training: after that none begins.
         on_progress: Called with what is going on and its share done.
+        keep_weights: Beside the accuracies, as ``.safetensors``.
 
     Returns:
         One a job; None where time was up.
@@ -80,7 +85,7 @@ def train_all(
             def each(text: str, share: float, before: int = done) -> None:
                 on_progress(f"training: {before + 1} of {num}, {text}", (before + share) / num)
 
-            train_alone(nodes, dataset, recipe, file, each)
+            train_alone(nodes, dataset, recipe, file, each, keep_weights=keep_weights)
     elif num:
         threads = max(1, torch.get_num_threads() // num_workers)
         context = get_context("spawn")
@@ -89,7 +94,8 @@ def train_all(
             while waiting or running:
                 while waiting and len(running) < num_workers and not time_is_up():
                     file, (nodes, recipe) = waiting.pop(0)
-                    running.add(pool.submit(train_alone, nodes, dataset, recipe, file))
+                    job = partial(train_alone, nodes, dataset, recipe, file)
+                    running.add(pool.submit(job, keep_weights=keep_weights))
                 if not running:  # time is up
                     break
                 ended, running = wait(running, return_when=FIRST_COMPLETED)
@@ -106,6 +112,8 @@ def train_alone(
     recipe: Recipe,
     file: Path,
     on_progress: OnProgress = lambda text, share: None,
+    *,
+    keep_weights: bool = False,
 ) -> None:
     """Train one network from scratch and write its accuracies; goes on from a checkpoint.
 
@@ -134,6 +142,8 @@ def train_alone(
         for split in (dataset.val, dataset.test)
     )
     seconds = before + time.process_time() - started
+    if keep_weights:
+        save_weights(file.with_suffix(".safetensors"), network)
     Trained(validation=validation, test=test, seconds=seconds).write(file)
     for path in (checkpoint, clock):
         path.unlink(missing_ok=True)

@@ -1,0 +1,102 @@
+"""One-shot search: single paths train the supernet, its weights rank, the best few are retrained.
+
+Guo et al. 2020, "Single path one-shot neural architecture search with uniform sampling": uniform
+paths (section 3.2), evolution under the budget on inherited weights (section 3.4), and training
+from scratch of what is found; here of the best few, of which the one that validates best is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from deploynas.artifacts import ensure_writable
+from deploynas.data import ImageDataset
+from deploynas.device import Device
+from deploynas.nn import StaticNetwork
+from deploynas.profile.device_profile import Precision
+from deploynas.search import Budget, SearchResult
+from deploynas.search import search as run_search
+from deploynas.search.strategies import Floats
+from deploynas.spaces import Archs, SearchSpace
+from deploynas.train import SupernetEvaluator, load_weights, pick_device
+from deploynas.train.evaluate import CALIBRATION_IMAGES
+from deploynas.workflows import steps
+from deploynas.workflows.networks import FROM_SCRATCH, save_chosen
+from deploynas.workflows.steps import OnProgress
+from deploynas.workflows.trainings import key_of, train_all
+
+TOP_K = 3  # of the search, trained from scratch
+
+
+def search(
+    chosen: SearchSpace,
+    dataset: ImageDataset,
+    profile_path: Path,
+    budget: Budget,
+    run: Path,
+    *,
+    epochs: float | None,
+    device: Device | None,
+    seed: int,
+    num_evaluations: int,
+    precision: Precision = "fp32",
+    on_progress: OnProgress,
+    on_note: Callable[[str], None],
+) -> SearchResult:
+    """Train by single paths, search, retrain the best few; goes on where it was stopped.
+
+    Arguments and errors as in :func:`deploynas.workflows.steps.train_and_search`; the run holds
+    the chosen network's weights.
+    """
+    model = steps.latency_model(chosen, profile_path, device, precision, on_progress)
+    space = model.space
+    budget.require_reachable(model, np.random.default_rng(seed))
+    ensure_writable(run)
+    recipe = steps.supernet_recipe(space, dataset, epochs, seed, "single-path")
+    record = run / "supernet.json"
+    if record.exists() and steps.SupernetRecord.read(record).settings == recipe:
+        on_note(f"supernet {run}, trained before")
+        supernet = steps.open_supernet(run, dataset)
+    else:
+        supernet = steps.train(space, dataset, run, recipe, on_progress)
+    evaluator = SupernetEvaluator(supernet.network, dataset, space)
+    alone = FROM_SCRATCH.model_copy(
+        update={"seed": seed, **steps.lengthened(FROM_SCRATCH, dataset)}
+    )
+
+    def weights_of(arch: Archs) -> Path:
+        key = key_of(space.layers(arch), dataset, alone)
+        return run / "trained" / f"{key}.safetensors"
+
+    def retrained(archs: Archs) -> Floats:
+        jobs = [(space.layers(arch), alone) for arch in archs]
+        done = train_all(
+            jobs, dataset, run / "trained", 1, lambda: False, on_progress, keep_weights=True
+        )
+        return np.array([one.validation for one in done if one is not None])
+
+    def extract(arch: Archs) -> StaticNetwork:
+        network = StaticNetwork(space.layers(arch))
+        if weights_of(arch).exists():
+            load_weights(weights_of(arch), network)
+            return network.to(pick_device()).eval()
+        return evaluator.extract(arch)
+
+    outcome = run_search(
+        model, evaluator, budget, strategy="one-shot", seed=seed, num_evaluations=num_evaluations,
+        measure_ms=steps.measured_by(device, extract, precision), settle=(TOP_K, retrained),
+        on_progress=on_progress,
+    )  # fmt: skip
+    best = space.encode([outcome.best.architecture])[0]
+    result = steps.as_result(
+        outcome, model, profile_path, budget, strategy="one-shot", seed=seed,
+        inputs=[profile_path, record, run / "supernet.safetensors"],
+        data=steps.data_record(dataset), supernet=run, weights="trained",
+    )  # fmt: skip
+    result.write(SearchResult.file_in(run))
+    num_images = min(CALIBRATION_IMAGES, len(dataset.train))
+    save_chosen(run, extract(best), num_images=num_images)
+    return result

@@ -1,0 +1,80 @@
+"""One-shot: single paths, a search on inherited weights, the best few trained from scratch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import deploynas as dn
+from deploynas.data.sources import _load_digits
+from deploynas.nn import MixedNetwork
+from deploynas.profile import LatencyModel
+from deploynas.search import Budget, SearchResult
+from deploynas.train import Batches, Recipe, accuracy
+from deploynas.workflows import networks, one_shot, trainings
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return _load_digits((), seed=0, max_size=64)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["one-shot", "darts-small:channels=4,cells=3,nodes=2,operations=skip_connect+sep_conv_3x3"],
+)
+def test_from_images_to_a_network_that_can_be_exported(
+    name, digits, board_profile, tmp_path, monkeypatch
+):
+    space = dn.space(name, digits.num_classes, digits.channels, [16])
+    path = tmp_path / "board.json"
+    board_profile(space).write(path)
+    model = LatencyModel(space, dn.DeviceProfile.load(path))
+    budget = Budget(latency_ms=float(np.median(model.upper_ms(space.uniform()))))
+    monkeypatch.setattr(
+        one_shot, "FROM_SCRATCH", Recipe(epochs=1.0, batch_size=64, learning_rate=0.1)
+    )
+    monkeypatch.setattr(one_shot.steps, "lengthened", lambda recipe, dataset: {})
+
+    def search():
+        return one_shot.search(
+            space, digits, path, budget, tmp_path / "run", epochs=0.3, device=None, seed=0,
+            num_evaluations=4, on_progress=lambda text, share: None, on_note=lambda text: None,
+        )  # fmt: skip
+
+    result = search()
+    arch = space.encode([result.best.architecture])
+    assert budget.admits(arch, model).all()
+    trained = [
+        trainings.Trained.read(file) for file in (tmp_path / "run" / "trained").glob("*.json")
+    ]
+    assert 1 <= len(trained) <= one_shot.TOP_K
+    assert result.best.accuracy == max(one.validation for one in trained)
+    chosen = networks.open_saved(tmp_path / "run", result, digits)
+    assert chosen.weights == "from-scratch"
+    batches = Batches(digits, digits.val, next(chosen.network.parameters()).device)
+    assert accuracy(chosen.network, batches, 16) == pytest.approx(result.best.accuracy, abs=0.01)
+    manifest = networks.export(result, chosen, tmp_path / "export")
+    assert manifest.parity_max_abs_diff < 1e-3
+
+    def never(*args, **kwargs):
+        raise AssertionError("done before")
+
+    monkeypatch.setattr(trainings, "train_network", never)
+    monkeypatch.setattr(one_shot.steps, "train", never)
+    again = search()
+    assert again.best == result.best
+    assert SearchResult.read(SearchResult.file_in(tmp_path / "run")) == again
+
+
+def test_choice_blocks_have_weights_of_their_own(digits):
+    space = dn.space("one-shot", 10, 1, [16])
+    network = MixedNetwork(space)
+    assert all(part.elastic is None for part in network.mixed)
+    assert all(len(part.options) == 4 for part in network.mixed)
+    assert space.size == 4 ** len(space.blocks)
+    strides = [layer.stride for layer in space.layer_table if layer.kind == "sep_conv"]
+    assert 2 in strides  # in the first of the two convolutions alone
+    archs = np.concatenate([space.smallest(), space.sample(20, np.random.default_rng(0))])
+    halvings = [sum(n.layer.stride == 2 for n in space.layers(arch)) for arch in archs]
+    assert set(halvings) == {halvings[0]}
