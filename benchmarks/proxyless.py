@@ -62,6 +62,7 @@ PROFILES = Path(__file__).parent / "profiles"
 SEEDS = (0, 1, 2)
 BUDGET_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the range, in logarithms
 BAND = 0.03  # of equal latency
+WIDTHS = np.arange(0.25, 2.05, 0.125)  # of a MobileNet's stages, in one to three blocks each
 POOL = 40  # random networks that are measured, so that enough lie within the band
 
 
@@ -391,8 +392,6 @@ def comparison(options: argparse.Namespace) -> dict[str, object]:
                 return pool.submit(standalone, nodes, dataset, own_recipe).result()
 
             found.append(trained(own[seed])[1])
-            for name, nodes in field.scaled.items():
-                baselines[name].append(trained(nodes)[1])
             at_random: list[tuple[float, float, float]] = []
             for nodes in field.random[seed :: len(seeds)]:  # each seed's random search has its own
                 at_random.append(trained(nodes))
@@ -400,6 +399,8 @@ def comparison(options: argparse.Namespace) -> dict[str, object]:
                 if sum(one[2] for one in at_random) >= seconds[seed]:
                     break
             best_random.append(max(at_random)[1])
+            for name, nodes in field.scaled.items():
+                baselines[name].append(trained(nodes)[1])
 
         for one in [seeds_at_once.submit(run_seed, seed) for seed in seeds]:
             try:
@@ -466,28 +467,40 @@ class Field:
         centre = float(np.median(model.predict_ms(archs)))
         near = np.abs(model.predict_ms(drawn) / centre - 1) <= BAND
         pool = [space.layers(arch) for arch in drawn[near][:POOL]]
-        families = {name: _scalings(name, space) for name in ("V2", "V3")}
+        families = {name: _scalings(name, space, WIDTHS) for name in ("V2", "V3")}
         every = [*found, *pool, *(nodes for f in families.values() for _, _, nodes in f)]
-        keys = json.dumps([[node.layer.key for node in nodes] for nodes in every])
-        record = RUNS / f"latencies-{_key(keys, model.profile.identity.model_dump_json())}.json"
-        if not record.exists():
-            record.parent.mkdir(parents=True, exist_ok=True)
-            record.write_text(json.dumps(measured_ms(every, device, model)))
-        times = iter(json.loads(record.read_text()))
+        times = iter(_kept_ms(every, device, model))
         found_ms = [next(times) for _ in found]
         target = float(np.median(found_ms))
         random_ms = [next(times) for _ in pool]
         scaled = {}
         for name, family in families.items():
+            ratios = [next(times) / target for _ in family]
+            if min(abs(r - 1) for r in ratios) > BAND:  # finer, between the two nearest
+                ends = [
+                    (family[i][1], family[i + 1][1])
+                    for i in range(len(family) - 1)
+                    if family[i][0] == family[i + 1][0] == 2 and ratios[i] < 1 < ratios[i + 1]
+                ]
+                finer = [w for low, high in ends for w in np.linspace(low, high, 9)[1:-1]]
+                family = [f for f in _scalings(name, space, finer) if f[0] == 2]
+                measured = _kept_ms([*found, *(nodes for _, _, nodes in family)], device, model)
+                own = float(np.median(measured[: len(found)]))
+                ratios = [ms / own for ms in measured[len(found) :]]
             # within the band, the nearest to two blocks a stage; else the nearest in latency
-            off = [abs(next(times) / target - 1) for _ in family]
+            off = [abs(r - 1) for r in ratios]
             best = min(
-                range(len(family)), key=lambda i: (off[i] > BAND, abs(family[i][0] - 2), off[i])
+                range(len(family)),
+                key=lambda i: (
+                    off[i] > BAND,
+                    abs(family[i][0] - 2) if off[i] <= BAND else 0,
+                    off[i],
+                ),
             )
             depth, width, scaled[name] = family[best]
             print(
-                f"MobileNet{name}: {depth} blocks a stage, width {width:g}, {off[best]:.1%} "
-                f"from {target:.4g} ms", flush=True,
+                f"MobileNet{name}: {depth} blocks a stage, width {width:g}, takes "
+                f"{ratios[best]:.3f} of what was found", flush=True,
             )  # fmt: skip
         same = [n for n, ms in zip(pool, random_ms, strict=True) if abs(ms / target - 1) <= BAND]
         return cls(target, found_ms, same, len(pool), scaled)
@@ -509,15 +522,25 @@ def standalone(
     return trained.validation, trained.test, trained.seconds
 
 
-def _scalings(name: str, space: CandidateSpace) -> list[tuple[int, float, list[Node]]]:
-    """Blocks a stage, width, and a MobileNet of the same stem, strides and head with those.
+def _kept_ms(networks: list[list[Node]], device: Device, model: LatencyModel) -> list[float]:
+    """Latencies in one run: of now, or of a run of this benchmark before."""
+    keys = json.dumps([[node.layer.key for node in nodes] for nodes in networks])
+    record = RUNS / f"latencies-{_key(keys, model.profile.identity.model_dump_json())}.json"
+    if not record.exists():
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(measured_ms(networks, device, model)))
+    times: list[float] = json.loads(record.read_text())
+    return times
 
-    Widths from a quarter to twice, one to three blocks a stage.
-    """
+
+def _scalings(
+    name: str, space: CandidateSpace, widths: Sequence[float]
+) -> list[tuple[int, float, list[Node]]]:
+    """Blocks a stage, width, and a MobileNet of the same stem, strides and head with those."""
     is_v3 = name == "V3"
     options = []
     for depth in (1, 2, 3):
-        for width in np.arange(0.25, 2.05, 0.125):
+        for width in widths:
             table = space.table
             stages = tuple(
                 Stage(
