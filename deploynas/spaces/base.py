@@ -113,6 +113,18 @@ class SearchSpace(abc.ABC):
         ``(n, num_choices)``; the smallest and the largest network are among them.
         """
 
+    def _require_possible(self) -> None:
+        """Check what the space was made for.
+
+        Raises:
+            InvalidInputError: No class, no channel, or a resolution below 8 px.
+        """
+        if min(self.num_classes, self.in_channels) < 1 or min(self.resolutions, default=0) < 8:
+            raise InvalidInputError(
+                f"{self.name} needs at least one class, one channel and resolutions of 8 px or "
+                f"more, got {self.num_classes}, {self.in_channels} and {list(self.resolutions)}"
+            )
+
     @property
     def spec(self) -> dict[str, object]:
         """What rebuilds this space: ``deploynas.space(**spec)``."""

@@ -174,18 +174,11 @@ class CellSpace(SearchSpace):
         in_channels: int = 3,
         resolutions: Sequence[int] | None = None,
     ) -> None:
-        self.name = name
-        self.table = table
+        self.name, self.table, self.in_channels = name, table, in_channels
         self.num_classes = table.num_classes if num_classes is None else num_classes
-        self.in_channels = in_channels
-        self.resolutions = tuple(
-            sorted(set(table.resolutions if resolutions is None else resolutions))
-        )
-        if self.num_classes < 1 or in_channels < 1 or min(self.resolutions, default=0) < 8:
-            raise InvalidInputError(
-                f"{name} needs at least one class, one channel and resolutions of 8 px or more, "
-                f"got {self.num_classes}, {in_channels} and {list(self.resolutions)}"
-            )
+        asked = table.resolutions if resolutions is None else resolutions
+        self.resolutions = tuple(sorted(set(asked)))
+        self._require_possible()
         if min(table.channels, table.cells, table.nodes, table.stem) < 1 or table.channels % 2:
             raise InvalidInputError(
                 f"{name} needs an even number of channels, and at least one cell of one node"

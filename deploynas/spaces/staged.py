@@ -9,7 +9,6 @@ from typing import Self
 
 import numpy as np
 
-from deploynas.errors import InvalidInputError
 from deploynas.spaces.base import Archs, Choice, SearchSpace, Slot
 from deploynas.spaces.layers import Activation, Layer, make_divisible
 
@@ -78,18 +77,11 @@ class StagedSpace(SearchSpace):
         in_channels: int = 3,
         resolutions: Sequence[int] | None = None,
     ) -> None:
-        self.name = name
-        self.table = table
+        self.name, self.table, self.in_channels = name, table, in_channels
         self.num_classes = table.num_classes if num_classes is None else num_classes
-        self.in_channels = in_channels
-        self.resolutions = tuple(
-            sorted(set(table.resolutions if resolutions is None else resolutions))
-        )
-        if self.num_classes < 1 or in_channels < 1 or min(self.resolutions, default=0) < 8:
-            raise InvalidInputError(
-                f"{name} needs at least one class, one channel and resolutions of 8 px or more, "
-                f"got {self.num_classes}, {in_channels} and {list(self.resolutions)}"
-            )
+        asked = table.resolutions if resolutions is None else resolutions
+        self.resolutions = tuple(sorted(set(asked)))
+        self._require_possible()
         self.blocks = self._blocks()
         self.choices = (Choice("resolution", self.resolutions), *self._block_choices())
         self.slots, self.layer_table = self._walk()
