@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -157,7 +158,7 @@ def search(
         raise InvalidInputError("--calibration-images goes with --ofa-weights")
     if ofa_weights is not None and supernet is not None:
         raise InvalidInputError("give one of --ofa-weights and --supernet")
-    from deploynas.artifacts import PROFILES, RUNS, newest
+    from deploynas.artifacts import PROFILES, newest
     from deploynas.device import open_attached
     from deploynas.profile import DeviceProfile
 
@@ -177,7 +178,7 @@ def search(
         if ofa_weights is not None:
             from deploynas.workflows import published
 
-            run = output or RUNS / f"{space_name}-published"
+            run = output or _own_run(f"{space_name}-published")
             result = published.search(
                 ofa_weights, space_name, path, budget, run,
                 device=device, calibration_images=calibration_images, data=data,
@@ -189,7 +190,7 @@ def search(
             from deploynas.workflows import gradient
 
             dataset = open_data(data, space_name=space_name)
-            run = output or RUNS / f"{space_name}-{dataset.name}"
+            run = output or _own_run(f"{space_name}-{dataset.name}")
             recipe = (
                 gradient.darts_recipe_for(dataset, epochs, seed, of_darts)
                 if strategy == "darts"
@@ -206,7 +207,7 @@ def search(
             from deploynas.workflows import one_shot
 
             dataset = open_data(data, space_name=space_name)
-            run = output or RUNS / f"one-shot-{space_name}-{dataset.name}"
+            run = output or _own_run(f"{space_name}-{dataset.name}-one-shot")
             result = one_shot.search(
                 space_for(space_name, dataset), dataset, path, budget, run,
                 epochs=epochs, device=device, seed=seed,
@@ -215,7 +216,7 @@ def search(
             )  # fmt: skip
         else:
             dataset = open_data(data, space_name=space_name)
-            run = output or RUNS / f"{space_name}-{dataset.name}"
+            run = output or _own_run(f"{space_name}-{dataset.name}")
             result = steps.train_and_search(
                 space_for(space_name, dataset), dataset, path, budget, run,
                 supernet=supernet, epochs=epochs, device=device, strategy=strategy, seed=seed,
@@ -228,6 +229,13 @@ def search(
         return print_json(_document(result, run))
     _print(result, run)
     return None
+
+
+def _own_run(name: str) -> Path:
+    """The run directory of a name; a space's may hold what no file system likes."""
+    from deploynas.artifacts import RUNS
+
+    return RUNS / re.sub(r"[^\w.-]+", "-", name)
 
 
 def _document(result: SearchResult, run: Path) -> dict[str, object]:
