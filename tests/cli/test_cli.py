@@ -659,7 +659,7 @@ def test_a_full_disk_is_one_line(limit: int, tmp_path: Path) -> None:
         [sys.executable, "-W", "ignore", "-c", code, *arguments, "--output", "p/cpu.json"],
         capture_output=True, text=True, cwd=tmp_path, timeout=300,
         env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TMPDIR": str(tmp_path),
-             "PYTHONPATH": PACKAGE},
+             "PYTHONPATH": PACKAGE, "PYTHONDONTWRITEBYTECODE": "1"},  # or broken .pyc files stay
     )  # fmt: skip
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: cannot write")
