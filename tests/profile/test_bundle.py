@@ -22,7 +22,7 @@ SPACE = space("mobile-small", 10, 1, [20])
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     path = tmp_path_factory.mktemp("bundle") / "pi.pyz"
-    num_models, size = write_bundle(path, SPACE, budget_minutes=0.02, soft_seconds=0.0)
+    num_models, size = write_bundle(path, SPACE, budget_minutes=0.1, soft_seconds=0.0)
     assert num_models > len(SPACE.layer_table)
     assert size == path.stat().st_size < 1_000_000
     return path

@@ -109,7 +109,7 @@ def test_accuracy_is_the_same_whoever_preprocesses(tmp_path):
     network = build(space, space.smallest()[0])
     train_network(network, digits, Recipe(epochs=3, batch_size=64, augment_from=99))
     model = network_bytes(network.eval(), opset=18)
-    examples = Examples(digits.test, digits.mean, digits.std, 0.8)
+    examples = Examples(digits.test, digits.mean, digits.std, 10, crop=0.8)
     files = {
         "floats": model,
         "pixels": with_preprocessing(model, digits.mean, digits.std),
@@ -120,7 +120,7 @@ def test_accuracy_is_the_same_whoever_preprocesses(tmp_path):
     found = {}
     for name, content in files.items():
         (path := tmp_path / f"{name}.onnx").write_bytes(content)
-        own = examples if name == "frames" else Examples(digits.test, digits.mean, digits.std)
+        own = examples if name == "frames" else Examples.of(digits, None)
         found[name] = onnx_accuracy(path, own, lambda text, share: None)
     assert found["floats"] == found["pixels"] == found["frames"]
     assert found["floats"] > 0.3
