@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import deploynas as dn
-from deploynas.artifacts import Artifact
 from deploynas.data.sources import _load_digits
 from deploynas.errors import InfeasibleBudgetError, InvalidInputError, UnknownNameError
 from deploynas.profile import LatencyModel
@@ -170,4 +169,3 @@ def test_the_table_says_what_is_noise():
     # by hand: both variances 1e-4, 3 each, so 4 degrees of freedom: 2.776 * sqrt(2e-4 / 3)
     assert ofa.interval == pytest.approx(2.776 * (2e-4 / 3) ** 0.5, rel=1e-3)
     assert welch([0.5], [0.4, 0.5]) is None
-    assert issubclass(Comparison, Artifact)
