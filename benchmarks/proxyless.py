@@ -6,6 +6,8 @@ python benchmarks/proxyless.py budgets     --data DIR [--device cpu|web] [--imag
 python benchmarks/proxyless.py comparison  --data DIR [--device cpu|web] [--images N] [--epochs N]
                                            [--standalone-epochs N] [--share S] [--minutes M]
                                            [--workers N]
+python benchmarks/proxyless.py devices     --data DIR [--images N] [--epochs N] [--workers N]
+                                           [--standalone-epochs N] [--share S] [--web-share S]
 gradients   of gates, expected latency and REINFORCE on a toy space, against finite differences
             and sums over every network.
 step        time and memory of a weight step over those of the static network of the same path.
@@ -14,6 +16,9 @@ comparison  at one latency, all trained from scratch by one recipe, three seeds:
             found, random networks, the best of random search with the same compute (networks
             trained alone, judged by validation images), and MobileNetV2 and V3 scaled to the
             same latency. Accuracies are of test images.
+devices     three searches for cpu and three for web, what they found trained from scratch and
+            measured on both. The budget on web is --web-share of what the networks found for cpu
+            are predicted to take there, so that both can be equally accurate.
 --images trains on so many images. Everything trained is kept in benchmarks/runs/proxyless, so that
 a run that was stopped goes on; --minutes stops it in time and prints what there is. --workers
 trains so many networks at a time, each on its share of the cores; compute is counted in seconds of
@@ -37,7 +42,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from peak import grown_bytes, median_of_children
-from rank_correlation import fewer
 from scipy import stats
 from torch import nn
 
@@ -59,6 +63,7 @@ from deploynas.workflows.trainings import Trained, key_of, train_alone
 
 RUNS = Path(__file__).parent / "runs" / "proxyless"
 PROFILES = Path(__file__).parent / "profiles"
+PARTS = ("gradients", "step", "budgets", "comparison", "devices")
 SEEDS = (0, 1, 2)
 BUDGET_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the range, in logarithms
 BAND = 0.03  # of equal latency
@@ -69,7 +74,7 @@ POOL = 40  # random networks that are measured, so that enough lie within the ba
 def main() -> None:
     """Print one part's table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=("gradients", "step", "budgets", "comparison"))
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="two budgets, one seed, few steps")
     parser.add_argument("--space", default="proxyless-small")
@@ -81,6 +86,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=30.0)
     parser.add_argument("--standalone-epochs", type=float, default=12.0)
     parser.add_argument("--share", type=float, default=0.45, help="of the range of latencies")
+    parser.add_argument("--web-share", type=float, default=0.85)
     parser.add_argument("--minutes", type=float, default=np.inf)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--peak-of", choices=("static", "mixed"), help=argparse.SUPPRESS)
@@ -88,7 +94,7 @@ def main() -> None:
     if options.peak_of:
         print(peak_bytes(options))
         return
-    if options.part in ("budgets", "comparison") and options.data is None:
+    if options.part in ("budgets", "comparison", "devices") and options.data is None:
         parser.error("this part needs --data")
     document = globals()[options.part](options)
     if options.json:
@@ -286,11 +292,12 @@ def _train(
 # budgets
 
 
-def _prepared(options: argparse.Namespace) -> tuple:
-    dataset = fewer(load_dataset(options.data), options.images)
+def _prepared(options: argparse.Namespace, name: str | None = None) -> tuple:
+    dataset = load_dataset(options.data).with_fewer(options.images)
     space = space_for("proxyless-small", dataset)
-    device = open_device(options.device, 1)
-    path = PROFILES / f"{options.device}-t1.json"
+    name = name or options.device
+    device = open_device(name, 1)
+    path = PROFILES / f"{name}-t1.json"
     profile, _ = profile_space(space, device, path)
     return dataset, space, device, path, LatencyModel(space, profile)
 
@@ -520,6 +527,51 @@ def standalone(
         train_alone(nodes, dataset, recipe, path)
     trained = Trained.read(path)
     return trained.validation, trained.test, trained.seconds
+
+
+def devices(options: argparse.Namespace) -> dict[str, object]:
+    """Test accuracies, and latencies on both devices, of what was found for each."""
+    recipe = Recipe(epochs=options.standalone_epochs, batch_size=64)
+    seeds = SEEDS[:1] if options.quick else SEEDS
+    names = ("cpu", "web")
+    prepared = {name: _prepared(options, name) for name in names}
+    dataset, space = prepared["cpu"][:2]
+    threads = max(1, torch.get_num_threads() // options.workers)
+    found: dict[str, list[list[Node]]] = {}
+    accuracies: dict[str, list[float]] = {}
+    limits = {"cpu": budget_at(prepared["cpu"][4], options.share)}
+    with ProcessPoolExecutor(
+        options.workers, get_context("spawn"), torch.set_num_threads, (threads,)
+    ) as pool:
+        for name in names:
+            path = prepared[name][3]
+            searches = [
+                pool.submit(searched, dataset, space, path, options.epochs, limits[name], seed)
+                for seed in seeds
+            ]
+            archs = space.encode([one.result()[0].best.architecture for one in searches])
+            found[name] = [space.layers(arch) for arch in archs]
+            trainings = [
+                pool.submit(standalone, n, dataset, recipe.model_copy(update={"seed": seed}))
+                for n, seed in zip(found[name], seeds, strict=True)
+            ]
+            accuracies[name] = [one.result()[1] for one in trainings]
+            if name == "cpu":
+                elsewhere = np.median(prepared["web"][4].predict_ms(archs))
+                limits["web"] = options.web_share * float(elsewhere)
+    document: dict[str, object] = {f"{name}_budget_ms": limit for name, limit in limits.items()}
+    for name in names:
+        document[f"found_for_{name}"] = _interval(accuracies[name])
+    document["web_over_cpu_accuracy"] = _difference(accuracies["web"], accuracies["cpu"])
+    for name, other in (names, names[::-1]):
+        device, model = prepared[name][2], prepared[name][4]
+        times = np.split(np.array(measured_ms([*found[name], *found[other]], device, model)), 2)
+        for whose, of in zip((name, other), times, strict=True):
+            document[f"on_{name}_found_for_{whose}_ms"] = " ".join(f"{ms:.4g}" for ms in of)
+        document[f"on_{name}_{other}_over_{name}"] = float(
+            np.median(times[1]) / np.median(times[0])
+        )
+    return document
 
 
 def _kept_ms(networks: list[list[Node]], device: Device, model: LatencyModel) -> list[float]:

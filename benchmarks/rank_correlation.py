@@ -20,14 +20,13 @@ import hashlib
 import json
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from deploynas.data import ImageDataset, Split, load_dataset, space_for
+from deploynas.data import ImageDataset, load_dataset, space_for
 from deploynas.nn import Supernet, build
 from deploynas.profile.latency_model import kendall_tau
 from deploynas.spaces import Archs, MobileSpace
@@ -64,7 +63,7 @@ def main() -> None:
     if options.quick:
         options.networks, options.supernet_epochs, options.standalone_epochs = 6, 1.0, 1.0
     started = time.monotonic()
-    dataset = fewer(load_dataset(options.data), options.images)
+    dataset = load_dataset(options.data).with_fewer(options.images)
     space = space_for("mobile-small", dataset, [dataset.size])
     recipe = Recipe(epochs=options.standalone_epochs, batch_size=64)
     supernet_recipe = SupernetRecipe(epochs=options.supernet_epochs)
@@ -134,15 +133,6 @@ def table(inherited: np.ndarray, alone: np.ndarray, macs: np.ndarray) -> dict[st
         "seed_difference": float(np.abs(alone[:, 0] - alone[:, 1]).mean()),
         "inherited_minus_standalone": float((inherited - alone.mean(axis=1)).mean()),
     }
-
-
-def fewer(dataset: ImageDataset, num_images: int | None) -> ImageDataset:
-    """The data set with a seeded part of its training images."""
-    if num_images is None or num_images >= len(dataset.train):
-        return dataset
-    rows = np.random.default_rng(0).permutation(len(dataset.train))[:num_images]
-    part = Split(dataset.train.images[rows], dataset.train.labels[rows])
-    return replace(dataset, train=part, fingerprint=f"{dataset.fingerprint}/{num_images}")
 
 
 def spread(space: MobileSpace, num: int, largest: float = 1.0) -> Archs:

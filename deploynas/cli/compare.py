@@ -19,7 +19,7 @@ from deploynas.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from deploynas.workflows.compare import Comparison, Row
+    from deploynas.workflows.comparison import Comparison, Row
 
 
 def register(app: typer.Typer) -> None:
@@ -29,8 +29,12 @@ def register(app: typer.Typer) -> None:
 
 def compare(
     strategies: Annotated[
-        str, typer.Option(help="Names with commas between; random is added.")
-    ] = "random,ofa,evolution,predictor,pareto,proxyless",
+        str | None,
+        typer.Option(
+            help="Names with commas between, random is added; all that the space fits.",
+            show_default=False,
+        ),
+    ] = None,
     latency_ms: Annotated[float | None, typer.Option(help="Latency budget.")] = None,
     max_flops: Annotated[float | None, typer.Option(help="MACs of one image.")] = None,
     max_params: Annotated[float | None, typer.Option(help="Parameters.")] = None,
@@ -40,9 +44,16 @@ def compare(
     ),
     profile: Annotated[Path | None, typer.Option(help="Device profile.")] = None,
     data: Annotated[Path | None, typer.Option(help="Image folder or IDX files.")] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(help="Train images that are used; all.", show_default=False, min=1),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Searches and trainings a strategy.", min=1)] = 3,
+    evaluator: Annotated[
+        str, typer.Option(help="What judges a candidate: inherited, training, halving.")
+    ] = "inherited",
     evaluations: Annotated[
-        int, typer.Option(help="Networks that a strategy may evaluate in the supernet.", min=4)
+        int, typer.Option(help="Networks that a strategy may evaluate.", min=4)
     ] = 96,
     search_epochs: Annotated[
         float | None,
@@ -77,15 +88,13 @@ def compare(
     if not budget.model_dump(exclude_none=True):
         raise typer.BadParameter("give a budget, for example --latency-ms 0.1")
     space(space_name)  # one that is not known ends here
-    dataset = open_data(data, space_name=space_name)
-    changes = steps.lengthened(FROM_SCRATCH, dataset)
-    if epochs is not None:
-        changes = {"epochs": require_positive(epochs, "--epochs")}
+    dataset = open_data(data, space_name=space_name).with_fewer(images)
     chosen = space_for(space_name, dataset)
     settings = workflow.settings_for(
-        chosen, [name.strip() for name in strategies.split(",") if name.strip()],
-        num_seeds=seeds, budget=budget, num_evaluations=evaluations,
-        supernet_epochs=search_epochs, recipe=FROM_SCRATCH.model_copy(update=changes),
+        chosen,
+        None if strategies is None else [s.strip() for s in strategies.split(",") if s.strip()],
+        evaluator=evaluator, num_seeds=seeds, budget=budget, num_evaluations=evaluations,
+        supernet_epochs=search_epochs, recipe=steps.for_data(FROM_SCRATCH, dataset, epochs, 0),
     )  # fmt: skip
     hint = f"make one: deploynas profile --device cpu --space {space_name}"
     path = profile or newest("*.json", PROFILES, "device profile", hint)

@@ -55,14 +55,10 @@ def retrain(
             as_json=as_json,
         )  # fmt: skip
     chosen = networks.FROM_SCRATCH if from_scratch else networks.FINE_TUNING
-    changes: dict[str, float] = {"seed": seed}
-    if epochs is None:
-        changes |= steps.lengthened(chosen, dataset)
-    else:
-        changes["epochs"] = require_positive(epochs, "--epochs")
+    recipe = steps.for_data(chosen, dataset, epochs, seed)
     if learning_rate is not None:
-        changes["learning_rate"] = require_positive(learning_rate, "--learning-rate")
-    recipe = chosen.model_copy(update=changes)
+        rate = require_positive(learning_rate, "--learning-rate")
+        recipe = recipe.model_copy(update={"learning_rate": rate})
     with progress(quiet) as on_progress:
         if from_scratch:
             start = networks.from_scratch(result, dataset, seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -76,6 +76,44 @@ def search(
             help="Networks to evaluate; 96, 20000 with a predictor.", min=4, show_default=False
         ),
     ] = None,
+    evaluator: Annotated[
+        str,
+        typer.Option(
+            help="What judges a candidate: inherited (a supernet's weights), training (each from "
+            "scratch), halving (the same, stopped early where it is behind)."
+        ),
+    ] = "inherited",
+    workers: Annotated[
+        int, typer.Option(help="Candidates that are trained at a time.", min=1)
+    ] = 1,
+    costs: Annotated[
+        str | None,
+        typer.Option(
+            help="Of pareto, commas between: latency_ms (default), macs, params, "
+            "peak_memory_bytes.",
+            show_default=False,
+        ),
+    ] = None,
+    population: Annotated[
+        int | None,
+        typer.Option(help="Of evolution: networks alive; 100.", show_default=False, min=2),
+    ] = None,
+    tournament: Annotated[
+        int | None,
+        typer.Option(help="Of evolution: of so many the fittest; 10.", show_default=False, min=1),
+    ] = None,
+    soft_latency: Annotated[
+        float | None,
+        typer.Option(
+            help="Of evolution: accuracy lost by a latency of twice the budget, in place of "
+            "refusing it; the result keeps the budget.",
+            show_default=False,
+        ),
+    ] = None,
+    soft_flops: Annotated[
+        float | None,
+        typer.Option(help="Of evolution: the same for MACs.", show_default=False),
+    ] = None,
     architecture_update: Annotated[
         str | None,
         typer.Option(help="Of proxyless: two-path (default) or reinforce.", show_default=False),
@@ -128,6 +166,7 @@ def search(
     if not budget.model_dump(exclude_none=True):
         raise typer.BadParameter("give a budget, for example --latency-ms 10")
     from deploynas.search import STRATEGIES
+    from deploynas.workflows.candidates import EVALUATORS
 
     own_spaces = {"proxyless": "proxyless-small", "darts": "darts-small", "one-shot": "one-shot"}
     is_gradient = strategy in ("proxyless", "darts")
@@ -154,6 +193,20 @@ def search(
         raise InvalidInputError(f"--{of_proxyless[0]} goes with proxyless")
     if of_darts and strategy != "darts":
         raise InvalidInputError(f"--{next(iter(of_darts)).replace('_', '-')} goes with darts")
+    options = _own_options(
+        strategy, costs=costs, population=population, tournament=tournament,
+        soft_latency=soft_latency, soft_flops=soft_flops,
+    )  # fmt: skip
+    if evaluator not in EVALUATORS:
+        raise UnknownNameError("evaluator", evaluator, EVALUATORS)
+    is_trained = evaluator != "inherited"
+    if is_trained and (is_gradient or strategy == "one-shot" or ofa_weights or supernet):
+        raise InvalidInputError(
+            f"--evaluator {evaluator} trains every candidate: it goes with "
+            f"{', '.join(s for s in STRATEGIES if s not in own_spaces)}, without a supernet"
+        )
+    if workers > 1 and not is_trained:
+        raise InvalidInputError("--workers goes with --evaluator training or halving")
     if ofa_weights is None and calibration_images is not None:
         raise InvalidInputError("--calibration-images goes with --ofa-weights")
     if ofa_weights is not None and supernet is not None:
@@ -183,8 +236,22 @@ def search(
                 ofa_weights, space_name, path, budget, run,
                 device=device, calibration_images=calibration_images, data=data,
                 strategy=strategy, seed=seed,
-                num_evaluations=evaluations or published.NUM_EVALUATIONS, precision=precision,
+                num_evaluations=evaluations or published.NUM_EVALUATIONS, options=options,
+                precision=precision,
                 on_progress=on_progress, on_note=note,
+            )  # fmt: skip
+        elif is_trained:
+            from deploynas.workflows import candidates
+            from deploynas.workflows.networks import FROM_SCRATCH
+
+            dataset = open_data(data, space_name=space_name)
+            run = output or _own_run(f"{space_name}-{dataset.name}-{evaluator}")
+            result = candidates.search(
+                space_for(space_name, dataset), dataset, path, budget, run,
+                steps.for_data(FROM_SCRATCH, dataset, epochs, seed),
+                halving=evaluator == "halving", device=device, strategy=strategy, seed=seed,
+                num_evaluations=evaluations or candidates.NUM_EVALUATIONS, num_workers=workers,
+                options=options, precision=precision, on_progress=on_progress, on_note=note,
             )  # fmt: skip
         elif is_gradient:
             from deploynas.workflows import gradient
@@ -220,8 +287,8 @@ def search(
             result = steps.train_and_search(
                 space_for(space_name, dataset), dataset, path, budget, run,
                 supernet=supernet, epochs=epochs, device=device, strategy=strategy, seed=seed,
-                num_evaluations=evaluations or steps.NUM_EVALUATIONS, precision=precision,
-                on_progress=on_progress, on_note=note,
+                num_evaluations=evaluations or steps.NUM_EVALUATIONS, options=options,
+                precision=precision, on_progress=on_progress, on_note=note,
             )  # fmt: skip
     if device is not None:
         warn_notes(device)
@@ -229,6 +296,37 @@ def search(
         return print_json(_document(result, run))
     _print(result, run)
     return None
+
+
+def _own_options(strategy: str, **given: Any) -> dict[str, Any]:
+    """Arguments of a strategy's own.
+
+    Raises:
+        InvalidInputError, UnknownNameError: They are another strategy's, or cannot be.
+    """
+    from deploynas.errors import InvalidInputError, UnknownNameError, require_positive
+    from deploynas.search.strategies import COSTS, SoftFitness
+
+    present = {name: value for name, value in given.items() if value is not None}
+    for name in present:
+        owner = "pareto" if name == "costs" else "evolution"
+        if strategy != owner:
+            raise InvalidInputError(f"--{name.replace('_', '-')} goes with {owner}")
+    options: dict[str, Any] = {k: present[k] for k in ("population", "tournament") if k in present}
+    if "costs" in present:
+        names = tuple(name.strip() for name in present["costs"].split(",") if name.strip())
+        for name in names:
+            if name not in COSTS:
+                raise UnknownNameError("cost", name, COSTS)
+        if not names or len(set(names)) < len(names):
+            raise InvalidInputError("--costs names one cost or more, each once")
+        options["costs"] = names
+    soft = {
+        k: require_positive(present[k], k) for k in ("soft_latency", "soft_flops") if k in present
+    }
+    if soft:
+        options["soft"] = SoftFitness(soft.get("soft_latency", 0.0), soft.get("soft_flops", 0.0))
+    return options
 
 
 def _own_run(name: str) -> Path:
@@ -293,9 +391,19 @@ def _print(result: SearchResult, run: Path) -> None:
 
 def _front(result: SearchResult, found: TradeOff) -> list[str]:
     """The trade-off, cheapest first; the knee is marked."""
+    units = {
+        "latency_ms": (1.0, "ms"), "macs": (1e6, "M MACs"), "params": (1e3, "k params"),
+        "peak_memory_bytes": (1e3, "kB"),
+    }  # fmt: skip
+
+    def costs(values: tuple[float, ...]) -> str:
+        return "".join(
+            f"{value / units[name][0]:9.3f} {units[name][1]}"
+            for name, value in zip(found.costs, values, strict=True)
+        )
+
     lines = [
-        f"{point.predicted_latency_ms:9.3f} ms  {point.accuracy:7.2%}"
-        f"{'  knee' if i == found.knee else ''}"
+        f"{costs(point.costs)}  {point.accuracy:7.2%}{'  knee' if i == found.knee else ''}"
         for i, point in enumerate(result.front)
     ]
     title = f"the front has {len(lines)} networks, hypervolume {found.hypervolume:.3f}:"

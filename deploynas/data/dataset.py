@@ -100,6 +100,25 @@ class ImageDataset:
         """The number of classes."""
         return len(self.classes)
 
+    def with_fewer(self, num_images: int | None) -> ImageDataset:
+        """A seeded part of the train images; the other splits stay.
+
+        Args:
+            num_images: So many; all where None, or where there are no more.
+
+        Raises:
+            InvalidInputError: A class would be left without images.
+        """
+        if num_images is None or num_images >= len(self.train):
+            return self
+        rows = np.random.default_rng(0).permutation(len(self.train))[: max(0, num_images)]
+        part = Split(self.train.images[rows], self.train.labels[rows])
+        if np.bincount(part.labels, minlength=self.num_classes).min() == 0:
+            raise InvalidInputError(
+                f"{num_images} images of {self.source} leave a class without any", "take more"
+            )
+        return replace(self, train=part, fingerprint=f"{self.fingerprint}/{num_images}")
+
     def with_channels(self, channels: int) -> ImageDataset:
         """The same images in grey (1) or RGB (3); the fingerprint stays that of the source."""
         if channels == self.channels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from deploynas.nn.cells import CellNetwork
 from deploynas.nn.flops import fvcore_costs
 from deploynas.nn.mixed import MixedLayer, MixedNetwork
+from deploynas.nn.mixtures import MixedBlocks, MixedCells
 from deploynas.nn.static import StaticNetwork, build, build_layer, load_net
 from deploynas.nn.supernet import Supernet, recalibrate
 from deploynas.spaces.base import SearchSpace
@@ -13,6 +14,8 @@ from deploynas.spaces.cells import CellSpace
 
 __all__ = [
     "CellNetwork",
+    "MixedBlocks",
+    "MixedCells",
     "MixedLayer",
     "MixedNetwork",
     "StaticNetwork",

@@ -205,6 +205,14 @@ class MixedNetwork(nn.Module):
             arch[layer.column] = option
         return arch
 
+    def digits(self, arch: Archs) -> str:
+        """An architecture in one line: the digits of each block's operation, - for none."""
+        names = []
+        for layer in self.mixed:
+            name = str(self.space.choices[layer.column].options[arch[layer.column]])
+            names.append("".join(filter(str.isdigit, name)) or "-")
+        return " ".join(names)
+
 
 def _deciding(space: SearchSpace, slot: Slot) -> list[int]:
     """The choices beside the resolution that decide what stands in a slot."""

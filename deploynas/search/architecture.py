@@ -57,30 +57,54 @@ class AdditiveCost:
         return self.constant + float(sum(chosen))
 
 
-def additive_costs(
-    network: MixedNetwork, model: LatencyModel, budget: Budget
-) -> list[AdditiveCost]:
-    """The budget's limits that are sums over blocks, and that the dearest network exceeds."""
-    limits = budget.model_dump(exclude_none=True)
-    space = network.space
-    tables = {
-        "latency_ms": model.layer_terms,
-        "macs": space.layer_values("macs"),
-        "params": space.layer_values("params"),
-    }
+@dataclass(frozen=True)
+class LimitedSum:
+    """A limit on a sum over layers, whatever the choices are.
+
+    Attributes:
+        name, limit, unit: As in :class:`AdditiveCost`.
+        values: ``(len(layer_table),)``.
+        intercept: Of every network.
+    """
+
+    name: str
+    limit: float
+    values: Floats
+    intercept: float
+    unit: Callable[[float], float]
+
+
+def limited_sums(model: LatencyModel, budget: Budget) -> list[LimitedSum]:
+    """The budget's limits that are sums over layers."""
+    space, limits = model.space, budget.model_dump(exclude_none=True)
     found = []
     for name in ADDITIVE:
         if name not in limits:
             continue
-        padded = np.append(tables[name].astype(np.float64), 0.0)  # index -1: the identity
-        is_latency = name == "latency_ms"
+        limit = float(limits[name])
+        if name == "latency_ms":
+            terms = model.terms_of(limit / (1 + model.half_width))
+            one = LimitedSum(name, terms, model.layer_terms, model.intercept_term, model.ms_of)
+        else:
+            values = space.layer_values(name).astype(np.float64)
+            one = LimitedSum(name, limit, values, 0.0, float)
+        found.append(one)
+    return found
+
+
+def additive_costs(
+    network: MixedNetwork, model: LatencyModel, budget: Budget
+) -> list[AdditiveCost]:
+    """The budget's limits that are sums over blocks, and that the dearest network exceeds."""
+    found = []
+    for one in limited_sums(model, budget):
+        padded = np.append(one.values, 0.0)  # index -1: the identity
         cost = AdditiveCost(
-            name,
-            model.terms_of(limits[name] / (1 + model.half_width)) if is_latency else limits[name],
-            float(padded[network.fixed_layer_ids].sum())
-            + (model.intercept_term if is_latency else 0.0),
+            one.name,
+            one.limit,
+            float(padded[network.fixed_layer_ids].sum()) + one.intercept,
             tuple(padded[layer.layer_ids] for layer in network.mixed),
-            model.ms_of if is_latency else float,
+            one.unit,
         )
         if cost.constant + sum(float(c.max()) for c in cost.candidates) > cost.limit:
             found.append(cost)

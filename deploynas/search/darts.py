@@ -1,9 +1,10 @@
-"""DARTS: all operations of a cell at once, weighted, and the weights learned by gradients.
+"""DARTS: all candidates at once, weighted, and the weights learned by gradients.
 
-Liu, Simonyan and Yang 2019, "DARTS: differentiable architecture search". Every edge of a cell is a
-mixture of its operations; a step on images that the weights never see moves the mixtures, first
-order or through one unrolled weight step (section 2.3). What is derived is the cell whose edges
-are strongest, under the budget: nodes are independent, so that it is a multiple-choice knapsack.
+Liu, Simonyan and Yang 2019, "DARTS: differentiable architecture search". Every edge of a cell, or
+block of a chain, is a mixture of its operations; a step on images that the weights never see moves
+the mixtures, first order or through one unrolled weight step (section 2.3). What is derived are
+the cells whose edges, or the blocks whose operations, are strongest under the budget: nodes and
+blocks are independent, so that it is a multiple-choice knapsack.
 
 Plain DARTS is known to collapse to skip connections (Zela et al. 2020, "Understanding and
 robustifying differentiable architecture search"). Against that stand gates that do not compete
@@ -14,6 +15,7 @@ cell's skips (Chen et al. 2019, "Progressive differentiable architecture search"
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -24,11 +26,17 @@ from torch import Tensor, nn
 from deploynas.artifacts import Record
 from deploynas.data import ImageDataset
 from deploynas.errors import InfeasibleBudgetError
-from deploynas.nn.cells import CellModule, CellNetwork
+from deploynas.nn.mixtures import MixedBlocks, MixedCells
 from deploynas.profile import LatencyModel
-from deploynas.search.architecture import Floats, restore_adam
+from deploynas.search.architecture import (
+    Floats,
+    LimitedSum,
+    additive_costs,
+    limited_sums,
+    restore_adam,
+)
 from deploynas.search.budget import Budget
-from deploynas.search.discretise import Decision
+from deploynas.search.discretise import Decision, discretise
 from deploynas.search.gradient import GradientRecipe, Learned, search_by_gradients
 from deploynas.search.knapsack import knapsack
 from deploynas.spaces import Archs
@@ -38,7 +46,6 @@ from deploynas.train.distributed import average
 from deploynas.train.loop import DivergedError, StepImages
 
 SKIP = "skip_connect"
-NONE = 0  # the first of an edge's parameters: no operation
 COLLAPSED = 2  # skips of the normal cell that are not yet a collapse (Chen et al. 2019)
 ROUNDING = 1e-9  # of a latency: sums of floats
 STEP_SHARE = 0.01  # of the weights' norm: the finite difference of section 2.3
@@ -82,74 +89,73 @@ class DartsRecipe(GradientRecipe):
     architecture: DartsArchitectureRecipe = DartsArchitectureRecipe()
 
 
-class MixedCells(CellNetwork):
-    """A cell network whose every edge can run all its operations, weighted.
+@dataclass(frozen=True)
+class Expectation:
+    """E of a limited sum under mixtures.
 
     Attributes:
-        alphas: A vector an edge, cells of a kind sharing it: ``none``, then the operations.
+        name, limit, unit: As in :class:`AdditiveCost`.
+        constant: Of what is in every network.
+        costs: ``(num_rows, most_candidates)``; 0 where there is none.
+        shares: ``(num_rows, 1)`` how often a row is in a network.
+        first: Index of the first candidate that is an operation.
     """
 
-    def __init__(self, space: CellSpace) -> None:
-        super().__init__(space)
-        self._edges_of = [
-            (kind, node, source)
-            for kind in range(len(KINDS))
-            for node in range(space.table.nodes)
-            for source in range(NUM_INPUTS + node)
-        ]
-        num = 1 + len(space.table.operations)
-        self.alphas = nn.ParameterList(
-            nn.Parameter(1e-3 * torch.randn(num)) for _ in self._edges_of
-        )
-        self.register_buffer("present", torch.ones(len(self._edges_of), num, dtype=torch.bool))
-        self._index = {edge: i for i, edge in enumerate(self._edges_of)}
+    name: str
+    limit: float
+    constant: float
+    costs: Tensor
+    shares: Tensor
+    first: int
+    unit: Callable[[float], float]
 
-    present: Tensor
+    def of(self, mixtures: Tensor) -> Tensor:
+        """A scalar."""
+        own = mixtures[:, self.first :].cpu()
+        p = own / own.sum(1, keepdim=True).clamp_min(1e-9)
+        return self.constant + (self.shares * p * self.costs[:, self.first :]).sum()
 
-    @property
-    def edge_names(self) -> list[str]:
-        """A name an edge, in the order of the mixtures."""
-        return [f"{KINDS[kind]} {s} to {NUM_INPUTS + node}" for kind, node, s in self._edges_of]
 
-    @property
-    def weights(self) -> list[nn.Parameter]:
-        """Every parameter but the mixtures'."""
-        own = {id(alpha) for alpha in self.alphas}
-        return [p for p in self.parameters() if id(p) not in own]
+def expectations(
+    network: MixedCells | MixedBlocks, model: LatencyModel, budget: Budget
+) -> list[Expectation]:
+    """Of every limit on a sum over layers."""
+    if isinstance(network, MixedBlocks):
+        most = network.present.shape[1]
+        return [
+            Expectation(
+                cost.name, cost.limit, cost.constant,
+                torch.tensor(
+                    np.array([np.pad(c, (0, most - len(c))) for c in cost.candidates])
+                ).float(),
+                torch.ones(len(cost.candidates), 1), network.first, cost.unit,
+            )
+            for cost in additive_costs(network, model, budget)
+        ]  # fmt: skip
+    space = network.space
+    found = []
+    for one in limited_sums(model, budget):
+        edges = space.edge_costs(one.values)
+        # a node keeps two of its edges, each as often as any other
+        shares = [NUM_INPUTS / len(edge) for edge in edges for _ in edge]
+        costs = np.pad(np.concatenate(edges), ((0, 0), (network.first, 0)))
+        found.append(
+            Expectation(
+                one.name, one.limit, _constant(space, one) + one.intercept,
+                torch.from_numpy(costs).float(), torch.tensor(shares)[:, None], network.first,
+                one.unit,
+            )
+        )  # fmt: skip
+    return found
 
-    def mixtures(self, gate: str) -> Tensor:
-        """``(num_edges, 1 + num_operations)`` weights; 0 for what was pruned."""
-        raw = torch.stack(list(self.alphas))
-        if gate == "sigmoid":
-            return raw.sigmoid() * self.present
-        return raw.masked_fill(~self.present, -torch.inf).softmax(1)
 
-    def forward_mixed(self, x: Tensor, mixtures: Tensor) -> Tensor:
-        """Logits ``(n, num_classes)`` with every operation, weighted."""
-
-        def add(kind: int, node: int, states: list[Tensor], cell: CellModule) -> Tensor:
-            total: Tensor | None = None
-            for source in range(NUM_INPUTS + node):
-                edge = self._index[kind, node, source]
-                for option, operation in enumerate(cell.edge(node, source), 1):
-                    if not bool(self.present[edge, option]):
-                        continue
-                    part = mixtures[edge, option] * operation(states[source])
-                    total = part if total is None else total + part
-            assert total is not None  # pruning leaves an operation on every edge
-            return total
-
-        return self.run(x, add)
-
-    def prune(self, keep: int, mixtures: Tensor) -> None:
-        """Leave the ``keep`` strongest operations of every edge; ``none`` stays until the end."""
-        for edge in range(len(self._edges_of)):
-            strength = mixtures[edge].detach().clone()
-            strength[NONE] = -1.0
-            strength[~self.present[edge]] = -1.0
-            kept = strength.argsort(descending=True, stable=True)[:keep]
-            self.present[edge, 1:] = False
-            self.present[edge, kept] = True
+def _constant(space: CellSpace, limited: LimitedSum) -> float:
+    """What no choice of cells changes in a sum over layers."""
+    (row,) = space.smallest()
+    costs = space.node_costs(limited.values)
+    options = _flat(row, [c.shape for c in costs])
+    own = sum(float(c.ravel()[i]) for c, i in zip(costs, options, strict=True))
+    return float(space.sum_over_layers(row[None], limited.values)[0]) - own
 
 
 class DartsOptimizer:
@@ -158,58 +164,31 @@ class DartsOptimizer:
     Args:
         network: Whose mixtures.
         model: Space and latency.
-        budget: What E[latency] is held against.
+        budget: What the expected costs are held against.
         recipe: How.
         rate: Of the unrolled weight step of the second order.
 
     Attributes:
         num_steps: Taken so far.
-        multiplier: Of what E[latency] exceeds the budget by; 0 where it does not.
+        multiplier: Of what the expected cost exceeds its limit by; 0 where it does not.
         temperature: Always 1; other gradient searches have one.
     """
 
     def __init__(
         self,
-        network: MixedCells,
+        network: MixedCells | MixedBlocks,
         model: LatencyModel,
         budget: Budget,
         recipe: DartsArchitectureRecipe,
         rate: float,
     ) -> None:
-        self.network, self.recipe, self._rate, self._model = network, recipe, rate, model
+        self.network, self.recipe, self._rate = network, recipe, rate
         self.num_steps, self.multiplier, self.temperature = 0, 0.0, 1.0
+        alphas = list(network.rows) or [nn.Parameter(torch.zeros(0))]
         self._adam = torch.optim.Adam(
-            network.alphas.parameters(), recipe.rate, betas=(0.5, 0.999),
-            weight_decay=recipe.weight_decay,
-        )  # fmt: skip
-        space = network.space
-        edges = space.edge_costs(model.layer_terms)
-        self._costs = torch.from_numpy(np.concatenate(edges)).float()
-        # a node keeps two of its edges
-        shares = [NUM_INPUTS / len(edge) for edge in edges for _ in edge]
-        self._shares = torch.tensor(shares, dtype=torch.float32)
-        (any_row,) = space.smallest()
-        total = model.terms_of(float(model.predict_ms(any_row[None])[0]))
-        shapes = [c.shape for c in space.node_costs(model.layer_terms)]
-        own = [
-            float(cost.ravel()[i])
-            for cost, i in zip(
-                space.node_costs(model.layer_terms), _flat(any_row, shapes), strict=True
-            )
-        ]
-        self._constant = total - sum(own)
-        self._limit_ms = budget.latency_ms
-        self._limit = (
-            None
-            if budget.latency_ms is None
-            else model.terms_of(budget.latency_ms / (1 + model.half_width))
+            alphas, recipe.rate, betas=(0.5, 0.999), weight_decay=recipe.weight_decay
         )
-
-    def _expected_terms(self, mixtures: Tensor) -> Tensor:
-        """E of the latency model's sum, each edge being kept as often as any of its node."""
-        own = mixtures[:, 1:].cpu()
-        p = own / own.sum(1, keepdim=True).clamp_min(1e-9)
-        return self._constant + (self._shares[:, None] * p * self._costs).sum()
+        self._expectations = expectations(network, model, budget)
 
     def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Of a held-out batch, with what drives the mixtures beside it."""
@@ -218,8 +197,9 @@ class DartsOptimizer:
         loss = nn.functional.cross_entropy(self.network.forward_mixed(x, mixtures), labels)
         if recipe.gate == "sigmoid":
             loss = loss - recipe.zero_one * (mixtures - 0.5).square().mean()
-        if self._limit is not None:
-            excess = (self._expected_terms(mixtures) / self._limit - 1).clamp_min(0.0)
+        if self._expectations:
+            ratios = [e.of(mixtures) / e.limit for e in self._expectations]
+            excess = (torch.stack(ratios).max() - 1).clamp_min(0.0)
             self.multiplier = recipe.latency_weight if float(excess.detach()) > 0 else 0.0
             loss = loss + recipe.latency_weight * excess.to(loss.device)
         return loss
@@ -243,7 +223,9 @@ class DartsOptimizer:
                 unrolls.
         """
         self.num_steps += 1
-        alphas = list(self.network.alphas)
+        alphas = list(self.network.rows)
+        if not alphas:
+            return 0.0
         if self.recipe.order == "second":
             assert weight_batch is not None
             loss, gradients = self._unrolled(x, labels, *weight_batch())
@@ -267,7 +249,7 @@ class DartsOptimizer:
     ) -> tuple[float, list[Tensor]]:
         """Gradients at the weights that one step would reach (section 2.3, equations 6 to 8)."""
         network, rate, weights = self.network, self._rate, self.network.weights
-        alphas = list(network.alphas)
+        alphas = list(network.rows)
 
         def train_loss() -> Tensor:
             mixtures = network.mixtures(self.recipe.gate)
@@ -307,23 +289,22 @@ class DartsOptimizer:
 
     def _prune(self, share: float) -> None:
         """After each third of the steps the weakest candidates go, down to the recipe's share."""
-        num = len(self.network.space.table.operations)
+        network = self.network
+        num = network.present.shape[1] - network.first
         last = max(1, round(num * (1 - self.recipe.prune)))
         keep = num - round((num - last) * min(1.0, int(3 * share + 1e-9) / 2))
-        if keep < int(self.network.present[:, 1:].sum(1).max()):
-            self.network.prune(keep, self.network.mixtures(self.recipe.gate))
+        if keep < int(network.present[:, network.first :].sum(1).max()):
+            network.prune(keep, network.mixtures(self.recipe.gate))
 
     def probabilities(self) -> list[Floats]:
-        """``(1 + num_operations,)`` an edge, ``none`` first."""
+        """``(num_candidates,)`` a row; of an edge ``none`` first."""
         mixtures = self.network.mixtures(self.recipe.gate).detach().cpu().double().numpy()
-        return list(mixtures)
+        return [m[: len(a)] for m, a in zip(mixtures, self.network.rows, strict=True)]
 
     def expected(self) -> dict[str, float]:
-        """E[latency], where that is limited."""
-        if self._limit is None:
-            return {}
-        terms = self._expected_terms(self.network.mixtures(self.recipe.gate).detach())
-        return {"latency_ms": self._model.ms_of(float(terms))}
+        """E[cost] of every limited cost, in the budget's units."""
+        mixtures = self.network.mixtures(self.recipe.gate).detach()
+        return {e.name: e.unit(float(e.of(mixtures))) for e in self._expectations}
 
     def entropy(self) -> float:
         """Mean over the edges of the entropy as a share of its maximum."""
@@ -331,7 +312,7 @@ class DartsOptimizer:
         for mixture in self.probabilities():
             p = mixture / mixture.sum()
             shares.append(float(-(p * np.log(p + 1e-300)).sum() / np.log(len(p))))
-        return float(np.mean(shares))
+        return float(np.mean(shares)) if shares else 0.0
 
     def state(self) -> dict[str, Tensor]:
         """All that resuming needs beside the network's own state."""
@@ -349,7 +330,7 @@ class DartsOptimizer:
 
 
 def learn(
-    network: MixedCells,
+    network: MixedCells | MixedBlocks,
     dataset: ImageDataset,
     model: LatencyModel,
     budget: Budget,
@@ -358,7 +339,7 @@ def learn(
     checkpoint: Path | None = None,
     on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
 ) -> Learned:
-    """Train ``network`` in place and derive cells within budget.
+    """Train ``network`` in place and derive a network within budget.
 
     Arguments and errors as in :func:`search_by_gradients`.
     """
@@ -369,23 +350,46 @@ def learn(
         return network.forward_mixed(x, network.mixtures(own.gate).detach())
 
     def decide(**options: int) -> Decision:
-        return decision(network, optimizer.probabilities(), model, budget, own.max_skips)
+        return decision(network, optimizer.probabilities(), model, budget, recipe, **options)
 
     return search_by_gradients(
         network, network.weights, network.space.resolutions[0], dataset, budget, recipe, optimizer,
-        logits=logits, decide=decide, short=lambda found: _short(network.space, found),
+        logits=logits, decide=decide, short=lambda found: short(network, found),
         identity=f"darts {network.space.spec} {budget.model_dump_json()} "
         f"{model.layer_terms.tolist()}",
         checkpoint=checkpoint, on_progress=on_progress,
     )  # fmt: skip
 
 
-def _short(space: CellSpace, found: Decision) -> str:
-    skips = num_skips(space, found.arch)
-    return f"{skips} skips in the normal cell"
+def short(network: MixedCells | MixedBlocks, found: Decision) -> str:
+    """A network for the progress line."""
+    if isinstance(network, MixedBlocks):
+        return network.digits(found.arch)
+    return f"{num_skips(network.space, found.arch)} skips in the normal cell"
 
 
 def decision(
+    network: MixedCells | MixedBlocks,
+    mixtures: Sequence[Floats],
+    model: LatencyModel,
+    budget: Budget,
+    recipe: DartsRecipe,
+    **options: int,
+) -> Decision:
+    """The strongest network that keeps the budget.
+
+    Of blocks as :func:`discretise` finds it, of cells as :func:`derive` does.
+
+    Raises:
+        InfeasibleBudgetError: None was found; of cells, none of at most ``max_skips``.
+    """
+    if isinstance(network, MixedBlocks):
+        rng = np.random.default_rng([recipe.seed, 10])
+        return discretise(network, mixtures, model, budget, rng, **options)
+    return cells_decision(network, mixtures, model, budget, recipe.architecture.max_skips)
+
+
+def cells_decision(
     network: MixedCells,
     mixtures: Sequence[Floats],
     model: LatencyModel,
@@ -411,7 +415,7 @@ def decision(
         for kind in range(len(KINDS)):
             for node in range(network.space.table.nodes):
                 for source, option in network.chosen_edges(row, kind, node):
-                    mixture = stacked[network._index[kind, node, source]]
+                    mixture = stacked[network.row_of[kind, node, source]]
                     total += float(np.log(max(mixture[1 + option], 1e-30)))
         return total
 
@@ -457,7 +461,7 @@ def derive(
                 value = np.zeros(shape)
                 for number, pair in enumerate(pairs):
                     first, second = (
-                        strength[network._index[kind, node, source], 1:].copy() for source in pair
+                        strength[network.row_of[kind, node, source], 1:].copy() for source in pair
                     )
                     if kind == 0 and skip is not None:
                         first[skip] -= penalty
@@ -487,23 +491,11 @@ def _under(
         return np.array(found, np.uint8)
 
     rows = [row([int(v.argmax()) for v in values])]
-    limits = budget.model_dump(exclude_none=True)
-    tables = {
-        "latency_ms": model.layer_terms,
-        "macs": space.layer_values("macs"),
-        "params": space.layer_values("params"),
-    }
-    for name, table in tables.items():
-        if name not in limits:
-            continue
-        limit = float(limits[name])
-        total = space.sum_over_layers(rows[0][None], table.astype(np.float64))[0]
-        costs = [c.astype(np.float64).ravel() for c in space.node_costs(table)]
-        own = sum(float(c[i]) for c, i in zip(costs, _flat(rows[0], shapes), strict=True))
-        if name == "latency_ms":
-            limit = model.terms_of(limit / (1 + model.half_width)) - model.intercept_term
-            limit *= 1 - ROUNDING
-        solution = knapsack([v.ravel() for v in values], costs, limit - total + own)
+    for one in limited_sums(model, budget):
+        costs = [c.ravel() for c in space.node_costs(one.values)]
+        limit = one.limit * (1 - ROUNDING) if one.name == "latency_ms" else one.limit
+        left = limit - one.intercept - _constant(space, one)
+        solution = knapsack([v.ravel() for v in values], costs, left)
         if solution is not None:
             rows.append(row(solution.options))
     return [r for r in rows if budget.admits(r[None], model)[0]]

@@ -82,17 +82,8 @@ def learn(
 
     return search_by_gradients(
         network, network.weights, network.space.resolutions[0], dataset, budget, recipe, optimizer,
-        logits=logits, decide=decide, short=lambda decision: _short(network, decision),
+        logits=logits, decide=decide, short=lambda decision: network.digits(decision.arch),
         identity=f"proxyless {network.space.spec} {budget.model_dump_json()} "
         f"{[c.tolist() for cost in optimizer.costs for c in cost.candidates]}",
         checkpoint=checkpoint, on_progress=on_progress,
     )  # fmt: skip
-
-
-def _short(network: MixedNetwork, decision: Decision) -> str:
-    """A network for the progress line: the digits of each block's operation, - for none."""
-    names = []
-    for layer in network.mixed:
-        name = str(network.space.choices[layer.column].options[decision.arch[layer.column]])
-        names.append("".join(filter(str.isdigit, name)) or "-")
-    return " ".join(names)

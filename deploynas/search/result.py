@@ -42,14 +42,16 @@ class Candidate(Record):
 
 
 class FrontPoint(Record):
-    """A network that no other evaluated one beats in both latency and accuracy.
+    """A network that no other evaluated one beats in accuracy and in every cost of the front.
 
-    ``accuracy`` is that of the search's inner loop: on part of the validation split, or
-    predicted.
+    Attributes:
+        costs: In the order of the front's.
+        accuracy: That of the search's inner loop: on part of the validation split, or predicted.
     """
 
     architecture: ArchRecord
     predicted_latency_ms: float
+    costs: tuple[float, ...]
     accuracy: float
 
 
@@ -57,15 +59,18 @@ class TradeOff(Record):
     """What a front is worth.
 
     Attributes:
-        hypervolume: That the front dominates up to ``worst_ms`` and ``worst_accuracy``, the
+        costs: Names; the predicted latency alone where no others were asked for.
+        hypervolume: That the front dominates up to ``worst`` and ``worst_accuracy``, the
             corner of what was evaluated, as a share of the box between that corner and the
-            front's own best latency and accuracy: 1 where one network is best in both.
+            front's own best costs and accuracy: 1 where one network is best in all.
+        worst: The corner's costs.
         knee: Index in the front of the member furthest above the line between its ends: beyond it
             accuracy gets dear.
     """
 
+    costs: tuple[str, ...]
     hypervolume: float
-    worst_ms: float
+    worst: tuple[float, ...]
     worst_accuracy: float
     knee: int
 
@@ -123,7 +128,8 @@ class SearchResult(Artifact):
     Attributes:
         best: The chosen network; ``random_best``: the best of a random search with as many
             evaluations; ``uniform_best``: the best evaluated network with one depth, kernel
-            size and expand ratio everywhere, where one keeps the budget.
+            size and expand ratio everywhere, where one keeps the budget; ``largest`` and
+            ``smallest``: the space's. None where nothing was evaluated beside the strategy.
         front: The Pareto front among what the strategy evaluated, cheapest first; ``trade_off``
             says what it is worth.
         not_binding: Limits that even the dearest network keeps.
@@ -150,8 +156,8 @@ class SearchResult(Artifact):
     best: Candidate
     random_best: Candidate | None
     uniform_best: Candidate | None
-    largest: Candidate
-    smallest: Candidate
+    largest: Candidate | None
+    smallest: Candidate | None
     front: tuple[FrontPoint, ...]
     trade_off: TradeOff | None = None
     measured_latency_ms: float | None

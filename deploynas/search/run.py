@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from deploynas.search.strategies import (
     Evaluate,
     Floats,
     History,
+    costs_of,
     hypervolume,
     knee,
     random_search,
@@ -67,8 +68,8 @@ class Outcome:
     best: Candidate
     random_best: Candidate | None
     uniform_best: Candidate | None
-    largest: Candidate
-    smallest: Candidate
+    largest: Candidate | None
+    smallest: Candidate | None
     front: tuple[FrontPoint, ...]
     trade_off: TradeOff | None
     not_binding: tuple[str, ...]
@@ -88,6 +89,7 @@ def search(
     decide: Decide | None = None,
     beside: bool = True,
     settle: tuple[int, Callable[[Archs], Floats]] | None = None,
+    options: Mapping[str, Any] | None = None,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> Outcome:
     """Find the most accurate network within budget.
@@ -103,11 +105,14 @@ def search(
         measure_ms: Measures a network on the attached device (its upper confidence bound);
             None where the device is elsewhere, so that the prediction's bound decides.
         decide: What a gradient search found for a share of the latency budget: nothing else
-            wins. What measures over budget gives way to the network of as much less.
-        beside: Whether a random search of as many evaluations, and uniform networks, are evaluated
-            beside the strategy; of the latter the best may win.
+            wins. What measures over budget gives way to the network of as much less; what leaves
+            much of it unused, to one of more whose prediction alone still keeps it.
+        beside: Whether a random search of as many evaluations, uniform networks, and the space's
+            largest and smallest are evaluated beside the strategy; of the uniform ones the best
+            may win.
         settle: How many of the finalists are judged anew, and by what: they are ordered by it, the
             result states it, and nothing else is measured on the device.
+        options: The strategy's own; ``costs`` are those of the front as well.
         on_progress: Called with what is going on and its share done.
 
     Raises:
@@ -137,7 +142,9 @@ def search(
 
     num = evaluator.num_finalists
     if decide is None:
-        history = STRATEGIES[strategy](budget, model, evaluate, rng, num_evaluations)
+        history = STRATEGIES[strategy](
+            budget, model, evaluate, rng, num_evaluations, **(options or {})
+        )
         finalists = _finalists(history, num, accuracy)
     else:
         first = decide(1.0)
@@ -177,7 +184,11 @@ def search(
                 lambda share: next(tried, None), budget.latency_ms, measure_ms
             )
         else:
-            best, measured = _first_within(decide, budget.latency_ms, measure_ms, refine=True)
+            best, measured = _first_within(
+                decide, budget.latency_ms, measure_ms, most=1 + model.half_width
+            )
+
+    front, trade_off = _front(history, model, (options or {}).get("costs", ("latency_ms",)))
 
     def candidate(arch: Archs) -> Candidate:
         return describe(model, arch, accuracy(arch), evaluator.kind)
@@ -186,10 +197,10 @@ def search(
         best=candidate(best),
         random_best=None if others is None else candidate(others[0]),
         uniform_best=None if uniform_finalists is None else candidate(uniform_finalists[0]),
-        largest=candidate(space.largest()[0]),
-        smallest=candidate(space.smallest()[0]),
-        front=_front(history, model),
-        trade_off=_trade_off(history, model),
+        largest=candidate(space.largest()[0]) if beside else None,
+        smallest=candidate(space.smallest()[0]) if beside else None,
+        front=front,
+        trade_off=trade_off,
         not_binding=tuple(not_binding),
         num_evaluations=num_evaluations,
         measured_latency_ms=measured,
@@ -201,7 +212,7 @@ def _first_within(
     latency_ms: float,
     measure_ms: MeasureMs,
     *,
-    refine: bool = False,
+    most: float | None = None,
 ) -> tuple[Archs, float]:
     """The first network that measures within budget, and its upper confidence bound.
 
@@ -210,9 +221,10 @@ def _first_within(
             last one measured -> that network; None where there is no other.
         latency_ms: Budget.
         measure_ms: Upper confidence bound.
-        refine: Whether a network of a share between may take the first one's place, where that
-            came after others and leaves more than 1 - :data:`USE` of the budget unused: what
-            measured high once gave too much away.
+        most: Where given, a network of a larger share may take the first one's place, where that
+            leaves more than 1 - :data:`USE` of the budget unused: of a share below what measured
+            over, and at most of this one, with which the prediction itself, its error left to the
+            measurement, still keeps the budget.
 
     Raises:
         InfeasibleBudgetError: All were predicted within budget and measure over it.
@@ -232,19 +244,22 @@ def _first_within(
             "wait until it is quiet and search again, or profile into another --output",
         )
     best, upper = arch, uppers[-1]
-    for _ in range(MAX_REFINED if refine and share < 1 else 0):
+    for _ in range(0 if most is None else MAX_REFINED):
         if upper >= USE * latency_ms:
             break
-        between = (share + beyond) / 2
-        found = propose(between)
+        if beyond > share:  # that measured over
+            larger = (share + beyond) / 2
+        else:
+            larger = min(most or share, share * latency_ms / upper * (1 - STEP_DOWN))
+        found = propose(larger)
         if found is None or (found == best).all():
-            share = between
+            share = larger
             continue
         measured = measure_ms(found)
         if measured <= latency_ms:
-            best, upper, share = found, measured, between
+            best, upper, share = found, measured, larger
         else:
-            beyond = between
+            beyond = larger
     return best, upper
 
 
@@ -267,37 +282,39 @@ def describe(model: LatencyModel, arch: Archs, accuracy: float, kind: AccuracyKi
     )
 
 
-def _front(history: History, model: LatencyModel) -> tuple[FrontPoint, ...]:
-    """The Pareto front of predicted latency and accuracy among what the strategy evaluated."""
-    predicted = model.predict_ms(history.archs)
-    rows = history.front(predicted)
-    decoded = model.space.decode(history.archs[rows])
-    return tuple(
+def _front(
+    history: History, model: LatencyModel, names: Sequence[str]
+) -> tuple[tuple[FrontPoint, ...], TradeOff | None]:
+    """The Pareto front among what the strategy evaluated, and its worth; None of a single one."""
+    predicted, accuracies = model.predict_ms(history.archs), history.accuracies
+    costs = costs_of(model, history.archs, names)
+    if "latency_ms" in names:  # of the prediction itself, as everywhere else
+        costs[:, list(names).index("latency_ms")] = predicted
+    rows = history.front(costs)
+    points = tuple(
         FrontPoint.model_validate(
             {
                 "architecture": arch,
                 "predicted_latency_ms": float(predicted[row]),
-                "accuracy": float(history.accuracies[row]),
+                "costs": tuple(costs[row].tolist()),
+                "accuracy": float(accuracies[row]),
             }
         )
-        for row, arch in zip(rows, decoded, strict=True)
+        for row, arch in zip(rows, model.space.decode(history.archs[rows]), strict=True)
     )
-
-
-def _trade_off(history: History, model: LatencyModel) -> TradeOff | None:
-    """Of the front; None where it has a single member."""
-    costs, accuracies = model.predict_ms(history.archs), history.accuracies
-    front = history.front(costs)
-    if len(front) < 2:
-        return None
-    worst_ms, worst_accuracy = float(costs.max()), float(accuracies.min())
-    box = (worst_ms - costs[front].min()) * (accuracies[front].max() - worst_accuracy)
-    found = hypervolume(costs[:, None], accuracies, (worst_ms, worst_accuracy))
-    return TradeOff(
+    if len(rows) < 2:
+        return points, None
+    worst, worst_accuracy = costs.max(axis=0), float(accuracies.min())
+    box = float((worst - costs[rows].min(axis=0)).prod()) * (
+        float(accuracies[rows].max()) - worst_accuracy
+    )
+    found = hypervolume(costs, accuracies, (*worst.tolist(), worst_accuracy))
+    return points, TradeOff(
+        costs=tuple(names),
         hypervolume=min(1.0, found / box) if box > 0 else 1.0,
-        worst_ms=worst_ms,
+        worst=tuple(worst.tolist()),
         worst_accuracy=worst_accuracy,
-        knee=knee(costs[front], accuracies[front]),
+        knee=knee(costs[rows], accuracies[rows]),
     )
 
 

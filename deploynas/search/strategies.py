@@ -112,8 +112,13 @@ def random_search(
     evaluate: Evaluate,
     rng: np.random.Generator,
     num_evaluations: int,
+    *,
+    batch: int = 1,
 ) -> History:
-    """Evaluate random architectures within budget: what every strategy must beat."""
+    """Evaluate random architectures within budget: what every strategy must beat.
+
+    They are evaluated all at once, whatever ``batch`` is.
+    """
     archs = admitted_samples(num_evaluations, budget, model, rng)
     return History(archs, evaluate(archs))
 
@@ -128,6 +133,7 @@ def regularised_evolution(
     population: int = POPULATION,
     tournament: int = TOURNAMENT,
     soft: SoftFitness | None = None,
+    batch: int = 1,
 ) -> History:
     """Regularised evolution (Real et al. 2019, section 3): the oldest dies, not the weakest.
 
@@ -145,6 +151,7 @@ def regularised_evolution(
         population: Networks that are alive.
         tournament: Networks of which the fittest is a parent.
         soft: Fitness for networks outside the budget too; those are evaluated, but no result.
+        batch: Children that are evaluated at a time.
     """
     first = admitted_samples(max(1, min(population, -(-num_evaluations // 3))), budget, model, rng)
     scores = evaluate(first)
@@ -155,7 +162,7 @@ def regularised_evolution(
         return found if soft is None else soft(rows, found, budget, model)
 
     alive = deque(zip(first, fitness(first, scores), strict=True), maxlen=len(first))
-    num_children = max(1, num_evaluations // (GENERATIONS * 10))
+    num_children = max(batch, num_evaluations // (GENERATIONS * 10))
     stuck = 0
     while len(archs) < num_evaluations and stuck < MAX_DRAWS:
         size = min(num_children, num_evaluations - len(archs))
@@ -215,6 +222,7 @@ def pareto(
     num_evaluations: int,
     *,
     costs: Sequence[str] = ("latency_ms",),
+    batch: int = 1,
 ) -> History:
     """The whole trade-off between accuracy and costs, in one run.
 
@@ -231,13 +239,14 @@ def pareto(
         rng: Of every draw.
         num_evaluations: At most so many.
         costs: Of :data:`COSTS`.
+        batch: Children that are evaluated at a time.
     """
     num_first = max(1, min(POPULATION // 2, -(-num_evaluations // 3)))
     archs = admitted_samples(num_first, budget, model, rng)
     accuracies = evaluate(archs)
     values = costs_of(model, archs, costs)
     seen = {arch.tobytes() for arch in archs}
-    num_children = max(1, num_evaluations // (GENERATIONS * 10))
+    num_children = max(batch, num_evaluations // (GENERATIONS * 10))
     stuck = 0
     while len(archs) < num_evaluations and stuck < 2 * MAX_DRAWS:
         low, high = values.min(axis=0), values.max(axis=0)
@@ -272,6 +281,8 @@ def evolution(
     evaluate: Evaluate,
     rng: np.random.Generator,
     num_evaluations: int,
+    *,
+    batch: int = 1,
 ) -> History:
     """Constrained evolution (Cai et al. 2020, section 3.4; Guo et al. 2020, algorithm 1).
 
@@ -279,7 +290,7 @@ def evolution(
     within budget and random ones. Then the best of all so far breed by crossover and mutation,
     two choices a child on average. With few evaluations every child is judged before the next
     is bred; with many there are at most :data:`GENERATIONS` batches. A child outside the budget
-    is drawn again, a bounded number of times.
+    is drawn again, a bounded number of times. ``batch`` children or more are evaluated at a time.
     """
     num_first = max(1, min(num_evaluations // 3, MAX_FIRST))
     archs = [_first_population(num_first, budget, model, rng)]
@@ -287,7 +298,7 @@ def evolution(
     accuracies = [evaluate(archs[0])]
     parents, fitness = archs[0], accuracies[0]
     num_parents = max(2, min(num_evaluations // 6, MAX_PARENTS))
-    num_children = max(1, num_evaluations // GENERATIONS)
+    num_children = max(batch, num_evaluations // GENERATIONS)
     while len(seen) < num_evaluations:
         order = np.argsort(-fitness, kind="stable")[:num_parents]
         parents, fitness = parents[order], fitness[order]
@@ -335,19 +346,21 @@ def predictor_search(
     evaluate: Evaluate,
     rng: np.random.Generator,
     num_evaluations: int,
+    *,
+    batch: int = 1,
 ) -> History:
     """Evaluate a few, predict the rest, evaluate the most promising; again, with what was learnt.
 
     As the once-for-all search fits a predictor to pairs of architecture and accuracy and evolves
     under it (Cai et al. 2020, section 3.4), but in rounds (Wen et al. 2020, "Neural predictor for
     neural architecture search", section 3, has one). A third of the evaluations are random
-    subnets and uniform ones, as in :func:`evolution`.
+    subnets and uniform ones, as in :func:`evolution`; ``batch`` or more are a round.
     """
     from deploynas.search.predictor import fit_predictor
 
     archs = _first_population(max(1, -(-num_evaluations // 3)), budget, model, rng)
     accuracies = evaluate(archs)
-    num_round = max(1, (num_evaluations - len(archs)) // PREDICTOR_ROUNDS)
+    num_round = max(batch, (num_evaluations - len(archs)) // PREDICTOR_ROUNDS)
     kind, chosen_at = None, 0
     while 10 <= len(archs) < num_evaluations:
         if len(archs) >= 1.4 * chosen_at:  # comparing the kinds takes longer than fitting one
@@ -410,14 +423,17 @@ def knee(costs: Floats, accuracies: Floats) -> int:
     """Index of the front's member that is furthest above the line between its ends.
 
     Args:
-        costs: ``(n,)`` of a front, cheapest first.
+        costs: ``(n,)`` of a front, or ``(n, num_costs)``, whose mean then counts, each scaled by
+            its range.
         accuracies: ``(n,)``.
     """
 
     def scaled(values: Floats) -> Floats:
-        return np.asarray((values - values.min()) / max(np.ptp(values), 1e-12))
+        span = np.maximum(np.ptp(values, axis=0), 1e-12)
+        return np.asarray((values - values.min(axis=0)) / span)
 
-    return int(np.argmax(scaled(accuracies) - scaled(costs)))
+    columns = costs.reshape(len(accuracies), -1)
+    return int(np.argmax(scaled(accuracies) - scaled(columns).mean(axis=1)))
 
 
 COSTS: dict[str, Callable[[LatencyModel, Archs], Floats]] = {

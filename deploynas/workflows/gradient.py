@@ -20,14 +20,14 @@ from deploynas.errors import (
     UnknownNameError,
     require_positive,
 )
-from deploynas.nn import MixedNetwork
+from deploynas.nn import MixedBlocks, MixedCells, MixedNetwork
 from deploynas.profile import LatencyModel
 from deploynas.profile.device_profile import Precision
 from deploynas.report.probabilities import draw_probabilities
 from deploynas.search import Budget, SearchResult, darts, proxyless
 from deploynas.search import search as run_search
 from deploynas.search.architecture import LatencyLoss, Update
-from deploynas.search.darts import DartsRecipe, MixedCells
+from deploynas.search.darts import DartsRecipe
 from deploynas.search.discretise import Decision, discretise
 from deploynas.search.gradient import GradientRecipe, HistoryPoint, Learned, require_splittable
 from deploynas.search.proxyless import ProxylessRecipe
@@ -187,8 +187,7 @@ class _Proxyless:
 
     @property
     def blocks(self) -> list[tuple[str, tuple[str, ...]]]:
-        choices = [self.network.space.choices[layer.column] for layer in self.network.mixed]
-        return [(choice.name, tuple(map(str, choice.options))) for choice in choices]
+        return _blocks_of(self.network)
 
     def warnings(self, best: Archs) -> list[str]:
         return []
@@ -198,7 +197,7 @@ class _Proxyless:
 class _Darts:
     """What is DARTS's own."""
 
-    network: MixedCells
+    network: MixedCells | MixedBlocks
     recipe: DartsRecipe
     strategy = "darts"
 
@@ -212,15 +211,18 @@ class _Darts:
         )  # fmt: skip
 
     def decide(self, learned: Learned, model: LatencyModel, budget: Budget) -> Decision:
-        max_skips = self.recipe.architecture.max_skips
-        return darts.decision(self.network, learned.probabilities, model, budget, max_skips)
+        return darts.decision(self.network, learned.probabilities, model, budget, self.recipe)
 
     @property
     def blocks(self) -> list[tuple[str, tuple[str, ...]]]:
+        if isinstance(self.network, MixedBlocks):
+            return _blocks_of(self.network)
         operations = (NONE, *self.network.space.table.operations)
         return [(name, operations) for name in self.network.edge_names]
 
     def warnings(self, best: Archs) -> list[str]:
+        if isinstance(self.network, MixedBlocks):
+            return []
         skips = darts.num_skips(self.network.space, best)
         if skips <= darts.COLLAPSED:
             return []
@@ -228,6 +230,11 @@ class _Darts:
             f"the normal cell has {skips} skip connections: DARTS is known to collapse like that; "
             "--gate sigmoid, --prune 0.5 or --max-skips 2 counter it"
         ]
+
+
+def _blocks_of(network: MixedNetwork) -> list[tuple[str, tuple[str, ...]]]:
+    choices = [network.space.choices[layer.column] for layer in network.mixed]
+    return [(choice.name, tuple(map(str, choice.options))) for choice in choices]
 
 
 def _side(space: SearchSpace, recipe: ProxylessRecipe | DartsRecipe) -> _Proxyless | _Darts:
@@ -239,10 +246,14 @@ def _side(space: SearchSpace, recipe: ProxylessRecipe | DartsRecipe) -> _Proxyle
     if isinstance(recipe, ProxylessRecipe):
         network = MixedNetwork(space, shared=recipe.share_weights)
         return _Proxyless(network.to(pick_device()), recipe)
-    if not isinstance(space, CellSpace) or len(space.resolutions) != 1:
+    if not isinstance(space, CellSpace):
+        if recipe.architecture.max_skips is not None:
+            raise InvalidInputError(f"--max-skips is of cells, and {space.name} has none")
+        return _Darts(MixedBlocks(space).to(pick_device()), recipe)
+    if len(space.resolutions) != 1:
         raise InvalidInputError(
-            f"darts searches cells at one resolution, and {space.name} is another space",
-            "search --space darts-small, or darts",
+            f"a gradient search has one resolution, and {space.name} comes with "
+            f"{len(space.resolutions)}: take one of {list(space.resolutions)}"
         )
     return _Darts(MixedCells(space).to(pick_device()), recipe)
 
@@ -300,10 +311,10 @@ def search(
     def decide(share: float) -> Archs | None:
         """Row of the decision for a share of the latency budget; None where none keeps it."""
         decision = learned.decision
-        if share < 1 and budget.latency_ms is not None:
-            smaller = budget.model_copy(update={"latency_ms": budget.latency_ms * share})
+        if share != 1 and budget.latency_ms is not None:
+            other = budget.model_copy(update={"latency_ms": budget.latency_ms * share})
             try:
-                decision = side.decide(learned, model, smaller)
+                decision = side.decide(learned, model, other)
             except InfeasibleBudgetError:
                 return None
         decisions.append(decision)

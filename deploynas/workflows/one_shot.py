@@ -19,14 +19,13 @@ from deploynas.nn import StaticNetwork
 from deploynas.profile.device_profile import Precision
 from deploynas.search import Budget, SearchResult
 from deploynas.search import search as run_search
-from deploynas.search.strategies import Floats
 from deploynas.spaces import Archs, SearchSpace
-from deploynas.train import SupernetEvaluator, load_weights, pick_device
+from deploynas.train import SupernetEvaluator
 from deploynas.train.evaluate import CALIBRATION_IMAGES
 from deploynas.workflows import steps
+from deploynas.workflows.candidates import TrainedCandidates
 from deploynas.workflows.networks import FROM_SCRATCH, save_chosen
 from deploynas.workflows.steps import OnProgress
-from deploynas.workflows.trainings import key_of, train_all
 
 TOP_K = 3  # of the search, trained from scratch
 
@@ -63,31 +62,16 @@ def search(
     else:
         supernet = steps.train(space, dataset, run, recipe, on_progress)
     evaluator = SupernetEvaluator(supernet.network, dataset, space)
-    alone = FROM_SCRATCH.model_copy(
-        update={"seed": seed, **steps.lengthened(FROM_SCRATCH, dataset)}
-    )
-
-    def weights_of(arch: Archs) -> Path:
-        key = key_of(space.layers(arch), dataset, alone)
-        return run / "trained" / f"{key}.safetensors"
-
-    def retrained(archs: Archs) -> Floats:
-        jobs = [(space.layers(arch), alone) for arch in archs]
-        done = train_all(
-            jobs, dataset, run / "trained", 1, lambda: False, on_progress, keep_weights=True
-        )
-        return np.array([one.validation for one in done if one is not None])
+    alone = steps.for_data(FROM_SCRATCH, dataset, None, seed)
+    retrained = TrainedCandidates(space, dataset, alone, run / "trained", on_progress=on_progress)
 
     def extract(arch: Archs) -> StaticNetwork:
-        network = StaticNetwork(space.layers(arch))
-        if weights_of(arch).exists():
-            load_weights(weights_of(arch), network)
-            return network.to(pick_device()).eval()
-        return evaluator.extract(arch)
+        of = retrained if retrained.is_trained(arch) else evaluator
+        return of.extract(arch)
 
     outcome = run_search(
         model, evaluator, budget, strategy="one-shot", seed=seed, num_evaluations=num_evaluations,
-        measure_ms=steps.measured_by(device, extract, precision), settle=(TOP_K, retrained),
+        measure_ms=steps.measured_by(device, extract, precision), settle=(TOP_K, retrained.final),
         on_progress=on_progress,
     )  # fmt: skip
     best = space.encode([outcome.best.architecture])[0]

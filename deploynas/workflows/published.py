@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,6 +114,7 @@ def search(
     strategy: str,
     seed: int,
     num_evaluations: int,
+    options: Mapping[str, Any] | None = None,
     precision: Precision = "fp32",
     on_progress: OnProgress,
     on_note: Callable[[str], None],
@@ -132,6 +134,7 @@ def search(
         strategy: A key of ``STRATEGIES``.
         seed: Of every draw.
         num_evaluations: Networks whose accuracy is predicted.
+        options: The strategy's own.
         precision: Of the latencies.
         on_progress: Called with what is going on and its share done.
         on_note: Called with what a user should know.
@@ -167,6 +170,7 @@ def search(
         seed=seed,
         num_evaluations=num_evaluations,
         measure_ms=measured_by(device, supernet.extract, precision),
+        options=options,
         on_progress=on_progress,
     )
     result = as_result(

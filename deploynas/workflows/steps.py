@@ -5,9 +5,10 @@ What becomes of the chosen network stands in :mod:`deploynas.workflows.networks`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,15 @@ def lengthened(recipe: Recipe, dataset: ImageDataset) -> dict[str, float]:
     """More passes for a recipe where the data set is so small that they would be few steps."""
     needed = MIN_STEPS * recipe.batch_size / len(dataset.train)
     return {"epochs": round(max(recipe.epochs, min(needed, MAX_EPOCHS)), 1)}
+
+
+def for_data(recipe: Recipe, dataset: ImageDataset, epochs: float | None, seed: int) -> Recipe:
+    """A recipe with a seed; its length as asked for, else as :func:`lengthened`."""
+    if epochs is not None:
+        return recipe.model_copy(
+            update={"seed": seed, "epochs": require_positive(epochs, "--epochs")}
+        )
+    return recipe.model_copy(update={"seed": seed, **lengthened(recipe, dataset)})
 
 
 def supernet_recipe(
@@ -227,6 +237,7 @@ def train_and_search(
     strategy: str,
     seed: int,
     num_evaluations: int,
+    options: Mapping[str, Any] | None = None,
     precision: Precision = "fp32",
     on_progress: OnProgress,
     on_note: Callable[[str], None],
@@ -253,7 +264,7 @@ def train_and_search(
         trained = train(chosen, dataset, run, recipe, on_progress)
     return search(
         trained, model, profile_path, budget, run, device=device, strategy=strategy, seed=seed,
-        num_evaluations=num_evaluations, on_progress=on_progress,
+        num_evaluations=num_evaluations, options=options, on_progress=on_progress,
     )  # fmt: skip
 
 
@@ -268,12 +279,14 @@ def search(
     strategy: str,
     seed: int,
     num_evaluations: int,
+    options: Mapping[str, Any] | None = None,
     beside: bool = True,
     on_progress: OnProgress,
 ) -> SearchResult:
     """Search under a profile; writes ``run/search.json``.
 
     Finalists are measured on ``device``, the profile's own; None where it is elsewhere.
+    ``options`` are the strategy's own.
     """
     ensure_writable(run)
     evaluator = SupernetEvaluator(supernet.network, supernet.dataset, model.space)
@@ -287,6 +300,7 @@ def search(
         num_evaluations=num_evaluations,
         measure_ms=measured_by(device, evaluator.extract, model.precision),
         beside=beside,
+        options=options,
         on_progress=on_progress,
     )
     inputs = [profile_path, supernet.run / "supernet.json", supernet.run / "supernet.safetensors"]

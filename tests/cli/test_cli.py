@@ -30,6 +30,7 @@ from deploynas.spaces.layers import chain
 pytestmark = pytest.mark.usefixtures("short_sessions")
 # the package under test, whichever copy is installed
 PACKAGE = str(Path(deploynas.__file__).parents[1])
+SEARCH = ("search", "--latency-ms", "1")
 VERBS = {
     "spaces": {"--json", "--quiet"},
     "devices": {"--ask", "--json", "--quiet"},
@@ -41,7 +42,9 @@ VERBS = {
                "--space", "--profile", "--supernet", "--ofa-weights", "--calibration-images",
                "--data", "--seed", "--output", "--resume", "--architecture-update",
                "--latency-loss", "--latency-weight", "--own-weights", "--order", "--gate",
-               "--prune", "--max-skips", "--precision", "--json", "--quiet"},
+               "--prune", "--max-skips", "--evaluator", "--workers", "--costs", "--population",
+               "--tournament", "--soft-latency", "--soft-flops", "--precision", "--json",
+               "--quiet"},
     "retrain": {"--from-scratch", "--data", "--epochs", "--json", "--quiet"},
     "export": {"--name", "--with-preprocessing", "--image-size", "--opset", "--precision",
                "--max-accuracy-drop", "--output", "--json", "--quiet"},
@@ -50,8 +53,9 @@ VERBS = {
               "--input-shape",
               "--summary", "--junit", "--data",
               "--min-accuracy", "--json", "--quiet"},
-    "compare": {"--strategies", "--latency-ms", "--seeds", "--space", "--data", "--profile",
-                "--workers", "--max-minutes", "--output", "--resume", "--json", "--quiet"},
+    "compare": {"--strategies", "--evaluator", "--images", "--latency-ms", "--seeds", "--space",
+                "--data", "--profile", "--workers", "--max-minutes", "--output", "--resume",
+                "--json", "--quiet"},
     "inspect": {"--profile", "--space", "--json", "--quiet"},
     "demo": {"--data", "--download", "--json", "--quiet"},
 }  # fmt: skip
@@ -137,6 +141,14 @@ def test_light_imports(tmp_path: Path) -> None:
         (("profile", "--budget-minutes", "-1"), 1, "--budget-minutes must be a positive"),
         (("profile", "validate", "--seed", "-1"), 2, "--seed"),
         (("inspect", "nothing.onnx"), 1, "does not exist"),
+        ((*SEARCH, "--evaluator", "guess"), 1, "unknown evaluator 'guess'"),
+        ((*SEARCH, "--workers", "2"), 1, "goes with --evaluator training or halving"),
+        ((*SEARCH, "--strategy", "darts", "--evaluator", "training"), 1, "it goes with ofa, evol"),
+        ((*SEARCH, "--costs", "params"), 1, "--costs goes with pareto"),
+        ((*SEARCH, "--strategy", "pareto", "--costs", "macz"), 1, "did you mean 'macs'"),
+        ((*SEARCH, "--strategy", "pareto", "--costs", "macs,macs"), 1, "each once"),
+        ((*SEARCH, "--population", "9"), 1, "--population goes with evolution"),
+        ((*SEARCH, "--strategy", "evolution", "--soft-flops", "nan"), 1, "positive number"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -499,6 +511,37 @@ def test_a_gradient_search_from_profile_to_checked_file(
     done = run("export", "--inherited", cwd=tmp_path)
     assert done.returncode == 1
     assert "is not what" in done.stderr
+
+
+def test_candidates_that_are_trained_and_several_costs(
+    board_profile: Callable[[StagedSpace], DeviceProfile], tmp_path: Path
+) -> None:
+    data = str(make_images(tmp_path / "images", per_class=80))
+    space = deploynas.space("proxyless-small", num_classes=2, resolutions=[24])
+    board_profile(space).write(tmp_path / "profiles" / "board.json")
+    search = (
+        "search", "--space", "proxyless-small", "--data", data, "--latency-ms", "0.2",
+        "--epochs", "1", "--evaluations", "4",
+    )  # fmt: skip
+    pareto = ("--strategy", "pareto", "--costs", "params,latency_ms", "--evaluator", "training")
+    done = run(*search, *pareto, "--workers", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "4 candidates" in done.stderr
+    assert re.search(r"k params +[\d.]+ ms +[\d.]+%", done.stdout)
+    done = run("export", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    exported = json.loads(done.stdout)
+    assert exported["weights"] == "from-scratch"
+    assert exported["parity_max_abs_diff"] < 1e-3
+
+    soft = ("--strategy", "evolution", "--evaluator", "halving", "--soft-latency", "0.1",
+            "--population", "4", "--tournament", "2")  # fmt: skip
+    done = run(*search, *soft, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["predicted_latency_ms"] < 0.2
+    assert found["run"].endswith("-halving")
+    assert found["random_best"] is None
 
 
 def test_a_published_supernet_without_training(

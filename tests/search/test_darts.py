@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,18 +13,21 @@ from torch import nn
 from deploynas import spaces
 from deploynas.data.sources import _load_digits
 from deploynas.errors import InfeasibleBudgetError, InvalidInputError, UnknownNameError
+from deploynas.nn import MixedBlocks, MixedCells
 from deploynas.profile import LatencyModel
 from deploynas.search import Budget, darts
 from deploynas.search.darts import (
     DartsArchitectureRecipe,
     DartsOptimizer,
     DartsRecipe,
-    MixedCells,
-    decision,
+    cells_decision,
     derive,
+    expectations,
     learn,
     num_skips,
 )
+from deploynas.spaces import CandidateSpace
+from deploynas.spaces.staged import Stage
 from deploynas.train import loop
 from deploynas.workflows import gradient
 
@@ -57,7 +61,7 @@ def one_hot(network, arch):
     found = torch.zeros(len(network.alphas), 1 + len(space.table.operations))
     for kind, node in itertools.product(range(2), range(space.table.nodes)):
         for source, option in network.chosen_edges(arch, kind, node):
-            found[network._index[kind, node, source], 1 + option] = 1.0
+            found[network.row_of[kind, node, source], 1 + option] = 1.0
     return found
 
 
@@ -114,7 +118,7 @@ def test_the_budget_and_the_limit_on_skips_hold(network, model):
             assert model.upper_ms(row[None])[0] <= budget.latency_ms
             assert limit is None or num_skips(space, row) <= limit
     with pytest.raises(InfeasibleBudgetError, match="--max-skips"):
-        decision(network, list(mixtures), model, Budget(latency_ms=float(low) / 2))
+        cells_decision(network, list(mixtures), model, Budget(latency_ms=float(low) / 2))
 
 
 def batch(n=16):
@@ -182,10 +186,81 @@ def test_expected_latency_of_one_architecture_and_its_gradient(network, model):
     terms = [model.terms_of(ms) for ms in model.predict_ms(np.array(rows, np.uint8))]
     mixtures = torch.zeros(len(network.alphas), 1 + len(space.table.operations))
     mixtures[:, 1 + option] = 1.0
-    assert float(optimizer._expected_terms(mixtures)) == pytest.approx(np.mean(terms), rel=1e-5)
+    (expectation,) = optimizer._expectations
+    assert float(expectation.of(mixtures)) == pytest.approx(np.mean(terms), rel=1e-5)
     network.zero_grad()
-    optimizer._expected_terms(network.mixtures("softmax")).backward()
+    expectation.of(network.mixtures("softmax")).backward()
     assert all(alpha.grad.abs().max() > 0 for alpha in network.alphas)
+
+
+@pytest.fixture(scope="module")
+def chain(digits):
+    """A chain of a few blocks, of which one may be left out."""
+    table = replace(
+        spaces.space("proxyless-small").table,
+        stages=(Stage(8, 2, "relu", False, (1,)), Stage(12, 2, "h_swish", True, (1, 2))),
+        head_width=16,
+        head_features=0,
+    )
+    return CandidateSpace(
+        "chain", table, num_classes=digits.num_classes, in_channels=digits.channels,
+        resolutions=[8],
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def test_a_mixture_of_one_operation_a_block_is_the_architecture(chain):
+    torch.manual_seed(0)
+    network = MixedBlocks(chain)
+    x = torch.randn(4, 1, 8, 8)
+    for arch in chain.sample(6, np.random.default_rng(0)):
+        mixtures = torch.zeros(network.present.shape)
+        for row, option in enumerate(network.options(arch)):
+            mixtures[row, option] = 1.0
+        mixed = network.forward_mixed(x, mixtures)
+        torch.testing.assert_close(mixed, network(x, arch), rtol=1e-4, atol=1e-5)
+    lengths = [len(alpha) for alpha in network.alphas]
+    assert len(set(lengths)) == 2  # of zero and without
+    assert network.present.sum(1).tolist() == lengths
+    for gate in ("softmax", "sigmoid"):
+        assert (network.mixtures(gate)[~network.present] == 0).all()
+    network.prune(2, network.mixtures("softmax"))
+    assert network.present.sum(1).tolist() == [2] * len(lengths)
+
+
+def test_expected_costs_of_blocks_are_those_of_the_likeliest(chain, board_profile):
+    model = LatencyModel(chain, board_profile(chain))
+    network = MixedBlocks(chain)
+    (arch,) = chain.canonical(chain.sample(1, np.random.default_rng(1)))
+    budget = Budget(
+        latency_ms=float(model.upper_ms(chain.uniform()).mean()),
+        macs=float(chain.macs(chain.uniform()).mean()),
+    )
+    mixtures = torch.zeros(network.present.shape)
+    for row, option in enumerate(network.options(arch)):
+        mixtures[row, option] = 1.0
+    found = {e.name: e.unit(float(e.of(mixtures))) for e in expectations(network, model, budget)}
+    assert found == {
+        "latency_ms": pytest.approx(float(model.predict_ms(arch[None])[0]), rel=1e-5),
+        "macs": pytest.approx(int(chain.macs(arch[None])[0])),
+    }
+
+
+def test_several_limits_on_cells_are_all_expected(network, model):
+    space = network.space
+    budget = Budget(macs=1e9, params=1e9, latency_ms=1e9)
+    arch = space.sample(1, np.random.default_rng(2))[0]
+    found = {e.name: e for e in expectations(network, model, budget)}
+    mixtures = one_hot(network, arch)
+    # one edge of every node that it keeps two of, at its share: the chosen ones alone
+    for name, e in found.items():
+        own = (mixtures[:, 1:] * e.costs[:, 1:]).sum()
+        total = {
+            "latency_ms": lambda: model.terms_of(float(model.predict_ms(arch[None])[0])),
+            "macs": lambda: float(space.macs(arch[None])[0]),
+            "params": lambda: float(space.params(arch[None])[0]),
+        }[name]()
+        assert e.constant + float(own) == pytest.approx(total, rel=1e-5)
 
 
 def test_pruning_leaves_the_strongest(network, model):
@@ -265,8 +340,8 @@ def test_a_search_ends_in_files_and_says_when_it_collapsed(
     assert any("skip connections" in note for note in notes) == collapsed
     for name in ("search.json", "gradient.json", "chosen.safetensors", "probabilities.png"):
         assert (tmp_path / "run" / name).stat().st_size > 0
-    with pytest.raises(InvalidInputError, match="darts searches cells"):
+    with pytest.raises(InvalidInputError, match="not candidate operations"):
         gradient.search(
-            spaces.space("proxyless-small", 10, 1, [8]), digits, path, budget, tmp_path, recipe,
+            spaces.space("mobile-small", 10, 1, [8]), digits, path, budget, tmp_path, recipe,
             device=None, num_evaluations=4, on_progress=print, on_note=print,
         )  # fmt: skip

@@ -44,16 +44,33 @@ def test_what_measured_high_once_does_not_give_the_budget_away() -> None:
     assert first[0] == seen[-1] == 888
     assert upper == pytest.approx(0.888)
     seen.clear()
-    refined, upper = _first_within(by_share, 1.0, measure_ms, refine=True)
+    refined, upper = _first_within(by_share, 1.0, measure_ms, most=1.05)
     assert seen == [1000, 888, 944, 972]
     assert refined[0] == 972
     assert upper == pytest.approx(0.972)
+
+
+def test_what_measures_below_its_prediction_may_grow_as_far_as_the_prediction_alone() -> None:
+    seen = []
+
+    def measure_ms(arch):
+        seen.append(int(arch[0]))
+        return 0.85 * float(arch[0]) / 1000  # a machine that is quicker than in its profile
+
+    best, upper = _first_within(by_share, 1.0, measure_ms, most=1.05)
+    assert seen == [1000, 1050]
+    assert upper == pytest.approx(0.85 * 1.05)
+    seen.clear()
+    best, _ = _first_within(by_share, 1.0, lambda arch: 0.97 * measure_ms(arch) / 0.85, most=1.05)
+    assert seen == [1000]
+    best, _ = _first_within(by_share, 1.0, lambda arch: measure_ms(arch))
+    assert best[0] == 1000
 
 
 def test_refinement_never_returns_what_measures_over_budget() -> None:
     def measure_ms(arch):
         return 0.5 if arch[0] < 900 else 1.1
 
-    best, upper = _first_within(by_share, 1.0, measure_ms, refine=True)
+    best, upper = _first_within(by_share, 1.0, measure_ms, most=1.05)
     assert best[0] < 900
     assert upper == 0.5

@@ -15,7 +15,7 @@ from deploynas.search import Budget
 from deploynas.train import Recipe
 from deploynas.workflows import compare as workflow
 from deploynas.workflows import trainings
-from deploynas.workflows.compare import Comparison, Settings, Winner, rows_of, welch
+from deploynas.workflows.comparison import Comparison, Settings, Winner, rows_of, welch
 from deploynas.workflows.trainings import Trained
 
 RECIPE = Recipe(epochs=0.5, batch_size=64, learning_rate=0.1)
@@ -101,6 +101,38 @@ def test_a_comparison_stops_resumes_and_trains_nothing_twice(
     assert again == found
 
 
+def test_candidates_that_are_trained_are_trained_once(
+    space, digits, profile, budget, tmp_path, monkeypatch
+):
+    given = settings(space, budget, ("evolution",), evaluator="halving", num_seeds=1)
+    found, _ = run(space, digits, profile, tmp_path, given)
+    assert found.complete
+    assert not found.supernet_seconds
+    assert all(w.inherited is None for w in found.winners)
+    # a winner was trained in full by its search: that training stands in the table
+    keys = {f.stem for f in (tmp_path / "trained").glob("*.json")}
+    for w in found.winners:
+        nodes = space.layers(space.encode([w.architecture])[0])
+        assert trainings.key_of(nodes, digits, RECIPE) in keys
+        assert w.search_seconds >= w.train_seconds
+
+    def never(*args, **kwargs):
+        raise AssertionError("done before")
+
+    monkeypatch.setattr(trainings, "train_network", never)
+    assert run(space, digits, profile, tmp_path, given)[0] == found
+    with pytest.raises(InvalidInputError, match="another --output"):
+        run(space, digits, profile, tmp_path, settings(space, budget, ("evolution",), num_seeds=1))
+
+
+def test_every_strategy_that_fits_is_compared_where_none_is_named(space, budget):
+    assert settings(space, budget, None).strategies == (
+        "random", "ofa", "one-shot", "evolution", "pareto", "predictor", "proxyless", "darts",
+    )  # fmt: skip
+    with pytest.raises(UnknownNameError, match="evaluator"):
+        settings(space, budget, None, evaluator="guess")
+
+
 def test_several_workers_train_what_one_does(space, digits, tmp_path):
     nodes = [space.layers(arch) for arch in space.uniform()[:2]]
     jobs = [(n, RECIPE) for n in [*nodes, nodes[0]]]  # one of them twice
@@ -156,7 +188,7 @@ def winner(strategy, seed, test, latency=0.9):
 def test_the_table_says_what_is_noise():
     given = Settings(
         strategies=("random", "ofa", "proxyless"), num_seeds=3, budget=Budget(latency_ms=1.0),
-        num_evaluations=4, supernet_epochs=None, recipe=RECIPE,
+        evaluator="inherited", num_evaluations=4, supernet_epochs=None, recipe=RECIPE,
     )  # fmt: skip
     winners = [winner("random", s, t) for s, t in enumerate((0.70, 0.71, 0.72))]
     winners += [winner("ofa", s, t, 1.2) for s, t in enumerate((0.80, 0.81, 0.82))]

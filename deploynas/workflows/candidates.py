@@ -1,0 +1,240 @@
+"""Candidates that are trained: in full, or by successive halving; and the search that does so.
+
+No weights are shared: what a strategy asks for is trained from scratch, each network by each
+recipe once, and kept in the run's folder, so that a search that was killed goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from deploynas.artifacts import ensure_writable
+from deploynas.data import ImageDataset
+from deploynas.device import Device
+from deploynas.errors import InvalidInputError
+from deploynas.nn import StaticNetwork
+from deploynas.profile.device_profile import Precision
+from deploynas.search import Budget, SearchResult
+from deploynas.search import search as run_search
+from deploynas.search.strategies import Floats
+from deploynas.spaces import Archs, SearchSpace
+from deploynas.train import Recipe, load_weights, pick_device
+from deploynas.train.evaluate import CALIBRATION_IMAGES
+from deploynas.workflows import steps
+from deploynas.workflows.networks import save_chosen
+from deploynas.workflows.steps import OnProgress
+from deploynas.workflows.trainings import Cost, images_per_second, key_of, train_all
+
+ETA, RUNGS = 3, 3  # one in so many goes on, so many times
+LEAST_STEPS = 30  # of a rung
+NUM_EVALUATIONS = 24
+EVALUATORS = ("inherited", "training", "halving")
+
+
+class TrainedCandidates:
+    """Validation accuracy after training from scratch.
+
+    With ``halving`` a candidate is first trained by a schedule of a ninth of the epochs; what is
+    then among the best third of all that came so far is trained by one of a third, and of those
+    the best third in full (successive halving, Jamieson and Talwalkar 2016, in the form that
+    takes candidates as they come: Li et al. 2020, "A system for massively parallel hyperparameter
+    tuning", section 3.2). Each rung is a whole schedule of its own, its rate annealed, so that
+    its accuracies can be compared; that costs at most 1 + 1/3 + 1/9 of a full training.
+
+    Args:
+        space: Whose rows are judged.
+        dataset: Images.
+        recipe: Of a full training.
+        folder: Keeps what was trained.
+        halving: Whether to stop early what is behind.
+        num_workers: Trainings at a time, in processes of their own.
+        on_progress: Called with what is going on and its share done.
+
+    Attributes:
+        rungs: Recipes, the full one last.
+        seconds: Of the processor, of all trainings that were asked for, now or before.
+    """
+
+    kind: Literal["measured"] = "measured"
+    chunk = 1_000_000  # trainings tell their own progress
+    num_finalists = 3
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        dataset: ImageDataset,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        halving: bool = False,
+        num_workers: int = 1,
+        on_progress: OnProgress = lambda text, share: None,
+    ) -> None:
+        self.space, self._dataset, self._folder = space, dataset, folder
+        self._num_workers, self._on_progress = num_workers, on_progress
+        self.rungs = rungs_of(recipe, dataset, halving=halving)
+        self._seen: list[dict[bytes, float]] = [{} for _ in self.rungs]
+        self._seconds: dict[str, float] = {}
+        self._num_asked = 0
+
+    @property
+    def seconds(self) -> float:
+        """See the class."""
+        return sum(self._seconds.values())
+
+    def quick(self, archs: Archs) -> Floats:
+        """``(n,)`` fractions, each of the last rung that its architecture reached."""
+        scores: dict[bytes, float] = {}
+        going = list(archs)
+        self._num_asked += len(going)
+        for rung, seen in enumerate(self._seen):
+            found = self._trained(going, rung)
+            keys = [arch.tobytes() for arch in going]
+            scores.update(zip(keys, found, strict=True))
+            seen.update(zip(keys, found, strict=True))
+            best = sorted(seen, key=lambda key: -seen[key])[: -(-len(seen) // ETA)]
+            going = [arch for arch, key in zip(going, keys, strict=True) if key in set(best)]
+            if not going:
+                break
+        return np.array([scores[arch.tobytes()] for arch in archs])
+
+    def final(self, archs: Archs) -> Floats:
+        """``(n,)`` fractions after full training."""
+        return np.array(self._trained(list(archs), len(self.rungs) - 1))
+
+    def extract(self, arch: Archs) -> StaticNetwork:
+        """The network with the weights of its full training; random ones where it has had none."""
+        nodes = self.space.layers(arch)
+        network = StaticNetwork(nodes)
+        path = self._folder / f"{key_of(nodes, self._dataset, self.rungs[-1])}.safetensors"
+        if path.exists():
+            load_weights(path, network)
+        return network.to(pick_device()).eval()
+
+    def is_trained(self, arch: Archs) -> bool:
+        """Whether it has had its full training."""
+        key = key_of(self.space.layers(arch), self._dataset, self.rungs[-1])
+        return (self._folder / f"{key}.safetensors").exists()
+
+    def _told(self, text: str, share: float) -> None:
+        self._on_progress(f"{self._num_asked} candidates so far, {text}", share)
+
+    def _trained(self, archs: Sequence[Archs], rung: int) -> list[float]:
+        jobs = [(self.space.layers(arch), self.rungs[rung]) for arch in archs]
+        done = train_all(
+            jobs, self._dataset, self._folder, self._num_workers, lambda: False, self._told,
+            keep_weights=rung == len(self.rungs) - 1,
+        )  # fmt: skip
+        found = []
+        for (nodes, recipe), one in zip(jobs, done, strict=True):
+            assert one is not None  # time is never up
+            self._seconds[key_of(nodes, self._dataset, recipe)] = one.seconds
+            found.append(one.validation)
+        return found
+
+
+def rungs_of(recipe: Recipe, dataset: ImageDataset, *, halving: bool) -> list[Recipe]:
+    """Recipes of the rungs, the full one last; those of too few steps are left out."""
+    num_steps = recipe.epochs * len(dataset.train) / recipe.batch_size
+    return [
+        recipe.model_copy(update={"epochs": recipe.epochs / ETA**k})
+        for k in reversed(range(RUNGS if halving else 1))
+        if k == 0 or num_steps / ETA**k >= LEAST_STEPS
+    ]
+
+
+def search(
+    chosen: SearchSpace,
+    dataset: ImageDataset,
+    profile_path: Path,
+    budget: Budget,
+    run: Path,
+    recipe: Recipe,
+    *,
+    halving: bool,
+    device: Device | None,
+    strategy: str,
+    seed: int,
+    num_evaluations: int,
+    num_workers: int = 1,
+    trained: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    precision: Precision = "fp32",
+    on_progress: OnProgress,
+    on_note: Callable[[str], None],
+) -> SearchResult:
+    """Search by training candidates; writes the run's files, the chosen network's weights too.
+
+    Arguments and errors as in :func:`deploynas.workflows.steps.train_and_search`, but for:
+
+    Args:
+        chosen: The space.
+        dataset: Images.
+        profile_path: Device profile.
+        budget: Hard limits.
+        run: Directory, created; ``cost.json`` in it has the seconds of all trainings.
+        recipe: Of a candidate's full training.
+        halving: See :class:`TrainedCandidates`.
+        device: The profile's, which measures finalists; None where it is elsewhere.
+        strategy: One that evaluates networks.
+        seed: Of every draw of the search.
+        num_evaluations: Candidates.
+        num_workers: Trainings at a time; as many children are bred at a time.
+        trained: Keeps every training, also those of other searches; in ``run`` where None.
+        options: The strategy's own.
+        precision: Of the latencies.
+        on_progress: Called with what is going on and its share done.
+        on_note: Called with what a user should know.
+    """
+    if num_workers < 1:
+        raise InvalidInputError(f"--workers is 1 or more, got {num_workers}")
+    model = steps.latency_model(chosen, profile_path, device, precision, on_progress)
+    budget.require_reachable(model, np.random.default_rng(seed))
+    ensure_writable(run)
+    own = {"batch": num_workers, **(options or {})}
+    evaluator = TrainedCandidates(
+        model.space, dataset, recipe, trained or run / "trained", halving=halving,
+        num_workers=num_workers, on_progress=on_progress,
+    )  # fmt: skip
+    seconds = forecast(evaluator.rungs, model.space, dataset, num_evaluations) / at_once(
+        num_workers
+    )
+    on_note(
+        f"about {seconds / 60:.0f} minutes where nothing was trained before: {num_evaluations} "
+        f"candidates{', of which one in 9 in full' if len(evaluator.rungs) == RUNGS else ''}, "
+        f"{recipe.epochs:g} epochs"
+    )
+    outcome = run_search(
+        model, evaluator, budget, strategy=strategy, seed=seed, num_evaluations=num_evaluations,
+        measure_ms=steps.measured_by(device, evaluator.extract, precision), beside=False,
+        options=own, on_progress=on_progress,
+    )  # fmt: skip
+    result = steps.as_result(
+        outcome, model, profile_path, budget, strategy=strategy, seed=seed, inputs=[profile_path],
+        data=steps.data_record(dataset), supernet=run, weights="trained",
+    )  # fmt: skip
+    result.write(SearchResult.file_in(run))
+    Cost(seconds=evaluator.seconds).write(run / "cost.json")
+    best = model.space.encode([outcome.best.architecture])[0]
+    num_images = min(CALIBRATION_IMAGES, len(dataset.train))
+    save_chosen(run, evaluator.extract(best), num_images=num_images)
+    return result
+
+
+def forecast(
+    rungs: Sequence[Recipe], space: SearchSpace, dataset: ImageDataset, num_evaluations: int
+) -> float:
+    """Seconds that candidates take, one at a time, from a few training steps."""
+    speed = images_per_second(space, rungs[-1].batch_size)
+    passes = sum(rung.epochs * (1 / ETA) ** number for number, rung in enumerate(rungs))
+    return num_evaluations * passes * len(dataset.train) / speed
+
+
+def at_once(num_workers: int) -> float:
+    """What so many trainings at a time gain: two small networks do not fill two cores each."""
+    return min(float(num_workers), 1.6) if torch.get_num_threads() > 1 else 1.0
