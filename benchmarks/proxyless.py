@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=30.0)
     parser.add_argument("--standalone-epochs", type=float, default=12.0)
     parser.add_argument("--share", type=float, default=0.45, help="of the range of latencies")
-    parser.add_argument("--web-share", type=float, default=0.85)
+    parser.add_argument("--web-share", type=float, default=0.97)
     parser.add_argument("--minutes", type=float, default=np.inf)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--peak-of", choices=("static", "mixed"), help=argparse.SUPPRESS)

@@ -59,11 +59,12 @@ class Artifact(Record):
             raise InvalidInputError(f"{path} is not a {cls.SCHEMA} file")
         version = document.get("version")
         if version != cls.VERSION:
-            age = "newer" if isinstance(version, int) and version > cls.VERSION else "other"
+            is_newer = isinstance(version, int) and version > cls.VERSION
+            age = "newer" if is_newer else "other"
             raise InvalidInputError(
                 f"{path} has the {age} {cls.SCHEMA} format {version!r}, this deploynas reads "
                 f"{cls.VERSION}",
-                "upgrade deploynas" if age == "newer" else None,
+                "upgrade deploynas" if is_newer else "make it anew with this deploynas",
             )
         body = {k: v for k, v in document.items() if k not in ("schema", "version")}
         try:

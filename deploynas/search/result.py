@@ -123,7 +123,7 @@ class DataRecord(Record):
 
 
 class SearchResult(Artifact):
-    """What a search found. Format 1 (0.1.0): first version.
+    """What a search found. Format 1: first version; 2 (0.1.0): a front names its costs.
 
     Attributes:
         best: The chosen network; ``random_best``: the best of a random search with as many
@@ -145,7 +145,7 @@ class SearchResult(Artifact):
     """
 
     SCHEMA: ClassVar[str] = "deploynas-search-result"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     space: dict[str, str | int | list[int]]
     strategy: str

@@ -20,7 +20,7 @@ MAX_DRAWS = 200  # batches drawn before a budget counts as unreachable by sampli
 MAX_FIRST, MAX_PARENTS, GENERATIONS = 500, 100, 200
 POPULATION, TOURNAMENT = 100, 10  # of regularised evolution
 CAP_TOURNAMENT = 30
-PREDICTOR_ROUNDS, PREDICTED = 12, 3_000
+PREDICTOR_ROUNDS, PREDICTED, LEAST_FITTED = 12, 3_000, 10
 
 
 @dataclass(frozen=True)
@@ -353,16 +353,17 @@ def predictor_search(
 
     As the once-for-all search fits a predictor to pairs of architecture and accuracy and evolves
     under it (Cai et al. 2020, section 3.4), but in rounds (Wen et al. 2020, "Neural predictor for
-    neural architecture search", section 3, has one). A third of the evaluations are random
-    subnets and uniform ones, as in :func:`evolution`; ``batch`` or more are a round.
+    neural architecture search", section 3, has one). A third of the evaluations, ten or more,
+    are random subnets and uniform ones, as in :func:`evolution`; ``batch`` or more are a round.
     """
     from deploynas.search.predictor import fit_predictor
 
-    archs = _first_population(max(1, -(-num_evaluations // 3)), budget, model, rng)
+    num_first = max(-(-num_evaluations // 3), min(num_evaluations, LEAST_FITTED))
+    archs = _first_population(num_first, budget, model, rng)
     accuracies = evaluate(archs)
     num_round = max(batch, (num_evaluations - len(archs)) // PREDICTOR_ROUNDS)
     kind, chosen_at = None, 0
-    while 10 <= len(archs) < num_evaluations:
+    while LEAST_FITTED <= len(archs) < num_evaluations:
         if len(archs) >= 1.4 * chosen_at:  # comparing the kinds takes longer than fitting one
             kind, chosen_at = None, len(archs)
         predictor = fit_predictor(model.space, archs, accuracies, kind)
@@ -391,7 +392,12 @@ def _first_population(
     uniform = uniform[budget.admits(uniform, model)]
     dearest = uniform[np.argsort(-space.macs(uniform), kind="stable")][: n // 2]
     rest = admitted_samples(n - len(dearest), budget, model, rng)
-    return np.unique(np.concatenate([dearest, rest]), axis=0)
+    found = np.unique(np.concatenate([dearest, rest]), axis=0)
+    if len(found) < n:  # some of the drawn were uniform
+        seen = {arch.tobytes() for arch in found}
+        more = _unseen(admitted_samples(2 * n, budget, model, rng), seen, n - len(found))
+        found = np.concatenate([found, more])
+    return found
 
 
 def hypervolume(costs: Floats, accuracies: Floats, worst: Sequence[float]) -> float:

@@ -97,7 +97,7 @@ class Row(Record):
 
 
 class Comparison(Artifact):
-    """``comparison.json``. Format 1 (0.1.0): first version.
+    """``comparison.json``. Format 1: first version; 2 (0.1.0): settings name the evaluator.
 
     Attributes:
         supernet_seconds: Schedule -> seconds of the training of that supernet, which every
@@ -108,7 +108,7 @@ class Comparison(Artifact):
     """
 
     SCHEMA = "deploynas-comparison"
-    VERSION = 1
+    VERSION = 2
 
     space: dict[str, str | int | list[int]]
     settings: Settings

@@ -524,10 +524,13 @@ def test_candidates_that_are_trained_and_several_costs(
         "--epochs", "1", "--evaluations", "4",
     )  # fmt: skip
     pareto = ("--strategy", "pareto", "--costs", "params,latency_ms", "--evaluator", "training")
-    done = run(*search, *pareto, "--workers", "2", cwd=tmp_path)
+    done = run(*search, *pareto, "--workers", "2", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "4 candidates" in done.stderr
-    assert re.search(r"k params +[\d.]+ ms +[\d.]+%", done.stdout)
+    point = json.loads(done.stdout)["front"][0]
+    params, latency_ms = point["costs"]
+    assert params > 1_000
+    assert latency_ms == point["predicted_latency_ms"] < 0.2
     done = run("export", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     exported = json.loads(done.stdout)

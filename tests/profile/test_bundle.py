@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -32,11 +33,13 @@ def run(bundle, folder, *arguments, python=sys.executable, until=None):
     """Run it as a person on the device does; interrupted once ``until`` has a few rounds."""
     command = [python, str(bundle), *arguments]
     process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # tests that run in a shell's background inherit that an interrupt is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     while until is not None and process.poll() is None:
         if until.exists() and until.read_bytes().count(b"\n") > 3:
-            process.send_signal(2)
+            process.send_signal(signal.SIGINT)
             break
         time.sleep(0.01)
     out, err = process.communicate()

@@ -83,6 +83,14 @@ def test_no_strategy_here_imports_torch():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_predictor_spends_few_evaluations_too():
+    for num in (4, 14):
+        history = STRATEGIES["predictor"](
+            Budget(), LAND, LAND.accuracies, np.random.default_rng(0), num
+        )
+        assert len(history.archs) == num
+
+
 def test_the_oldest_dies():
     """The best of the first population is a parent no longer once as many have come after it."""
     best = {}
