@@ -638,8 +638,10 @@ def _key(*parts: str) -> str:
 def _interval(values: Sequence[float]) -> str:
     if not values:
         return "-"
-    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    half = stats.t.ppf(0.975, max(1, len(values) - 1)) * error
+    if len(values) == 1:
+        return f"{values[0]:.2%} (n=1)"
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * error
     return f"{np.mean(values):.2%} +-{half:.2%} (n={len(values)})"
 
 

@@ -322,7 +322,9 @@ def _own_options(strategy: str, **given: Any) -> dict[str, Any]:
             raise InvalidInputError("--costs names one cost or more, each once")
         options["costs"] = names
     soft = {
-        k: require_positive(present[k], k) for k in ("soft_latency", "soft_flops") if k in present
+        k: require_positive(present[k], f"--{k.replace('_', '-')}")
+        for k in ("soft_latency", "soft_flops")
+        if k in present
     }
     if soft:
         options["soft"] = SoftFitness(soft.get("soft_latency", 0.0), soft.get("soft_flops", 0.0))

@@ -126,11 +126,7 @@ class MixedNetwork(nn.Module):
                 f"the choices of {space.name} are not candidate operations, one a block",
                 "search it with --strategy ofa, or search --space proxyless-small",
             )
-        if len(space.resolutions) != 1:
-            raise InvalidInputError(
-                f"a gradient search has one resolution, and {space.name} comes with "
-                f"{len(space.resolutions)}: take one of {list(space.resolutions)}"
-            )
+        require_one_resolution(space)
         self._parts = [
             MixedLayer(space, slot, columns[0], shared=shared)
             if columns
@@ -212,6 +208,19 @@ class MixedNetwork(nn.Module):
             name = str(self.space.choices[layer.column].options[arch[layer.column]])
             names.append("".join(filter(str.isdigit, name)) or "-")
         return " ".join(names)
+
+
+def require_one_resolution(space: SearchSpace) -> None:
+    """Check what every gradient search needs.
+
+    Raises:
+        InvalidInputError: The space has several.
+    """
+    if len(space.resolutions) != 1:
+        raise InvalidInputError(
+            f"a gradient search has one resolution, and {space.name} comes with "
+            f"{len(space.resolutions)}: take one of {list(space.resolutions)}"
+        )
 
 
 def _deciding(space: SearchSpace, slot: Slot) -> list[int]:

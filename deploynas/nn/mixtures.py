@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deploynas.nn.cells import CellModule, CellNetwork
-from deploynas.nn.mixed import MixedLayer, MixedNetwork
+from deploynas.nn.mixed import MixedLayer, MixedNetwork, require_one_resolution
 from deploynas.spaces.base import Archs, SearchSpace
 from deploynas.spaces.cells import KINDS, NUM_INPUTS, CellSpace
 
@@ -74,6 +74,7 @@ class MixedCells(CellNetwork, Mixture):
     first = 1
 
     def __init__(self, space: CellSpace) -> None:
+        require_one_resolution(space)
         super().__init__(space)
         self.edges = [
             (kind, node, source)

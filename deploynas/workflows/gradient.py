@@ -250,11 +250,6 @@ def _side(space: SearchSpace, recipe: ProxylessRecipe | DartsRecipe) -> _Proxyle
         if recipe.architecture.max_skips is not None:
             raise InvalidInputError(f"--max-skips is of cells, and {space.name} has none")
         return _Darts(MixedBlocks(space).to(pick_device()), recipe)
-    if len(space.resolutions) != 1:
-        raise InvalidInputError(
-            f"a gradient search has one resolution, and {space.name} comes with "
-            f"{len(space.resolutions)}: take one of {list(space.resolutions)}"
-        )
     return _Darts(MixedCells(space).to(pick_device()), recipe)
 
 

@@ -120,3 +120,5 @@ def test_spaces_that_do_not_fit(digits):
     for kind in (MixedNetwork, MixedBlocks):
         with pytest.raises(InvalidInputError, match="not candidate operations"):
             kind(once_for_all)
+    with pytest.raises(InvalidInputError, match="one resolution"):
+        MixedCells(spaces.space("darts-small", 10, 1, [8, 16]))
