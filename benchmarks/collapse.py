@@ -29,7 +29,7 @@ from deploynas.data import ImageDataset, load_dataset
 from deploynas.device import open_device
 from deploynas.nn import MixedCells
 from deploynas.profile import LatencyModel, profile_space
-from deploynas.search import Budget, darts
+from deploynas.search import Budget, cells, darts
 from deploynas.spaces import CellSpace
 from deploynas.spaces.cells import genotype
 from deploynas.train import Recipe
@@ -105,7 +105,7 @@ def collapse(options: argparse.Namespace) -> dict[str, object]:
             for key, arch in archs.items()
         }
         for way in (*WAYS, "random"):
-            skips = [darts.num_skips(space, archs[way, seed]) for seed in seeds]
+            skips = [cells.num_skips(space, archs[way, seed]) for seed in seeds]
             tests[way] = [trained[way, seed].result() for seed in seeds]
             document[f"{way}: skips"] = " ".join(map(str, skips))
             document[f"{way}: test accuracy"] = _interval(tests[way])
@@ -145,10 +145,10 @@ def searched(
         )  # fmt: skip
         arch = [int(v) for v in learned.decision.arch]
         over_time = [
-            darts.derive(network, np.array(point.probabilities), model, Budget())
+            cells.derive(network, np.array(point.probabilities), model, Budget())
             for point in learned.history
         ]
-        skips = [darts.num_skips(space, row) for row in over_time if row is not None]
+        skips = [cells.num_skips(space, row) for row in over_time if row is not None]
         file.write_text(json.dumps({"arch": arch, "seconds": watch.seconds, "skips": skips}))
         (RUNS / f"search-{key}.safetensors").unlink(missing_ok=True)
     kept = json.loads(file.read_text())

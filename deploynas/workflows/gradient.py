@@ -24,7 +24,7 @@ from deploynas.nn import MixedBlocks, MixedCells, MixedNetwork
 from deploynas.profile import LatencyModel
 from deploynas.profile.device_profile import Precision
 from deploynas.report.probabilities import draw_probabilities
-from deploynas.search import Budget, SearchResult, darts, proxyless
+from deploynas.search import Budget, SearchResult, cells, darts, proxyless
 from deploynas.search import search as run_search
 from deploynas.search.architecture import LatencyLoss, Update
 from deploynas.search.darts import DartsRecipe
@@ -223,8 +223,8 @@ class _Darts:
     def warnings(self, best: Archs) -> list[str]:
         if isinstance(self.network, MixedBlocks):
             return []
-        skips = darts.num_skips(self.network.space, best)
-        if skips <= darts.COLLAPSED:
+        skips = cells.num_skips(self.network.space, best)
+        if skips <= cells.COLLAPSED:
             return []
         return [
             f"the normal cell has {skips} skip connections: DARTS is known to collapse like that; "

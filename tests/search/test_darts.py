@@ -16,15 +16,13 @@ from deploynas.errors import InfeasibleBudgetError, InvalidInputError, UnknownNa
 from deploynas.nn import MixedBlocks, MixedCells
 from deploynas.profile import LatencyModel
 from deploynas.search import Budget, darts
+from deploynas.search.cells import cells_decision, derive, num_skips
 from deploynas.search.darts import (
     DartsArchitectureRecipe,
     DartsOptimizer,
     DartsRecipe,
-    cells_decision,
-    derive,
     expectations,
     learn,
-    num_skips,
 )
 from deploynas.spaces import CandidateSpace
 from deploynas.spaces.staged import Stage
