@@ -1,8 +1,8 @@
 """From mixtures to cells: the strongest that keep the budget.
 
 Liu, Simonyan and Yang 2019, "DARTS", section 2.4. Nodes are independent, so that with one limit on
-a sum over layers this is a multiple-choice knapsack; a limit on skip connections (Chen et al. 2019,
-"Progressive differentiable architecture search", section 3.3) is met by a penalty on them.
+a sum over layers this is a multiple-choice knapsack; a limit on skips (Chen et al. 2019,
+"Progressive differentiable architecture search", section 3.3) is met by a penalty.
 """
 
 from __future__ import annotations
