@@ -148,7 +148,7 @@ def searched(
             cells.derive(network, np.array(point.probabilities), model, Budget())
             for point in learned.history
         ]
-        skips = [cells.num_skips(space, row) for row in over_time if row is not None]
+        skips = [cells.num_skips(space, found[0]) for found in over_time if found is not None]
         file.write_text(json.dumps({"arch": arch, "seconds": watch.seconds, "skips": skips}))
         (RUNS / f"search-{key}.safetensors").unlink(missing_ok=True)
     kept = json.loads(file.read_text())

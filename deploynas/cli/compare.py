@@ -141,7 +141,8 @@ def _lines(comparison: Comparison) -> list[str]:
     ]  # fmt: skip
     if comparison.kendall_tau is not None:
         lines.append(
-            f"Kendall tau between inherited and trained accuracy: {comparison.kendall_tau:.2f}"
+            f"Kendall tau between cheap and full evaluation of what was found: "
+            f"{comparison.kendall_tau:.2f}"
         )
     return lines
 

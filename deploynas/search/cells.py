@@ -2,14 +2,17 @@
 
 Liu, Simonyan and Yang 2019, "DARTS", section 2.4. Nodes are independent, so that with one limit on
 a sum over layers this is a multiple-choice knapsack; a limit on skips (Chen et al. 2019,
-"Progressive differentiable architecture search", section 3.3) is met by a penalty.
+"Progressive differentiable architecture search", section 3.3) is shared out among the nodes in
+every way there is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from deploynas.errors import InfeasibleBudgetError
 from deploynas.nn.mixtures import MixedCells
@@ -39,9 +42,9 @@ def cells_decision(
         InfeasibleBudgetError: No cells of at most ``max_skips`` keep every limit.
     """
     stacked = np.stack(mixtures)
-    free = derive(network, stacked, model, Budget(), max_skips)
-    kept = derive(network, stacked, model, budget, max_skips)
-    if kept is None or free is None:
+    without = derive(network, stacked, model, Budget(), max_skips)
+    within = derive(network, stacked, model, budget, max_skips)
+    if within is None or without is None:
         raise InfeasibleBudgetError(
             "no cells were found that keep every limit",
             "raise the budget, or --max-skips",
@@ -56,11 +59,11 @@ def cells_decision(
                     total += float(np.log(max(mixture[1 + option], 1e-30)))
         return total
 
-    limits = budget.model_dump(exclude_none=True)
+    (free, _), (kept, is_exact) = without, within
     return Decision(
         arch=kept, log_probability=strength(kept), kept_arch=kept,
         kept_log_probability=strength(kept), free_arch=free, free_log_probability=strength(free),
-        is_exact=len(limits) <= 1 and max_skips is None,
+        is_exact=is_exact,
     )  # fmt: skip
 
 
@@ -70,11 +73,12 @@ def derive(
     model: LatencyModel,
     budget: Budget,
     max_skips: int | None = None,
-) -> Archs | None:
-    """The strongest cells that keep one limit on a sum over layers, exactly.
+) -> tuple[Archs, bool] | None:
+    """The strongest cells that keep one limit on a sum over layers, and a limit on skips.
 
     As published every node keeps the two edges whose strongest operation, ``none`` apart, is
-    strongest (section 2.4); with a limit, those of the most strength in sum of logarithms.
+    strongest (section 2.4); with a limit, those of the most strength in sum of logarithms. A limit
+    on skips is shared out among the nodes in every way there is, a knapsack each.
 
     Args:
         network: Its edges.
@@ -84,58 +88,86 @@ def derive(
         max_skips: Of the normal cell.
 
     Returns:
-        ``(num_choices,)``; None where none keeps every limit.
+        ``(num_choices,)``, and whether no cells within the limits are stronger; None where none
+        keeps every limit.
     """
     space = network.space
-    skip = space.table.operations.index(SKIP) if SKIP in space.table.operations else None
-    strength = np.log(np.maximum(mixtures, 1e-30))
-    penalties = [0.0] if max_skips is None or skip is None else [0.0, *np.geomspace(0.05, 200, 40)]
-    for penalty in penalties:
-        values, shapes = [], []
-        for kind in range(len(KINDS)):
-            for node, pairs in enumerate(space.pairs):
-                shape = (len(pairs), *[len(space.table.operations)] * NUM_INPUTS)
-                value = np.zeros(shape)
-                for number, pair in enumerate(pairs):
-                    first, second = (
-                        strength[network.row_of[kind, node, source], 1:].copy() for source in pair
-                    )
-                    if kind == 0 and skip is not None:
-                        first[skip] -= penalty
-                        second[skip] -= penalty
-                    value[number] = first[:, None] + second[None, :]
-                values.append(value)
-                shapes.append(shape)
-        for row in _under(space, values, shapes, model, budget):
-            if max_skips is None or num_skips(space, row) <= max_skips:
-                return row
-    return None
+    values, num_options = [], len(space.table.operations)
+    for kind in range(len(KINDS)):
+        for node, pairs in enumerate(space.pairs):
+            value = np.empty((len(pairs), num_options, num_options))
+            for number, pair in enumerate(pairs):
+                first, second = (
+                    np.log(np.maximum(mixtures[network.row_of[kind, node, source], 1:], 1e-30))
+                    for source in pair
+                )
+                value[number] = first[:, None] + second[None, :]
+            values.append(value)
+    found = [
+        solution
+        for options in _allowed(space, max_skips)
+        if (solution := _strongest(space, values, options, model, budget)) is not None
+    ]
+    if not found:
+        return None
+    _, row, is_exact = max(found, key=lambda solution: solution[0])
+    return row, is_exact
 
 
-def _under(
+def _allowed(space: CellSpace, max_skips: int | None) -> Iterator[list[npt.NDArray[np.intp]]]:
+    """Options of every node that keep the limit on skips together, for every way to share it."""
+    num_options = len(space.table.operations)
+    is_skip = np.array([name == SKIP for name in space.table.operations])
+    skips = [
+        np.tile((is_skip[:, None] * 1 + is_skip[None, :]).ravel(), len(pairs))
+        for pairs in space.pairs
+    ]
+    anything = [np.arange(len(pairs) * num_options**2) for pairs in space.pairs]
+    nodes = len(space.pairs)
+    if max_skips is None or max_skips >= NUM_INPUTS * nodes:
+        yield anything + anything
+        return
+    for shares in itertools.product(range(NUM_INPUTS + 1), repeat=nodes):
+        if sum(shares) == max_skips:
+            normal = [np.flatnonzero(s <= m) for s, m in zip(skips, shares, strict=True)]
+            if all(map(len, normal)):
+                yield normal + anything
+
+
+def _strongest(
     space: CellSpace,
     values: Sequence[Floats],
-    shapes: Sequence[tuple[int, ...]],
+    options: Sequence[npt.NDArray[np.intp]],
     model: LatencyModel,
     budget: Budget,
-) -> list[Archs]:
-    """The best without limits where that keeps them, else the best under each limit that does."""
+) -> tuple[float, Archs, bool] | None:
+    """Of some options of every node: the strength, the row, and whether none is stronger."""
+    strengths = [v.ravel()[own] for v, own in zip(values, options, strict=True)]
 
-    def row(options: Sequence[int]) -> Archs:
-        found = [0]
-        for option, shape in zip(options, shapes, strict=True):
-            found += [int(i) for i in np.unravel_index(option, shape)]
-        return np.array(found, np.uint8)
+    def found(chosen: Sequence[int], is_exact: bool) -> tuple[float, Archs, bool] | None:
+        row = [0]
+        for own, i, value in zip(options, chosen, values, strict=True):
+            row += [int(part) for part in np.unravel_index(own[i], value.shape)]
+        arch = np.array(row, np.uint8)
+        if not budget.admits(arch[None], model)[0]:
+            return None
+        total = sum(float(s[i]) for s, i in zip(strengths, chosen, strict=True))
+        return total, arch, is_exact
 
-    rows = [row([int(v.argmax()) for v in values])]
-    for one in limited_sums(model, budget):
-        costs = [c.ravel() for c in space.node_costs(one.values)]
+    free = found([int(s.argmax()) for s in strengths], True)
+    if free is not None:
+        return free
+    kept = []
+    limits = limited_sums(model, budget)
+    for one in limits:
+        costs = space.node_costs(one.values)
+        own_costs = [c.ravel()[own] for c, own in zip(costs, options, strict=True)]
         limit = one.limit * (1 - ROUNDING) if one.name == "latency_ms" else one.limit
         left = limit - one.intercept - constant_of(space, one)
-        solution = knapsack([v.ravel() for v in values], costs, left)
+        solution = knapsack(strengths, own_costs, left)
         if solution is not None:
-            rows.append(row(solution.options))
-    return [r for r in rows if budget.admits(r[None], model)[0]]
+            kept.append(found(solution.options, solution.is_exact and len(limits) == 1))
+    return max((k for k in kept if k is not None), key=lambda k: k[0], default=None)
 
 
 def _flat(row: Archs, shapes: Sequence[tuple[int, ...]]) -> list[int]:

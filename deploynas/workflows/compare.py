@@ -29,7 +29,7 @@ from deploynas.spaces import CandidateSpace, CellSpace, SearchSpace
 from deploynas.spaces.layers import Node
 from deploynas.train import Recipe, schedules_for
 from deploynas.train.evaluate import QUICK_CALIBRATION, QUICK_IMAGES
-from deploynas.workflows import candidates, gradient, steps
+from deploynas.workflows import candidates, gradient, one_shot, steps
 from deploynas.workflows.candidates import EVALUATORS, at_once
 from deploynas.workflows.comparison import (
     RANDOM,
@@ -40,9 +40,16 @@ from deploynas.workflows.comparison import (
     tau_of,
 )
 from deploynas.workflows.steps import OnProgress, TrainedSupernet
-from deploynas.workflows.trainings import Cost, images_per_second, train_all
+from deploynas.workflows.trainings import (
+    Cost,
+    Trained,
+    images_per_second,
+    key_of,
+    train_all,
+)
 
 GRADIENT = ("proxyless", "darts")
+ONE_SHOT = "one-shot"
 
 
 def strategies_for(space: SearchSpace) -> list[str]:
@@ -165,12 +172,18 @@ def compare(
             strategy, seed, folder, model, dataset, profile_path, settings, supernet, device,
             num_workers, told,
         )  # fmt: skip
-        inherited = None if supernet is None else result.best.accuracy
+        arch = model.space.encode([result.best.architecture])[0]
+        cheap = None
+        if supernet is not None and strategy != ONE_SHOT:
+            cheap = result.best.accuracy
+        elif settings.evaluator == "halving" and _has_candidates_trained(strategy, settings):
+            nodes = model.space.layers(arch)
+            cheap = _first_rung(nodes, dataset, run / "trained", _recipe(settings, seed))
         winners.append(
             Winner(
                 strategy=strategy, seed=seed, architecture=result.best.architecture,
                 search_seconds=seconds + supernet_seconds.get(schedule or "", 0.0),
-                inherited=inherited,
+                cheap=cheap,
                 predicted_latency_ms=result.best.predicted_latency_ms or 0.0,
             )
         )  # fmt: skip
@@ -178,7 +191,7 @@ def compare(
         (w, model.space.layers(model.space.encode([w.architecture])[0]), w.seed) for w in winners
     ]
     trained = train_all(
-        [(nodes, settings.recipe.model_copy(update={"seed": seed})) for _, nodes, seed in jobs],
+        [(nodes, _recipe(settings, seed)) for _, nodes, seed in jobs],
         dataset, run / "trained", num_workers, time_is_up, on_progress,
     )  # fmt: skip
     winners = [
@@ -245,11 +258,11 @@ def _schedule(strategy: str, space: SearchSpace, settings: Settings) -> str | No
     """Of the supernet that a strategy searches; None where it trains weights of its own."""
     if _has_candidates_trained(strategy, settings) or strategy in GRADIENT:
         return None
-    return "single-path" if strategy == "one-shot" else schedules_for(space)[0]
+    return "single-path" if strategy == ONE_SHOT else schedules_for(space)[0]
 
 
 def _has_candidates_trained(strategy: str, settings: Settings) -> bool:
-    return settings.evaluator != "inherited" and strategy not in ("one-shot", *GRADIENT)
+    return settings.evaluator != "inherited" and strategy not in (ONE_SHOT, *GRADIENT)
 
 
 def _supernet(
@@ -287,30 +300,51 @@ def _searched(
     if file.exists() and (folder / "cost.json").exists():
         return SearchResult.read(file), _seconds(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    recipe, trained = _recipe(settings, seed), folder.parent / "trained"
     if _has_candidates_trained(strategy, settings):
         result = candidates.search(
             model.space, dataset, profile_path, settings.budget, folder,
-            settings.recipe.model_copy(update={"seed": seed}),
-            halving=settings.evaluator == "halving", device=device, strategy=strategy, seed=seed,
-            num_evaluations=settings.num_evaluations, num_workers=num_workers,
-            trained=folder.parents[1] / "trained", on_progress=told, on_note=lambda text: None,
+            recipe, halving=settings.evaluator == "halving", device=device, strategy=strategy,
+            seed=seed, num_evaluations=settings.num_evaluations, num_workers=num_workers,
+            trained=trained, on_progress=told, on_note=lambda text: None,
         )  # fmt: skip
         return result, _seconds(folder)
     with _clocked(folder):
         if strategy in GRADIENT:
-            recipe = _gradient_recipe(strategy, dataset, settings, seed)
+            own = _gradient_recipe(strategy, dataset, settings, seed)
             result = gradient.search(
-                model.space, dataset, profile_path, settings.budget, folder, recipe,
+                model.space, dataset, profile_path, settings.budget, folder, own,
                 device=device, num_evaluations=0, on_progress=told, on_note=lambda text: None,
             )  # fmt: skip
         else:
             assert supernet is not None
+            settle = None
+            if strategy == ONE_SHOT:  # of the best few the one that validates best from scratch
+                alone = candidates.TrainedCandidates(
+                    model.space, dataset, recipe, trained, num_workers=num_workers,
+                    on_progress=told,
+                )  # fmt: skip
+                settle = (one_shot.TOP_K, alone.final)
             result = steps.search(
                 supernet, model, profile_path, settings.budget, folder, device=device,
                 strategy=strategy, seed=seed, num_evaluations=settings.num_evaluations,
-                beside=False, on_progress=told,
+                beside=False, settle=settle, on_progress=told,
             )  # fmt: skip
     return result, _seconds(folder)
+
+
+def _recipe(settings: Settings, seed: int) -> Recipe:
+    """By which everything of a seed is trained from scratch."""
+    return settings.recipe.model_copy(update={"seed": seed})
+
+
+def _first_rung(
+    nodes: list[Node], dataset: ImageDataset, trained: Path, recipe: Recipe
+) -> float | None:
+    """Validation accuracy after the shortest schedule of successive halving, where it had one."""
+    first, *others = candidates.rungs_of(recipe, dataset, halving=True)
+    file = trained / f"{key_of(nodes, dataset, first)}.json"
+    return Trained.read(file).validation if others and file.exists() else None
 
 
 def _gradient_recipe(
@@ -362,7 +396,10 @@ def _forecast(
     space, recipe = model.space, settings.recipe
     speed = images_per_second(space, recipe.batch_size)
     num = len(settings.strategies) * settings.num_seeds
-    seconds = num * recipe.epochs * len(dataset.train) / speed / at_once(num_workers)
+    trainings = num
+    if ONE_SHOT in settings.strategies:
+        trainings += settings.num_seeds * (one_shot.TOP_K - 1)
+    seconds = trainings * recipe.epochs * len(dataset.train) / speed / at_once(num_workers)
     schedules = {_schedule(s, space, settings) for s in settings.strategies} - {None}
     for schedule in schedules:
         own = steps.supernet_recipe(space, dataset, settings.supernet_epochs, 0, schedule)
@@ -382,8 +419,8 @@ def _forecast(
             one = settings.num_evaluations * evaluated / (3 * speed)
         seconds += settings.num_seeds * one
     return (
-        f"about {seconds / 60:.0f} minutes where nothing was done before: {num} searches, and as "
-        f"many trainings of {recipe.epochs:g} epochs"
+        f"about {seconds / 60:.0f} minutes where nothing was done before: {num} searches, and "
+        f"{trainings} trainings of {recipe.epochs:g} epochs"
     )
 
 

@@ -48,7 +48,9 @@ class Winner(Record):
         search_seconds: Of the search, the training of the supernet that it needs included; with
             trained candidates the processor seconds of all their trainings, also of those that
             another search asked for before.
-        inherited: Validation accuracy with that supernet's weights; None where it needs none.
+        cheap: Validation accuracy as the search saw it: with the supernet's weights, or after the
+            first schedule of successive halving; None where the search saw no such one, as of
+            one-shot, which trains its best few.
         validation, test: Accuracy after training from scratch; None where time was up before.
         latency_ms: Measured beside all others; with the bounds of its 95 % interval.
     """
@@ -58,7 +60,7 @@ class Winner(Record):
     architecture: ArchRecord
     search_seconds: float
     predicted_latency_ms: float
-    inherited: float | None = None
+    cheap: float | None = None
     validation: float | None = None
     test: float | None = None
     train_seconds: float | None = None
@@ -102,8 +104,8 @@ class Comparison(Artifact):
     Attributes:
         supernet_seconds: Schedule -> seconds of the training of that supernet, which every
             strategy without gradients that goes by it needs.
-        kendall_tau: Between inherited and trained validation accuracy of the distinct winners;
-            None with fewer than four.
+        kendall_tau: Between cheap and full validation accuracy of the distinct winners; None with
+            fewer than four.
         complete: Whether nothing was left out because time was up.
     """
 
@@ -177,8 +179,8 @@ def tau_of(winners: Sequence[Winner]) -> float | None:
     """Between cheap and full evaluation of the distinct winners, over the mean of their seeds."""
     pairs: dict[str, tuple[float, list[float]]] = {}
     for w in winners:
-        if w.inherited is not None and w.validation is not None:
-            pairs.setdefault(str(w.architecture), (w.inherited, []))[1].append(w.validation)
+        if w.cheap is not None and w.validation is not None:
+            pairs.setdefault(str(w.architecture), (w.cheap, []))[1].append(w.validation)
     if len(pairs) < 4:
         return None
     cheap, full = zip(*((c, float(np.mean(f))) for c, f in pairs.values()), strict=True)

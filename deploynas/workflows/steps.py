@@ -27,6 +27,7 @@ from deploynas.search import Budget, DataRecord, SearchResult
 from deploynas.search import search as run_search
 from deploynas.search.result import DecisionRecord, SearchWeights
 from deploynas.search.run import MeasureMs, Outcome
+from deploynas.search.strategies import Floats
 from deploynas.spaces import Archs, SearchSpace, space
 from deploynas.train import (
     Recipe,
@@ -281,12 +282,13 @@ def search(
     num_evaluations: int,
     options: Mapping[str, Any] | None = None,
     beside: bool = True,
+    settle: tuple[int, Callable[[Archs], Floats]] | None = None,
     on_progress: OnProgress,
 ) -> SearchResult:
     """Search under a profile; writes ``run/search.json``.
 
     Finalists are measured on ``device``, the profile's own; None where it is elsewhere.
-    ``options`` are the strategy's own.
+    ``options`` are the strategy's own; ``settle`` as in :func:`deploynas.search.search`.
     """
     ensure_writable(run)
     evaluator = SupernetEvaluator(supernet.network, supernet.dataset, model.space)
@@ -300,6 +302,7 @@ def search(
         num_evaluations=num_evaluations,
         measure_ms=measured_by(device, evaluator.extract, model.precision),
         beside=beside,
+        settle=settle,
         options=options,
         on_progress=on_progress,
     )

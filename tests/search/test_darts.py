@@ -76,11 +76,12 @@ def test_a_mixture_of_one_operation_an_edge_is_the_architecture(network):
         torch.testing.assert_close(mixed, network(x, arch), rtol=1e-4, atol=1e-5)
 
 
-def test_the_strongest_cells_by_brute_force(board_profile):
-    """Every cell of a smaller space: the strongest within the budget, and without one."""
-    space = spaces.space(
-        "darts-small:channels=4,cells=3,nodes=1,operations=skip_connect+sep_conv_3x3", 10, 1, [8]
-    )
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_strongest_cells_by_brute_force(nodes, board_profile):
+    """Every cell of a smaller space: the strongest within the limits, and without any."""
+    operations = "skip_connect+sep_conv_3x3"
+    spec = f"darts-small:channels=4,cells=3,nodes={nodes},operations={operations}"
+    space = spaces.space(spec, 10, 1, [8])
     small = MixedCells(space)
     rows = np.array(list(itertools.product(*(range(n) for n in space.num_options))), np.uint8)
 
@@ -89,17 +90,21 @@ def test_the_strongest_cells_by_brute_force(board_profile):
         return float(np.log(mixtures[chosen]).sum())
 
     priced = LatencyModel(space, board_profile(space))
-    for seed in range(8):
+    for seed in range(8 if nodes == 1 else 3):
         mixtures = random_mixtures(small, seed)
+        strengths = [strength(mixtures, row) for row in rows]
         limit = float(np.quantile(space.macs(rows), 0.1 + 0.1 * seed))
-        within = rows[space.macs(rows) <= limit]
-        best = max(within, key=lambda row: strength(mixtures, row))
-        found = derive(small, mixtures, priced, Budget(macs=limit))
-        assert strength(mixtures, found) == pytest.approx(strength(mixtures, best))
-        free = derive(small, mixtures, priced, Budget())
-        assert strength(mixtures, free) == pytest.approx(
-            max(strength(mixtures, row) for row in rows)
-        )
+        for budget, skips in itertools.product((Budget(macs=limit), Budget()), (None, 2, 1, 0)):
+            kept = budget.admits(rows, priced)
+            kept &= [skips is None or num_skips(space, row) <= skips for row in rows]
+            found = derive(small, mixtures, priced, budget, skips)
+            if not kept.any():
+                assert found is None
+                continue
+            row, is_exact = found
+            assert is_exact
+            assert (rows[kept] == row).all(axis=1).any()
+            assert strength(mixtures, row) == pytest.approx(np.array(strengths)[kept].max())
 
 
 def test_the_budget_and_the_limit_on_skips_hold(network, model):
@@ -107,12 +112,12 @@ def test_the_budget_and_the_limit_on_skips_hold(network, model):
     low, high = (model.upper_ms(row)[0] for row in (space.smallest(), space.largest()))
     mixtures = random_mixtures(network)
     mixtures[:, 1] = 10.0  # skip connections win everywhere
-    free = derive(network, mixtures, model, Budget())
+    free, _ = derive(network, mixtures, model, Budget())
     assert num_skips(space, free) == 4
     for share in (0.1, 0.5, 0.9):
         budget = Budget(latency_ms=float(low + share * (high - low)))
         for limit in (None, 2, 0):
-            row = derive(network, mixtures, model, budget, limit)
+            row, _ = derive(network, mixtures, model, budget, limit)
             assert model.upper_ms(row[None])[0] <= budget.latency_ms
             assert limit is None or num_skips(space, row) <= limit
     with pytest.raises(InfeasibleBudgetError, match="--max-skips"):

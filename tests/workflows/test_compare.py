@@ -13,8 +13,8 @@ from deploynas.errors import InfeasibleBudgetError, InvalidInputError, UnknownNa
 from deploynas.profile import LatencyModel
 from deploynas.search import Budget
 from deploynas.train import Recipe
+from deploynas.workflows import candidates, trainings
 from deploynas.workflows import compare as workflow
-from deploynas.workflows import trainings
 from deploynas.workflows.comparison import Comparison, Settings, Winner, rows_of, welch
 from deploynas.workflows.trainings import Trained
 
@@ -75,7 +75,7 @@ def test_a_comparison_stops_resumes_and_trains_nothing_twice(
     assert [row.strategy for row in found.rows] == list(given.strategies)
     for winner in found.winners:
         assert 0 < winner.test <= 1
-        assert (winner.inherited is None) == (winner.strategy == "proxyless")
+        assert (winner.cheap is None) == (winner.strategy != "random")
         assert winner.train_seconds > 0
         row = space.encode([winner.architecture])
         model = LatencyModel(space, dn.DeviceProfile.load(profile))
@@ -104,16 +104,22 @@ def test_a_comparison_stops_resumes_and_trains_nothing_twice(
 def test_candidates_that_are_trained_are_trained_once(
     space, digits, profile, budget, tmp_path, monkeypatch
 ):
-    given = settings(space, budget, ("evolution",), evaluator="halving", num_seeds=1)
+    recipe = RECIPE.model_copy(update={"epochs": 5.0})
+    given = settings(
+        space, budget, ("evolution",), evaluator="halving", num_seeds=1, recipe=recipe
+    )
     found, _ = run(space, digits, profile, tmp_path, given)
     assert found.complete
     assert not found.supernet_seconds
-    assert all(w.inherited is None for w in found.winners)
+    # its first schedule stands for the cheap evaluation, where there is a shorter one
+    rungs = candidates.rungs_of(recipe, digits, halving=True)
+    assert len(rungs) > 1
+    assert all(w.cheap is not None for w in found.winners)
     # a winner was trained in full by its search: that training stands in the table
     keys = {f.stem for f in (tmp_path / "trained").glob("*.json")}
     for w in found.winners:
         nodes = space.layers(space.encode([w.architecture])[0])
-        assert trainings.key_of(nodes, digits, RECIPE) in keys
+        assert trainings.key_of(nodes, digits, recipe) in keys
         assert w.search_seconds >= w.train_seconds
 
     def never(*args, **kwargs):
