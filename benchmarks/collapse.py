@@ -3,9 +3,10 @@
 python benchmarks/collapse.py --data DIR [--images N] [--epochs N] [--seeds N] [--workers N]
                               [--space S] [--resolution R] [--json] [--quick]
 
-Every way searches the same cells with the same seeds and without a budget; what is derived is
-trained from scratch by one recipe, and so are as many random cells. Printed: skip connections in
-the normal cell, seed by seed, and test accuracies. What was done is kept in
+Every way searches the same cells with the same seeds and without a budget, on few images for many
+epochs: what overfits is what collapses (Zela et al. 2020, section 4). What is derived is trained
+from scratch on more images by one recipe, and so are as many random cells. Printed: skip
+connections in the normal cell, seed by seed, and test accuracies. What was done is kept in
 benchmarks/runs/collapse: a run that was stopped goes on. Searches and trainings run --workers at a
 time, each on its share of the cores.
 """
@@ -25,6 +26,7 @@ import torch
 from proxyless import PROFILES, Stopwatch, _difference, _interval
 
 import deploynas as dn
+from deploynas.artifacts import Record
 from deploynas.data import ImageDataset, load_dataset
 from deploynas.device import open_device
 from deploynas.nn import MixedCells
@@ -38,19 +40,22 @@ from deploynas.workflows.trainings import Trained, key_of, train_alone
 
 RUNS = Path(__file__).parent / "runs" / "collapse"
 SPACE = "darts-small:channels=8,cells=5,nodes=4,operations=skip_connect+sep_conv_3x3"
-WAYS: dict[str, dict[str, object]] = {
-    "plain": {},
+PLAIN, LIMITED = "plain", "at most 2 skips"
+SEARCHES: dict[str, dict[str, object]] = {
+    PLAIN: {},
+    "pruning": {"prune": 0.5},
     "fair gates": {"gate": "sigmoid"},
-    "at most 2 skips": {"max_skips": 2},
 }
+WAYS = (PLAIN, LIMITED, "pruning", "fair gates")  # the limit acts when cells are derived
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=5_000)
-    parser.add_argument("--epochs", type=float, default=40.0, help="of a search")
+    parser.add_argument("--images", type=int, default=2_000, help="of a search")
+    parser.add_argument("--epochs", type=float, default=80.0, help="of a search")
+    parser.add_argument("--standalone-images", type=int, default=5_000)
     parser.add_argument("--standalone-epochs", type=float, default=16.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
@@ -72,7 +77,9 @@ def main() -> None:
 def collapse(options: argparse.Namespace) -> dict[str, object]:
     """Skips and accuracies of each way, and of random cells."""
     started = time.monotonic()
-    dataset = load_dataset(options.data, max_size=options.resolution).with_fewer(options.images)
+    everything = load_dataset(options.data, max_size=options.resolution)
+    dataset = everything.with_fewer(options.images)
+    larger = everything.with_fewer(options.standalone_images)
     space = dn.space(options.space, dataset.num_classes, dataset.channels, [options.resolution])
     assert isinstance(space, CellSpace)
     recipe = Recipe(epochs=options.standalone_epochs, batch_size=64)
@@ -83,8 +90,9 @@ def collapse(options: argparse.Namespace) -> dict[str, object]:
     drawn = space.sample(options.seeds, np.random.default_rng(0))
     document: dict[str, object] = {
         "space": options.space,
-        "train_images": len(dataset.train),
+        "search_images": len(dataset.train),
         "search_epochs": options.epochs,
+        "standalone_images": len(larger.train),
         "standalone_epochs": options.standalone_epochs,
     }
     tests: dict[str, list[float]] = {}
@@ -93,14 +101,16 @@ def collapse(options: argparse.Namespace) -> dict[str, object]:
     ) as pool:
         searches = {
             (way, seed): pool.submit(searched, model, dataset, options.epochs, way, seed)
+            for way in SEARCHES
             for seed in seeds
-            for way in WAYS
         }
-        archs = {key: np.array(one.result()[0], np.uint8) for key, one in searches.items()}
+        found = {key: one.result() for key, one in searches.items()}
+        archs = {key: np.array(one.arch, np.uint8) for key, one in found.items()}
+        archs |= {(LIMITED, s): np.array(found[PLAIN, s].limited, np.uint8) for s in seeds}
         archs |= {("random", seed): drawn[seed] for seed in seeds}
         trained = {
             key: pool.submit(
-                standalone, space, arch, dataset, recipe.model_copy(update={"seed": key[1]})
+                standalone, space, arch, larger, recipe.model_copy(update={"seed": key[1]})
             )
             for key, arch in archs.items()
         }
@@ -114,21 +124,35 @@ def collapse(options: argparse.Namespace) -> dict[str, object]:
             )
     for way in WAYS:
         document[f"{way}: over random"] = _difference(tests[way], tests["random"])
+    for way in SEARCHES:
+        document[f"{way}: skips over time"] = " ".join(map(str, found[way, 0].over_time[::4]))
     for way in WAYS:
-        over_time = searches[way, 0].result()[2]
-        document[f"{way}: skips over time"] = " ".join(map(str, over_time[::6]))
         document[f"{way}: first genotype"] = genotype(space.decode(archs[way, 0][None])[0])
-    seconds = np.mean([searches[key].result()[1] for key in searches])
-    document["search_processor_seconds"] = float(seconds)
+    document["search_processor_seconds"] = float(np.mean([one.seconds for one in found.values()]))
     document["minutes_now"] = (time.monotonic() - started) / 60
     return document
 
 
+class Found(Record):
+    """What a search derived.
+
+    Attributes:
+        arch, limited: Cells, and those of at most two skips.
+        seconds: Of the processor.
+        over_time: Skips of the normal cell that would have been derived on the way.
+    """
+
+    arch: tuple[int, ...]
+    limited: tuple[int, ...]
+    seconds: float
+    over_time: tuple[int, ...]
+
+
 def searched(
     model: LatencyModel, dataset: ImageDataset, epochs: float, way: str, seed: int
-) -> tuple[list[int], float, list[int]]:
-    """The derived cells, found now or before, their search's seconds, and skips over time."""
-    recipe = darts_recipe_for(dataset, epochs, seed, WAYS[way])
+) -> Found:
+    """What is derived, found now or before."""
+    recipe = darts_recipe_for(dataset, epochs, seed, SEARCHES[way])
     space = model.space
     assert isinstance(space, CellSpace)
     text = f"{space.spec} {dataset.fingerprint} {recipe.model_dump_json()}"
@@ -143,16 +167,20 @@ def searched(
             network, dataset, model, Budget(), recipe,
             checkpoint=RUNS / f"search-{key}.safetensors", on_progress=lambda state: watch.tick(),
         )  # fmt: skip
-        arch = [int(v) for v in learned.decision.arch]
         over_time = [
             cells.derive(network, np.array(point.probabilities), model, Budget())
             for point in learned.history
         ]
-        skips = [cells.num_skips(space, found[0]) for found in over_time if found is not None]
-        file.write_text(json.dumps({"arch": arch, "seconds": watch.seconds, "skips": skips}))
+        limited = cells.derive(network, np.stack(learned.probabilities), model, Budget(), 2)
+        assert limited is not None
+        record = Found(
+            arch=tuple(learned.decision.arch.tolist()), limited=tuple(limited[0].tolist()),
+            seconds=watch.seconds,
+            over_time=tuple(cells.num_skips(space, one[0]) for one in over_time if one),
+        )  # fmt: skip
+        file.write_text(record.model_dump_json())
         (RUNS / f"search-{key}.safetensors").unlink(missing_ok=True)
-    kept = json.loads(file.read_text())
-    return kept["arch"], kept["seconds"], kept["skips"]
+    return Found.model_validate_json(file.read_text())
 
 
 def standalone(space: CellSpace, arch: np.ndarray, dataset: ImageDataset, recipe: Recipe) -> float:

@@ -14,6 +14,7 @@ cell's skips (Chen et al. 2019, "Progressive differentiable architecture search"
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,11 +274,14 @@ class DartsOptimizer:
         return float(out.detach()), gradients
 
     def _prune(self, share: float) -> None:
-        """After each third of the steps the weakest candidates go, down to the recipe's share."""
+        """After each third of the steps the weakest candidates go, down to the recipe's share.
+
+        The larger half of them after the first: what is decided early is not yet overfitted.
+        """
         network = self.network
         num = network.present.shape[1] - network.first
         last = max(1, round(num * (1 - self.recipe.prune)))
-        keep = num - round((num - last) * min(1.0, int(3 * share + 1e-9) / 2))
+        keep = num - math.ceil((num - last) * min(1.0, int(3 * share + 1e-9) / 2))
         if keep < int(network.present[:, network.first :].sum(1).max()):
             network.prune(keep, network.mixtures(self.recipe.gate))
 

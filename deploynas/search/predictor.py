@@ -134,34 +134,71 @@ def _trees(x: Floats, accuracies: Floats) -> Model:
     return lambda new: np.asarray(trees.predict(new), np.float64)
 
 
-def _process(x: Floats, accuracies: Floats) -> Model:
-    """Gaussian process: covariance falls exponentially with the number of choices that differ."""
-    mean, spread = accuracies.mean(), accuracies.std() + 1e-9
-    y = (accuracies - mean) / spread
-    differ = _differing(x, x)
+@dataclass(frozen=True)
+class GaussianProcess:
+    """Covariance falls exponentially with the number of choices that differ.
+
+    Attributes:
+        length, noise: The covariance's; noise in shares of its variance.
+    """
+
+    length: float
+    noise: float
+    _x: Floats
+    _mean: float
+    _spread: float
+    _inverse: Floats
+    _weights: Floats
+
+    @classmethod
+    def fit(
+        cls, x: Floats, accuracies: Floats, kernel: tuple[float, float] | None = None
+    ) -> GaussianProcess:
+        """To pairs.
+
+        Args:
+            x: ``(n, num_choices)``.
+            accuracies: ``(n,)``.
+            kernel: Length and noise; those of the largest marginal likelihood where None.
+        """
+        mean, spread = float(accuracies.mean()), float(accuracies.std()) + 1e-9
+        y, differ = (accuracies - mean) / spread, _differing(x, x)
+        length, noise = kernel or _likeliest_kernel(differ, y)
+        covariance = np.exp(-differ / length) + noise * np.eye(len(x))
+        inverse = np.linalg.inv(covariance).astype(np.float64, copy=False)
+        return cls(length, noise, x, mean, spread, inverse, inverse @ y)
+
+    def predict(self, new: Floats, deviations: float = 0.0) -> Floats:
+        """``(n,)`` expected accuracies, plus so many standard deviations."""
+        covariance = np.exp(-_differing(new, self._x) / self.length)
+        found: Floats = covariance @ self._weights
+        if deviations:
+            known = np.einsum("ij,ij->i", covariance @ self._inverse, covariance)
+            found = found + deviations * np.sqrt(np.maximum(1 - known, 0.0))
+        return found * self._spread + self._mean
+
+
+LENGTHS, NOISES = (0.5, 0.7, 1.0, 1.5, 2.5, 4.0, 8.0), (1e-4, 1e-2, 0.3)
+
+
+def _likeliest_kernel(differ: Floats, y: Floats) -> tuple[float, float]:
+    """Length and noise of the largest marginal likelihood, each at its own best scale."""
     best: tuple[float, float, float] | None = None
-    part = np.random.default_rng(0).permutation(len(x))[:300]  # enough for two numbers
+    part = np.random.default_rng(0).permutation(len(y))[:300]  # enough for two numbers
     for length in LENGTHS:
         for noise in NOISES:
             covariance = np.exp(-differ[np.ix_(part, part)] / length) + noise * np.eye(len(part))
             factor = np.linalg.cholesky(covariance)
             whitened = np.linalg.solve(factor, y[part])
-            # of the marginal likelihood, at its own best scale
             loss = len(part) / 2 * np.log(whitened @ whitened) + np.log(np.diag(factor)).sum()
             if best is None or loss < best[0]:
                 best = (float(loss), length, noise)
     assert best is not None
-    _, length, noise = best
-    weights = np.linalg.solve(np.exp(-differ / length) + noise * np.eye(len(x)), y)
-
-    def predict(new: Floats) -> Floats:
-        found: Floats = np.exp(-_differing(new, x) / length) @ weights * spread + mean
-        return found
-
-    return predict
+    return best[1:]
 
 
-LENGTHS, NOISES = (0.5, 0.7, 1.0, 1.5, 2.5, 4.0, 8.0), (1e-4, 1e-2, 0.3)
+def _process(x: Floats, accuracies: Floats) -> Model:
+    return GaussianProcess.fit(x, accuracies).predict
 
 
 def _differing(a: Floats, b: Floats) -> Floats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,9 @@ from deploynas.profile import LatencyModel
 from deploynas.search.budget import Budget
 from deploynas.spaces import Archs, SearchSpace
 
+if TYPE_CHECKING:
+    from deploynas.search.predictor import GaussianProcess
+
 Floats = npt.NDArray[np.float64]
 Evaluate = Callable[[Archs], Floats]  # (n, num_choices) -> (n,) accuracies, fractions
 MAX_DRAWS = 200  # batches drawn before a budget counts as unreachable by sampling
@@ -21,6 +25,7 @@ MAX_FIRST, MAX_PARENTS, GENERATIONS = 500, 100, 200
 POPULATION, TOURNAMENT = 100, 10  # of regularised evolution
 CAP_TOURNAMENT = 30
 PREDICTOR_ROUNDS, PREDICTED, LEAST_FITTED = 12, 3_000, 10
+SCREENED, REFITTED, MAX_FITTED = 64, 10, 2_000  # children, evaluations, evaluations
 
 
 @dataclass(frozen=True)
@@ -227,8 +232,12 @@ def pareto(
     """The whole trade-off between accuracy and costs, in one run.
 
     Evolution under caps: for every child a cap is drawn for each cost within the range that was
-    seen so far; of a tournament among all networks that keep the caps the most accurate is the
-    parent, and the child has one choice changed and keeps the caps too. Costs are known without
+    seen so far; the most accurate of tournaments among all networks that keep the caps are
+    parents, their children have one choice changed, or two, and keep the caps too. Of
+    :data:`SCREENED` children the one is evaluated of which a Gaussian process, fitted to all that
+    was evaluated, expects most, a standard deviation added (Srinivas et al. 2010, "Gaussian
+    process optimization in the bandit setting", section 4); the first where more than
+    :data:`MAX_FITTED` evaluations are allowed, which then must be cheap. Costs are known without
     evaluation, so that ranking by dominance and crowding (NSGA-II, Deb et al. 2002), which treats
     them as unknown, spends far more evaluations on the same front.
 
@@ -247,32 +256,67 @@ def pareto(
     values = costs_of(model, archs, costs)
     seen = {arch.tobytes() for arch in archs}
     num_children = max(batch, num_evaluations // (GENERATIONS * 10))
+    screen = _Screen() if num_evaluations <= MAX_FITTED else None
     stuck = 0
     while len(archs) < num_evaluations and stuck < 2 * MAX_DRAWS:
         low, high = values.min(axis=0), values.max(axis=0)
-        children = []
-        for _ in range(max(4, num_children)):
+        size = min(num_children, num_evaluations - len(archs))
+        chosen: list[Archs] = []
+        for _ in range(max(4, size)):
             caps = rng.uniform(low, high)
             fitting = np.flatnonzero((values <= caps).all(axis=1))
             if not len(fitting):
                 continue
-            drawn = rng.choice(fitting, min(CAP_TOURNAMENT, len(fitting)), replace=False)
-            parent = archs[drawn[np.argmax(accuracies[drawn])]]
-            tries = one_changed(model.space, np.repeat(parent[None], 8, axis=0), rng)
-            if stuck > MAX_DRAWS:
-                tries = one_changed(model.space, tries, rng)
+            drawn = fitting[rng.integers(len(fitting), size=(SCREENED, CAP_TOURNAMENT))]
+            best = drawn[np.arange(SCREENED), accuracies[drawn].argmax(axis=1)]
+            tries = one_changed(model.space, archs[best], rng)
+            twice = rng.random(SCREENED) < 0.5
+            tries[twice] = one_changed(model.space, tries[twice], rng)
             kept = (costs_of(model, tries, costs) <= caps).all(axis=1)
-            children += list(tries[kept & budget.admits(tries, model)])
-        fresh = _unseen(
-            np.stack(children) if children else archs[:0], seen,
-            min(num_children, num_evaluations - len(archs)),
-        )  # fmt: skip
-        stuck = 0 if len(fresh) else stuck + 1
-        if len(fresh):
-            archs = np.concatenate([archs, fresh])
-            accuracies = np.concatenate([accuracies, evaluate(fresh)])
-            values = np.concatenate([values, costs_of(model, fresh, costs)])
+            tries = tries[kept & budget.admits(tries, model)]
+            fresh = [arch for arch in tries if arch.tobytes() not in seen]
+            if not fresh:
+                continue
+            index = 0 if screen is None else screen.best_of(np.stack(fresh), archs, accuracies)
+            chosen.append(fresh[index])
+            seen.add(fresh[index].tobytes())
+            if len(chosen) == size:
+                break
+        stuck = 0 if chosen else stuck + 1
+        if chosen:
+            children = np.stack(chosen)
+            archs = np.concatenate([archs, children])
+            accuracies = np.concatenate([accuracies, evaluate(children)])
+            values = np.concatenate([values, costs_of(model, children, costs)])
     return History(archs, accuracies)
+
+
+class _Screen:
+    """Says which of some children to evaluate."""
+
+    def __init__(self) -> None:
+        self._kernel: tuple[float, float] | None = None
+        self._chosen_at = self._fitted_to = 0
+        self._process: GaussianProcess | None = None
+
+    def best_of(self, children: Archs, archs: Archs, accuracies: Floats) -> int:
+        """Index of the most promising; what was evaluated is fitted anew every few networks."""
+        from threadpoolctl import threadpool_limits
+
+        from deploynas.search.predictor import GaussianProcess
+
+        if len(archs) < LEAST_FITTED:
+            return 0
+        if self._process is None or len(archs) >= self._fitted_to + REFITTED:
+            if len(archs) >= 1.4 * self._chosen_at:
+                self._kernel, self._chosen_at = None, len(archs)
+            with threadpool_limits(1):  # small matrices wait for threads longer than they compute
+                self._process = GaussianProcess.fit(
+                    archs.astype(np.float64), accuracies, self._kernel
+                )
+            self._kernel = self._process.length, self._process.noise
+            self._fitted_to = len(archs)
+        return int(self._process.predict(children.astype(np.float64), 1.0).argmax())
 
 
 def evolution(

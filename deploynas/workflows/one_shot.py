@@ -28,6 +28,7 @@ from deploynas.workflows.networks import FROM_SCRATCH, save_chosen
 from deploynas.workflows.steps import OnProgress
 
 TOP_K = 3  # of the search, trained from scratch
+LONGER = 3.0  # their epochs, over those of the supernet
 
 
 def search(
@@ -47,7 +48,8 @@ def search(
 ) -> SearchResult:
     """Train by single paths, search, retrain the best few; goes on where it was stopped.
 
-    Arguments and errors as in :func:`deploynas.workflows.steps.train_and_search`; the run holds
+    Arguments and errors as in :func:`deploynas.workflows.steps.train_and_search`, but that the
+    best few are trained for :data:`LONGER` times as many epochs as the supernet. The run holds
     the chosen network's weights.
     """
     model = steps.latency_model(chosen, profile_path, device, precision, on_progress)
@@ -62,7 +64,8 @@ def search(
     else:
         supernet = steps.train(space, dataset, run, recipe, on_progress)
     evaluator = SupernetEvaluator(supernet.network, dataset, space)
-    alone = steps.for_data(FROM_SCRATCH, dataset, None, seed)
+    longer = None if epochs is None else LONGER * epochs
+    alone = steps.for_data(FROM_SCRATCH, dataset, longer, seed)
     retrained = TrainedCandidates(space, dataset, alone, run / "trained", on_progress=on_progress)
 
     def extract(arch: Archs) -> StaticNetwork:

@@ -10,7 +10,7 @@ from deploynas.data.sources import _load_digits
 from deploynas.nn import MixedNetwork
 from deploynas.profile import LatencyModel
 from deploynas.search import Budget, SearchResult
-from deploynas.train import Batches, Recipe, accuracy
+from deploynas.train import Batches, accuracy
 from deploynas.workflows import networks, one_shot, trainings
 
 
@@ -31,10 +31,6 @@ def test_from_images_to_a_network_that_can_be_exported(
     board_profile(space).write(path)
     model = LatencyModel(space, dn.DeviceProfile.load(path))
     budget = Budget(latency_ms=float(np.median(model.upper_ms(space.uniform()))))
-    monkeypatch.setattr(
-        one_shot, "FROM_SCRATCH", Recipe(epochs=1.0, batch_size=64, learning_rate=0.1)
-    )
-    monkeypatch.setattr(one_shot.steps, "lengthened", lambda recipe, dataset: {})
 
     def search():
         return one_shot.search(
