@@ -3,7 +3,8 @@
 Four kinds are compared on held-out pairs and the best is used: ridge regression on the gap to a
 ceiling (:mod:`deploynas.search.accuracy_model`), a small MLP, gradient-boosted trees, and a
 Gaussian process that knows nothing but in how many choices two networks differ. Features are
-masked: a block past its stage's depth has no say.
+masked: a block past its stage's depth has no say. Of cells there is a fifth, which sees their
+graphs (:mod:`deploynas.search.graph_predictor`).
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 
 from deploynas.profile.latency_model import kendall_tau
 from deploynas.search import accuracy_model
 from deploynas.search.accuracy_model import Floats
-from deploynas.spaces import Archs, SearchSpace, StagedSpace
+from deploynas.spaces import Archs, CellSpace, SearchSpace, StagedSpace
 
 Model = Callable[[Floats], Floats]
 NUM_FOLDS = 5
@@ -66,7 +69,7 @@ def fit_predictor(
     with threadpool_limits(1):  # matrices so small wait for threads longer than they compute
         held_out = {} if kind else _compared(space, archs, accuracies)
         best = kind or min(held_out, key=lambda name: held_out[name].rmse)
-        model = KINDS[best](_features(space, best, archs), accuracies)
+        model = _kinds(space)[best](_features(space, best, archs), accuracies)
     return AccuracyPredictor(space, best, held_out, model)
 
 
@@ -74,7 +77,7 @@ def _compared(space: SearchSpace, archs: Archs, accuracies: Floats) -> dict[str,
     """Every kind's error by cross-validation."""
     folds = np.random.default_rng(0).permutation(len(archs)) % NUM_FOLDS
     held_out = {}
-    for name, fit in KINDS.items():
+    for name, fit in _kinds(space).items():
         x = _features(space, name, archs)
         predicted = np.empty(len(x), np.float64)
         for fold in range(NUM_FOLDS):
@@ -87,7 +90,7 @@ def _compared(space: SearchSpace, archs: Archs, accuracies: Floats) -> dict[str,
 
 def _features(space: SearchSpace, kind: str, archs: Archs) -> Floats:
     """What a kind of predictor sees of architectures: ``(n, num_features)``."""
-    if kind == "process":
+    if kind in ("process", "graph"):
         return archs.astype(np.float64)
     if isinstance(space, StagedSpace):
         return accuracy_model.features(space, archs)
@@ -212,3 +215,12 @@ def _differing(a: Floats, b: Floats) -> Floats:
 KINDS: dict[str, Callable[[Floats, Floats], Model]] = {
     "ridge": _ridge, "mlp": _mlp, "trees": _trees, "process": _process,
 }  # fmt: skip
+
+
+def _kinds(space: SearchSpace) -> dict[str, Callable[[Floats, Floats], Model]]:
+    """Those that a space fits, as far as what they need is installed."""
+    if not isinstance(space, CellSpace) or find_spec("torch") is None:
+        return KINDS
+    from deploynas.search import graph_predictor
+
+    return {**KINDS, "graph": partial(graph_predictor.fit, space)}
