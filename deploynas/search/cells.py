@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -104,14 +105,12 @@ def derive(
                 value[number] = first[:, None] + second[None, :]
             values.append(value)
     found = [
-        solution
-        for options in _allowed(space, max_skips)
-        if (solution := _strongest(space, values, options, model, budget)) is not None
+        _strongest(space, values, options, model, budget) for options in _allowed(space, max_skips)
     ]
-    if not found:
+    best = max((s for s in found if s.arch is not None), key=lambda s: s.strength, default=None)
+    if best is None or best.arch is None:
         return None
-    _, row, is_exact = max(found, key=lambda solution: solution[0])
-    return row, is_exact
+    return best.arch, all(s.is_settled or s.at_most <= best.strength for s in found)
 
 
 def _allowed(space: CellSpace, max_skips: int | None) -> Iterator[list[npt.NDArray[np.intp]]]:
@@ -124,7 +123,7 @@ def _allowed(space: CellSpace, max_skips: int | None) -> Iterator[list[npt.NDArr
     ]
     anything = [np.arange(len(pairs) * num_options**2) for pairs in space.pairs]
     nodes = len(space.pairs)
-    if max_skips is None or max_skips >= NUM_INPUTS * nodes:
+    if max_skips is None or max_skips >= NUM_INPUTS * nodes or not is_skip.any():
         yield anything + anything
         return
     for shares in itertools.product(range(NUM_INPUTS + 1), repeat=nodes):
@@ -134,28 +133,44 @@ def _allowed(space: CellSpace, max_skips: int | None) -> Iterator[list[npt.NDArr
                 yield normal + anything
 
 
+@dataclass(frozen=True)
+class _Strongest:
+    """What was found among some options of every node.
+
+    Attributes:
+        at_most: Strength that no row of these exceeds.
+        strength, arch: Of what was found; None where nothing was.
+        is_settled: That there is nothing stronger is known.
+    """
+
+    at_most: float
+    strength: float = -np.inf
+    arch: Archs | None = None
+    is_settled: bool = True
+
+
 def _strongest(
     space: CellSpace,
     values: Sequence[Floats],
     options: Sequence[npt.NDArray[np.intp]],
     model: LatencyModel,
     budget: Budget,
-) -> tuple[float, Archs, bool] | None:
-    """Of some options of every node: the strength, the row, and whether none is stronger."""
+) -> _Strongest:
     strengths = [v.ravel()[own] for v, own in zip(values, options, strict=True)]
+    at_most = sum(float(s.max()) for s in strengths)
 
-    def found(chosen: Sequence[int], is_exact: bool) -> tuple[float, Archs, bool] | None:
+    def found(chosen: Sequence[int], is_settled: bool) -> _Strongest:
         row = [0]
         for own, i, value in zip(options, chosen, values, strict=True):
             row += [int(part) for part in np.unravel_index(own[i], value.shape)]
         arch = np.array(row, np.uint8)
         if not budget.admits(arch[None], model)[0]:
-            return None
-        total = sum(float(s[i]) for s, i in zip(strengths, chosen, strict=True))
-        return total, arch, is_exact
+            return _Strongest(at_most, is_settled=False)
+        strength = sum(float(s[i]) for s, i in zip(strengths, chosen, strict=True))
+        return _Strongest(at_most, strength, arch, is_settled)
 
     free = found([int(s.argmax()) for s in strengths], True)
-    if free is not None:
+    if free.arch is not None:
         return free
     kept = []
     limits = limited_sums(model, budget)
@@ -165,9 +180,10 @@ def _strongest(
         limit = one.limit * (1 - ROUNDING) if one.name == "latency_ms" else one.limit
         left = limit - one.intercept - constant_of(space, one)
         solution = knapsack(strengths, own_costs, left)
-        if solution is not None:
-            kept.append(found(solution.options, solution.is_exact and len(limits) == 1))
-    return max((k for k in kept if k is not None), key=lambda k: k[0], default=None)
+        if solution is None:
+            return _Strongest(at_most)  # nothing keeps this limit
+        kept.append(found(solution.options, solution.is_exact and len(limits) == 1))
+    return max(kept, key=lambda k: k.strength, default=_Strongest(at_most, is_settled=False))
 
 
 def _flat(row: Archs, shapes: Sequence[tuple[int, ...]]) -> list[int]:

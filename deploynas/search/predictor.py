@@ -150,6 +150,7 @@ class GaussianProcess:
     _x: Floats
     _mean: float
     _spread: float
+    _scale: float
     _inverse: Floats
     _weights: Floats
 
@@ -169,7 +170,8 @@ class GaussianProcess:
         length, noise = kernel or _likeliest_kernel(differ, y)
         covariance = np.exp(-differ / length) + noise * np.eye(len(x))
         inverse = np.linalg.inv(covariance).astype(np.float64, copy=False)
-        return cls(length, noise, x, mean, spread, inverse, inverse @ y)
+        scale = max(float(y @ inverse @ y) / len(y), 0.0) ** 0.5  # likeliest for this kernel
+        return cls(length, noise, x, mean, spread, scale, inverse, inverse @ y)
 
     def predict(self, new: Floats, deviations: float = 0.0) -> Floats:
         """``(n,)`` expected accuracies, plus so many standard deviations."""
@@ -177,7 +179,7 @@ class GaussianProcess:
         found: Floats = covariance @ self._weights
         if deviations:
             known = np.einsum("ij,ij->i", covariance @ self._inverse, covariance)
-            found = found + deviations * np.sqrt(np.maximum(1 - known, 0.0))
+            found = found + deviations * self._scale * np.sqrt(np.maximum(1 - known, 0.0))
         return found * self._spread + self._mean
 
 
@@ -193,7 +195,8 @@ def _likeliest_kernel(differ: Floats, y: Floats) -> tuple[float, float]:
             covariance = np.exp(-differ[np.ix_(part, part)] / length) + noise * np.eye(len(part))
             factor = np.linalg.cholesky(covariance)
             whitened = np.linalg.solve(factor, y[part])
-            loss = len(part) / 2 * np.log(whitened @ whitened) + np.log(np.diag(factor)).sum()
+            size = max(float(whitened @ whitened), 1e-30)  # 0 where all are equal
+            loss = len(part) / 2 * np.log(size) + np.log(np.diag(factor)).sum()
             if best is None or loss < best[0]:
                 best = (float(loss), length, noise)
     assert best is not None

@@ -25,7 +25,7 @@ MAX_FIRST, MAX_PARENTS, GENERATIONS = 500, 100, 200
 POPULATION, TOURNAMENT = 100, 10  # of regularised evolution
 CAP_TOURNAMENT = 30
 PREDICTOR_ROUNDS, PREDICTED, LEAST_FITTED = 12, 3_000, 10
-SCREENED, REFITTED, MAX_FITTED = 64, 10, 2_000  # children, evaluations, evaluations
+SCREENED, MAX_FITTED = 64, 2_000  # children, evaluations
 
 
 @dataclass(frozen=True)
@@ -231,15 +231,15 @@ def pareto(
 ) -> History:
     """The whole trade-off between accuracy and costs, in one run.
 
-    Evolution under caps: for every child a cap is drawn for each cost within the range that was
-    seen so far; the most accurate of tournaments among all networks that keep the caps are
-    parents, their children have one choice changed, or two, and keep the caps too. Of
-    :data:`SCREENED` children the one is evaluated of which a Gaussian process, fitted to all that
-    was evaluated, expects most, a standard deviation added (Srinivas et al. 2010, "Gaussian
-    process optimization in the bandit setting", section 4); the first where more than
-    :data:`MAX_FITTED` evaluations are allowed, which then must be cheap. Costs are known without
-    evaluation, so that ranking by dominance and crowding (NSGA-II, Deb et al. 2002), which treats
-    them as unknown, spends far more evaluations on the same front.
+    Evolution under caps: for every child a cap is drawn for each cost within the range of what was
+    seen so far and of the uniform networks within budget; the most accurate of tournaments among
+    all networks that keep the caps are parents, their children have one choice changed, or two,
+    and keep the caps too. Of :data:`SCREENED` children the one is evaluated of which a Gaussian
+    process, fitted to what was evaluated, expects most, a standard deviation added (Srinivas et
+    al. 2010, "Gaussian process optimization in the bandit setting", section 4); the first where
+    more than :data:`MAX_FITTED` evaluations are allowed, which then must be cheap. Costs are known
+    without evaluation, so that ranking by dominance and crowding (NSGA-II, Deb et al. 2002), which
+    treats them as unknown, spends far more evaluations on the same front.
 
     Args:
         budget: Hard limits; a part of the trade-off outside them is not looked at.
@@ -257,9 +257,13 @@ def pareto(
     seen = {arch.tobytes() for arch in archs}
     num_children = max(batch, num_evaluations // (GENERATIONS * 10))
     screen = _Screen() if num_evaluations <= MAX_FITTED else None
+    num_tries = 8 if screen is None else SCREENED
+    ends = np.concatenate([model.space.uniform(), model.space.largest()])
+    ends = costs_of(model, np.concatenate([archs, ends[budget.admits(ends, model)]]), costs)
+    low, high = ends.min(axis=0), ends.max(axis=0)
     stuck = 0
     while len(archs) < num_evaluations and stuck < 2 * MAX_DRAWS:
-        low, high = values.min(axis=0), values.max(axis=0)
+        low, high = np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
         size = min(num_children, num_evaluations - len(archs))
         chosen: list[Archs] = []
         for _ in range(max(4, size)):
@@ -267,10 +271,10 @@ def pareto(
             fitting = np.flatnonzero((values <= caps).all(axis=1))
             if not len(fitting):
                 continue
-            drawn = fitting[rng.integers(len(fitting), size=(SCREENED, CAP_TOURNAMENT))]
-            best = drawn[np.arange(SCREENED), accuracies[drawn].argmax(axis=1)]
+            drawn = fitting[rng.integers(len(fitting), size=(num_tries, CAP_TOURNAMENT))]
+            best = drawn[np.arange(num_tries), accuracies[drawn].argmax(axis=1)]
             tries = one_changed(model.space, archs[best], rng)
-            twice = rng.random(SCREENED) < 0.5
+            twice = rng.random(num_tries) < 0.5
             tries[twice] = one_changed(model.space, tries[twice], rng)
             kept = (costs_of(model, tries, costs) <= caps).all(axis=1)
             tries = tries[kept & budget.admits(tries, model)]
@@ -292,7 +296,11 @@ def pareto(
 
 
 class _Screen:
-    """Says which of some children to evaluate."""
+    """Says which of some children to evaluate.
+
+    What it goes by is fitted anew for every network while they are few, later for every twentieth
+    part.
+    """
 
     def __init__(self) -> None:
         self._kernel: tuple[float, float] | None = None
@@ -300,23 +308,23 @@ class _Screen:
         self._process: GaussianProcess | None = None
 
     def best_of(self, children: Archs, archs: Archs, accuracies: Floats) -> int:
-        """Index of the most promising; what was evaluated is fitted anew every few networks."""
+        """Index of the most promising."""
         from threadpoolctl import threadpool_limits
 
         from deploynas.search.predictor import GaussianProcess
 
         if len(archs) < LEAST_FITTED:
             return 0
-        if self._process is None or len(archs) >= self._fitted_to + REFITTED:
-            if len(archs) >= 1.4 * self._chosen_at:
-                self._kernel, self._chosen_at = None, len(archs)
-            with threadpool_limits(1):  # small matrices wait for threads longer than they compute
+        with threadpool_limits(1):  # small matrices wait for threads longer than they compute
+            if self._process is None or len(archs) > self._fitted_to * 1.05:
+                if len(archs) >= 1.4 * self._chosen_at:
+                    self._kernel, self._chosen_at = None, len(archs)
                 self._process = GaussianProcess.fit(
                     archs.astype(np.float64), accuracies, self._kernel
                 )
-            self._kernel = self._process.length, self._process.noise
-            self._fitted_to = len(archs)
-        return int(self._process.predict(children.astype(np.float64), 1.0).argmax())
+                self._kernel = self._process.length, self._process.noise
+                self._fitted_to = len(archs)
+            return int(self._process.predict(children.astype(np.float64), 1.0).argmax())
 
 
 def evolution(

@@ -25,7 +25,8 @@ from deploynas.profile.profiler import write_timed
 from deploynas.search import STRATEGIES, Budget, SearchResult
 from deploynas.search.darts import DartsRecipe
 from deploynas.search.proxyless import ProxylessRecipe
-from deploynas.spaces import CandidateSpace, CellSpace, SearchSpace
+from deploynas.search.strategies import Floats
+from deploynas.spaces import Archs, CandidateSpace, CellSpace, SearchSpace
 from deploynas.spaces.layers import Node
 from deploynas.train import Recipe, schedules_for
 from deploynas.train.evaluate import QUICK_CALIBRATION, QUICK_IMAGES
@@ -130,7 +131,7 @@ def compare(
         settings: What is compared.
         device: The profile's, which measures every winner; None where it is elsewhere.
         num_workers: Trainings at a time, in processes of their own.
-        max_minutes: No search and no training begins later.
+        max_minutes: No search and no training of a winner begins later.
         on_progress: Called with what is going on and its share done.
         on_note: Called with what a user should know.
 
@@ -243,11 +244,14 @@ def _require_same(
 
 
 @contextmanager
-def _clocked(folder: Path) -> Iterator[None]:
-    """Writes the seconds that the work took; none where it did not end."""
-    started = time.monotonic()
-    yield
-    Cost(seconds=time.monotonic() - started).write(folder / "cost.json")
+def _clocked(folder: Path) -> Iterator[list[float]]:
+    """Writes the seconds that the work took; none where it did not end.
+
+    What is put into the list is added.
+    """
+    started, more = time.monotonic(), list[float]()
+    yield more
+    Cost(seconds=time.monotonic() - started + sum(more)).write(folder / "cost.json")
 
 
 def _seconds(folder: Path) -> float:
@@ -309,7 +313,7 @@ def _searched(
             trained=trained, on_progress=told, on_note=lambda text: None,
         )  # fmt: skip
         return result, _seconds(folder)
-    with _clocked(folder):
+    with _clocked(folder) as more:
         if strategy in GRADIENT:
             own = _gradient_recipe(strategy, dataset, settings, seed)
             result = gradient.search(
@@ -324,7 +328,15 @@ def _searched(
                     model.space, dataset, recipe, trained, num_workers=num_workers,
                     on_progress=told,
                 )  # fmt: skip
-                settle = (one_shot.TOP_K, alone.final)
+
+                def judge(archs: Archs) -> Floats:
+                    started = time.monotonic()
+                    found = alone.final(archs)
+                    # their own seconds count, whoever trained them, however many at a time
+                    more.append(alone.seconds - (time.monotonic() - started))
+                    return found
+
+                settle = (one_shot.TOP_K, judge)
             result = steps.search(
                 supernet, model, profile_path, settings.budget, folder, device=device,
                 strategy=strategy, seed=seed, num_evaluations=settings.num_evaluations,

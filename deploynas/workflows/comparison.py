@@ -47,7 +47,7 @@ class Winner(Record):
     Attributes:
         search_seconds: Of the search, the training of the supernet that it needs included; with
             trained candidates the processor seconds of all their trainings, also of those that
-            another search asked for before.
+            another search asked for before; so with the best few of one-shot.
         cheap: Validation accuracy as the search saw it: with the supernet's weights, or after the
             first schedule of successive halving; None where the search saw no such one, as of
             one-shot, which trains its best few.
@@ -99,7 +99,10 @@ class Row(Record):
 
 
 class Comparison(Artifact):
-    """``comparison.json``. Format 1: first version; 2 (0.1.0): settings name the evaluator.
+    """``comparison.json``.
+
+    Format 1: first version; 2: settings name the evaluator; 3 (0.1.0): a winner's cheap accuracy
+    is of inherited weights or of a first short schedule.
 
     Attributes:
         supernet_seconds: Schedule -> seconds of the training of that supernet, which every
@@ -110,7 +113,7 @@ class Comparison(Artifact):
     """
 
     SCHEMA = "deploynas-comparison"
-    VERSION = 2
+    VERSION = 3
 
     space: dict[str, str | int | list[int]]
     settings: Settings
@@ -177,11 +180,11 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 def tau_of(winners: Sequence[Winner]) -> float | None:
     """Between cheap and full evaluation of the distinct winners, over the mean of their seeds."""
-    pairs: dict[str, tuple[float, list[float]]] = {}
+    pairs: dict[str, list[tuple[float, float]]] = {}
     for w in winners:
         if w.cheap is not None and w.validation is not None:
-            pairs.setdefault(str(w.architecture), (w.cheap, []))[1].append(w.validation)
+            pairs.setdefault(str(w.architecture), []).append((w.cheap, w.validation))
     if len(pairs) < 4:
         return None
-    cheap, full = zip(*((c, float(np.mean(f))) for c, f in pairs.values()), strict=True)
-    return kendall_tau(np.array(cheap), np.array(full))
+    cheap, full = np.array([np.mean(both, axis=0) for both in pairs.values()]).T
+    return kendall_tau(cheap, full)

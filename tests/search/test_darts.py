@@ -94,14 +94,21 @@ def test_the_strongest_cells_by_brute_force(nodes, board_profile):
         mixtures = random_mixtures(small, seed)
         strengths = [strength(mixtures, row) for row in rows]
         limit = float(np.quantile(space.macs(rows), 0.1 + 0.1 * seed))
-        for budget, skips in itertools.product((Budget(macs=limit), Budget()), (None, 2, 1, 0)):
+        both = Budget(macs=limit, params=int(np.quantile(space.params(rows), 0.3 + 0.1 * seed)))
+        budgets = (Budget(macs=limit), Budget(), both)
+        for budget, skips in itertools.product(budgets, (None, 2, 1, 0)):
             kept = budget.admits(rows, priced)
             kept &= [skips is None or num_skips(space, row) <= skips for row in rows]
             found = derive(small, mixtures, priced, budget, skips)
             if not kept.any():
                 assert found is None
                 continue
+            if budget is both and found is None:
+                continue
             row, is_exact = found
+            if budget is both and not is_exact:  # it does not claim to be
+                assert budget.admits(row[None], priced)[0]
+                continue
             assert is_exact
             assert (rows[kept] == row).all(axis=1).any()
             assert strength(mixtures, row) == pytest.approx(np.array(strengths)[kept].max())
