@@ -122,7 +122,8 @@ class TrainedCandidates:
         return (self._folder / f"{key}.safetensors").exists()
 
     def _told(self, text: str, share: float) -> None:
-        self._on_progress(f"{self._num_asked} candidates so far, {text}", share)
+        so_far = f"{self._num_asked} candidates so far, " if self._num_asked else ""
+        self._on_progress(f"{so_far}{text}", share)
 
     def _trained(self, archs: Sequence[Archs], rung: int) -> list[float]:
         jobs = [(self.space.layers(arch), self.rungs[rung]) for arch in archs]
