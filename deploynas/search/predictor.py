@@ -24,6 +24,7 @@ from deploynas.spaces import Archs, CellSpace, SearchSpace, StagedSpace
 
 Model = Callable[[Floats], Floats]
 NUM_FOLDS = 5
+LEAST_FITTED = 10  # pairs, below which nothing is predicted
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,36 @@ class GaussianProcess:
             known = np.einsum("ij,ij->i", covariance @ self._inverse, covariance)
             found = found + deviations * self._scale * np.sqrt(np.maximum(1 - known, 0.0))
         return found * self._spread + self._mean
+
+
+class Screen:
+    """Says which of some children to evaluate.
+
+    By a Gaussian process, which is fitted anew for every network while they are few, later for
+    every twentieth part.
+    """
+
+    def __init__(self) -> None:
+        self._kernel: tuple[float, float] | None = None
+        self._chosen_at = self._fitted_to = 0
+        self._process: GaussianProcess | None = None
+
+    def best_of(self, children: Archs, archs: Archs, accuracies: Floats) -> int:
+        """Index of the most promising."""
+        from threadpoolctl import threadpool_limits
+
+        if len(archs) < LEAST_FITTED:
+            return 0
+        with threadpool_limits(1):  # small matrices wait for threads longer than they compute
+            if self._process is None or len(archs) > self._fitted_to * 1.05:
+                if len(archs) >= 1.4 * self._chosen_at:
+                    self._kernel, self._chosen_at = None, len(archs)
+                self._process = GaussianProcess.fit(
+                    archs.astype(np.float64), accuracies, self._kernel
+                )
+                self._kernel = self._process.length, self._process.noise
+                self._fitted_to = len(archs)
+            return int(self._process.predict(children.astype(np.float64), 1.0).argmax())
 
 
 LENGTHS, NOISES = (0.5, 0.7, 1.0, 1.5, 2.5, 4.0, 8.0), (1e-4, 1e-2, 0.3)

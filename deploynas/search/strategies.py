@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +14,13 @@ from deploynas.profile import LatencyModel
 from deploynas.search.budget import Budget
 from deploynas.spaces import Archs, SearchSpace
 
-if TYPE_CHECKING:
-    from deploynas.search.predictor import GaussianProcess
-
 Floats = npt.NDArray[np.float64]
 Evaluate = Callable[[Archs], Floats]  # (n, num_choices) -> (n,) accuracies, fractions
 MAX_DRAWS = 200  # batches drawn before a budget counts as unreachable by sampling
 MAX_FIRST, MAX_PARENTS, GENERATIONS = 500, 100, 200
 POPULATION, TOURNAMENT = 100, 10  # of regularised evolution
 CAP_TOURNAMENT = 30
-PREDICTOR_ROUNDS, PREDICTED, LEAST_FITTED = 12, 3_000, 10
+PREDICTOR_ROUNDS, PREDICTED = 12, 3_000
 SCREENED, MAX_FITTED = 64, 2_000  # children, evaluations
 
 
@@ -250,13 +246,15 @@ def pareto(
         costs: Of :data:`COSTS`.
         batch: Children that are evaluated at a time.
     """
+    from deploynas.search.predictor import Screen
+
     num_first = max(1, min(POPULATION // 2, -(-num_evaluations // 3)))
     archs = admitted_samples(num_first, budget, model, rng)
     accuracies = evaluate(archs)
     values = costs_of(model, archs, costs)
     seen = {arch.tobytes() for arch in archs}
     num_children = max(batch, num_evaluations // (GENERATIONS * 10))
-    screen = _Screen() if num_evaluations <= MAX_FITTED else None
+    screen = Screen() if num_evaluations <= MAX_FITTED else None
     num_tries = 8 if screen is None else SCREENED
     ends = np.concatenate([model.space.uniform(), model.space.largest()])
     ends = costs_of(model, np.concatenate([archs, ends[budget.admits(ends, model)]]), costs)
@@ -293,38 +291,6 @@ def pareto(
             accuracies = np.concatenate([accuracies, evaluate(children)])
             values = np.concatenate([values, costs_of(model, children, costs)])
     return History(archs, accuracies)
-
-
-class _Screen:
-    """Says which of some children to evaluate.
-
-    What it goes by is fitted anew for every network while they are few, later for every twentieth
-    part.
-    """
-
-    def __init__(self) -> None:
-        self._kernel: tuple[float, float] | None = None
-        self._chosen_at = self._fitted_to = 0
-        self._process: GaussianProcess | None = None
-
-    def best_of(self, children: Archs, archs: Archs, accuracies: Floats) -> int:
-        """Index of the most promising."""
-        from threadpoolctl import threadpool_limits
-
-        from deploynas.search.predictor import GaussianProcess
-
-        if len(archs) < LEAST_FITTED:
-            return 0
-        with threadpool_limits(1):  # small matrices wait for threads longer than they compute
-            if self._process is None or len(archs) > self._fitted_to * 1.05:
-                if len(archs) >= 1.4 * self._chosen_at:
-                    self._kernel, self._chosen_at = None, len(archs)
-                self._process = GaussianProcess.fit(
-                    archs.astype(np.float64), accuracies, self._kernel
-                )
-                self._kernel = self._process.length, self._process.noise
-                self._fitted_to = len(archs)
-            return int(self._process.predict(children.astype(np.float64), 1.0).argmax())
 
 
 def evolution(
@@ -408,7 +374,7 @@ def predictor_search(
     neural architecture search", section 3, has one). A third of the evaluations, ten or more,
     are random subnets and uniform ones, as in :func:`evolution`; ``batch`` or more are a round.
     """
-    from deploynas.search.predictor import fit_predictor
+    from deploynas.search.predictor import LEAST_FITTED, fit_predictor
 
     num_first = max(-(-num_evaluations // 3), min(num_evaluations, LEAST_FITTED))
     archs = _first_population(num_first, budget, model, rng)
