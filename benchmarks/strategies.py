@@ -11,7 +11,6 @@ cost, from the worst corner of all) after 1,000, as a share of the exhaustive fr
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 import time
@@ -22,7 +21,7 @@ from typing import Self
 import numpy as np
 
 from deploynas.search import STRATEGIES, Budget
-from deploynas.search.strategies import hypervolume
+from deploynas.search.fronts import hypervolume
 from deploynas.spaces import Archs, Choice, Layer, SearchSpace, Slot
 
 NUM_CHOICES, NUM_OPTIONS, NEIGHBOURS = 8, 4, 3
@@ -86,21 +85,22 @@ class TableSpace(SearchSpace):
         self.name, self.num_classes, self.in_channels, self.resolutions = "table", 2, 1, (8,)
         options = tuple(range(num_options))
         self.choices = tuple(Choice(f"choice{i}", options) for i in range(num_choices))
-        self.layer_table = tuple(Layer("conv", 1, 1 + i, 8, 8) for i in options)
-        self.slots = tuple(Slot((i,), np.arange(num_options)) for i in range(num_choices))
-
-    @property
-    def size(self) -> int:
-        """Number of architectures."""
-        return int(np.prod(self.num_options))
+        self.layer_table = tuple(
+            Layer("conv", 1, 1 + option, 8 + i, 8 + i)
+            for i in range(num_choices)
+            for option in options
+        )
+        self.slots = tuple(
+            Slot((i,), i * num_options + np.arange(num_options)) for i in range(num_choices)
+        )
 
     def canonical(self, archs: Archs) -> Archs:
         """Every choice has an effect."""
-        return self._checked(archs).astype(np.uint8)
+        return self.as_rows(self._checked(archs))
 
     def encode(self, dicts: Sequence) -> Archs:
         """Dict form -> rows."""
-        return self.canonical(np.array([one["options"] for one in dicts], np.uint8))
+        return self.as_rows([one["options"] for one in dicts])
 
     def decode(self, archs: Archs) -> list[dict[str, object]]:
         """Rows -> dict form."""
@@ -133,8 +133,7 @@ class Landscape:
     @property
     def everything(self) -> Archs:
         """Every architecture."""
-        rows = itertools.product(range(NUM_OPTIONS), repeat=NUM_CHOICES)
-        return np.array(list(rows), np.uint8)
+        return self.space.everything()
 
     def accuracies(self, archs: Archs) -> np.ndarray:
         """``(n,)`` fractions."""
@@ -152,8 +151,16 @@ class Landscape:
 
     @property
     def layer_terms(self) -> np.ndarray:
-        """``(len(layer_table),)``; layers are not what costs here."""
-        return np.zeros(len(self.space.layer_table))
+        """``(len(layer_table),)`` costs: an option is a layer."""
+        return self._costs.ravel()
+
+    intercept_term = 0.0
+
+    def ms_of(self, terms: float) -> float:
+        """The sum is the cost."""
+        return terms
+
+    terms_of = ms_of
 
 
 if __name__ == "__main__":

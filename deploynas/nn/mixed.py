@@ -196,7 +196,7 @@ class MixedNetwork(nn.Module):
 
         The resolution is the space's one.
         """
-        arch = np.zeros(len(self.space.choices), np.uint8)
+        arch = np.zeros(len(self.space.choices), self.space.row_type)
         for layer, option in zip(self.mixed, options, strict=True):
             arch[layer.column] = option
         return arch

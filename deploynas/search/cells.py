@@ -18,8 +18,7 @@ import numpy.typing as npt
 from deploynas.errors import InfeasibleBudgetError
 from deploynas.nn.mixtures import MixedCells
 from deploynas.profile import LatencyModel
-from deploynas.search.architecture import Floats, LimitedSum, limited_sums
-from deploynas.search.budget import Budget
+from deploynas.search.budget import Budget, Floats, LimitedSum, limited_sums
 from deploynas.search.discretise import Decision
 from deploynas.search.knapsack import knapsack
 from deploynas.spaces import Archs
@@ -163,7 +162,7 @@ def _strongest(
         row = [0]
         for own, i, value in zip(options, chosen, values, strict=True):
             row += [int(part) for part in np.unravel_index(own[i], value.shape)]
-        arch = np.array(row, np.uint8)
+        arch = space.as_rows(row)[0]
         if not budget.admits(arch[None], model)[0]:
             return _Strongest(at_most, is_settled=False)
         strength = sum(float(s[i]) for s, i in zip(strengths, chosen, strict=True))

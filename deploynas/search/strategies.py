@@ -11,12 +11,15 @@ import numpy.typing as npt
 
 from deploynas.errors import InfeasibleBudgetError
 from deploynas.profile import LatencyModel
-from deploynas.search.budget import Budget
+from deploynas.search.budget import Budget, limited_sums
+from deploynas.search.fronts import front
 from deploynas.spaces import Archs, SearchSpace
 
 Floats = npt.NDArray[np.float64]
 Evaluate = Callable[[Archs], Floats]  # (n, num_choices) -> (n,) accuracies, fractions
-MAX_DRAWS = 200  # batches drawn before a budget counts as unreachable by sampling
+MAX_DRAWS = 200  # batches drawn before a search ends that finds nothing new
+EASY_DRAWS = 4  # batches of what needs no counting
+ENUMERABLE = 200_000  # architectures of a space that is looked at whole
 MAX_FIRST, MAX_PARENTS, GENERATIONS = 500, 100, 200
 POPULATION, TOURNAMENT = 100, 10  # of regularised evolution
 CAP_TOURNAMENT = 30
@@ -46,13 +49,7 @@ class History:
         Args:
             costs: ``(n,)``, or ``(n, num_costs)``, of which none may be beaten.
         """
-        columns = costs.reshape(len(self.accuracies), -1)
-        order = np.lexsort((*columns.T[::-1], -self.accuracies))  # nothing later beats earlier
-        front: list[int] = []
-        for i in order:
-            if not (columns[front] <= columns[i]).all(axis=1).any():
-                front.append(int(i))
-        return sorted(front, key=lambda i: tuple(columns[i]))
+        return front(costs, self.accuracies)
 
 
 @dataclass(frozen=True)
@@ -81,30 +78,82 @@ class SoftFitness:
         return fitness
 
 
+def uniform_samples(
+    n: int, budget: Budget, model: LatencyModel, rng: np.random.Generator
+) -> Archs:
+    """``n`` different architectures, drawn uniformly from all that keep the budget.
+
+    Draws from all networks as long as enough of them are admitted; else every network of a small
+    space is looked at, and of a large one those are drawn that keep the tightest limit on a sum
+    over layers. In each case all admitted networks are equally likely.
+
+    Returns:
+        Fewer where the budget admits fewer, or where a bounded search finds no more.
+
+    Raises:
+        InfeasibleBudgetError: None at all was found.
+    """
+    space = model.space
+
+    def admitted(found: Archs, drawn: Archs) -> Archs:
+        both = np.concatenate([found, drawn[budget.admits(drawn, model)]])
+        return both[np.sort(np.unique(both, axis=0, return_index=True)[1])]
+
+    size = max(256, n)
+    found = space.as_rows([])
+    for _ in range(EASY_DRAWS):
+        found = admitted(found, space.sample_networks(size, rng))
+        if len(found) >= n:
+            return found[:n]
+    if space.size <= ENUMERABLE:
+        found = admitted(space.as_rows([]), space.everything())
+        found = found[rng.permutation(len(found))[:n]]
+    else:
+        sums = [
+            (space.sums(one.values), one.limit - one.intercept)
+            for one in limited_sums(model, budget)
+        ]
+        if sums:
+            tightest, left = min(sums, key=lambda pair: pair[0].log_count(pair[1]))
+            before = -1
+            for number in range(MAX_DRAWS):
+                found = admitted(found, space.as_rows(tightest.sample(size, left, rng)))
+                if len(found) >= n or (number >= EASY_DRAWS and len(found) == before):
+                    break
+                before = len(found)
+    if not len(found):
+        one = budget.witness(model, rng)
+        if one is None:
+            raise InfeasibleBudgetError("no architecture within the budget was found")
+        found = one
+    return found[:n]
+
+
 def admitted_samples(
     n: int, budget: Budget, model: LatencyModel, rng: np.random.Generator
 ) -> Archs:
-    """``n`` random architectures within budget, or as many as a bounded search finds.
+    """``n`` architectures within budget, from small to large: a first population.
+
+    Half are drawn uniformly; the others each have their own leaning to low or high options, and
+    so cover costs at which uniform draws are rare.
+
+    Returns:
+        Fewer where the budget admits fewer, or where a bounded search finds no more.
 
     Raises:
         InfeasibleBudgetError: None at all was found.
     """
     space, size = model.space, max(256, n)
-    found = np.zeros((0, len(space.choices)), np.uint8)
-    seeds = space.uniform()
-    seeds = seeds[budget.admits(seeds, model)]
-    for _ in range(MAX_DRAWS):
-        drawn = np.concatenate([space.sample(size, rng), space.sample_spread(size, rng)])
-        if len(seeds):  # a tight budget leaves a small corner: look around its members
-            near = seeds[rng.integers(len(seeds), size=size // 4)]
-            drawn = np.concatenate([drawn, space.mutate(near, 0.15, rng)])
-        found = np.concatenate([found, drawn[budget.admits(drawn, model)]])
-        found = found[np.sort(np.unique(found, axis=0, return_index=True)[1])]
-        if len(found) >= n:
-            break
-    if not len(found):
-        raise InfeasibleBudgetError("no architecture within the budget was found")
-    return found[rng.permutation(len(found))[:n]]
+    uniform = uniform_samples(n, budget, model, rng)
+    spread = space.as_rows([])
+    for _ in range(EASY_DRAWS):
+        drawn = space.sample_spread(size, rng)
+        spread = np.concatenate([spread, drawn[budget.admits(drawn, model)]])
+    spread = spread[rng.permutation(len(spread))]
+    num = max(n - len(uniform), n // 2)
+    found = np.concatenate([spread[:num], uniform, spread[num:]])
+    found = found[np.sort(np.unique(found, axis=0, return_index=True)[1])][:n]
+    return found[rng.permutation(len(found))]
 
 
 def random_search(
@@ -116,11 +165,11 @@ def random_search(
     *,
     batch: int = 1,
 ) -> History:
-    """Evaluate random architectures within budget: what every strategy must beat.
+    """Evaluate architectures drawn uniformly from all within budget: what a strategy must beat.
 
     They are evaluated all at once, whatever ``batch`` is.
     """
-    archs = admitted_samples(num_evaluations, budget, model, rng)
+    archs = uniform_samples(num_evaluations, budget, model, rng)
     return History(archs, evaluate(archs))
 
 
@@ -416,48 +465,6 @@ def _first_population(
         more = _unseen(admitted_samples(2 * n, budget, model, rng), seen, n - len(found))
         found = np.concatenate([found, more])
     return found
-
-
-def hypervolume(costs: Floats, accuracies: Floats, worst: Sequence[float]) -> float:
-    """What a set of networks dominates, up to a worst corner (Zitzler and Thiele 1998).
-
-    Args:
-        costs: ``(n, num_costs)``, one or more.
-        accuracies: ``(n,)``.
-        worst: The corner: each cost's, then the accuracy's.
-    """
-    *limits, least = worst
-    inside = (costs < limits).all(axis=1) & (accuracies > least)
-    costs, accuracies = costs[inside], accuracies[inside]
-    if not len(accuracies):
-        return 0.0
-    order = np.argsort(costs[:, 0], kind="stable")
-    costs, accuracies = costs[order], accuracies[order]
-    widths = np.diff(np.append(costs[:, 0], limits[0]))  # slices along the first cost
-    if costs.shape[1] == 1:
-        return float(widths @ (np.maximum.accumulate(accuracies) - least))
-    return sum(
-        float(width) * hypervolume(costs[: i + 1, 1:], accuracies[: i + 1], worst[1:])
-        for i, width in enumerate(widths)
-        if width > 0
-    )
-
-
-def knee(costs: Floats, accuracies: Floats) -> int:
-    """Index of the front's member that is furthest above the line between its ends.
-
-    Args:
-        costs: ``(n,)`` of a front, or ``(n, num_costs)``, whose mean then counts, each scaled by
-            its range.
-        accuracies: ``(n,)``.
-    """
-
-    def scaled(values: Floats) -> Floats:
-        span = np.maximum(np.ptp(values, axis=0), 1e-12)
-        return np.asarray((values - values.min(axis=0)) / span)
-
-    columns = costs.reshape(len(accuracies), -1)
-    return int(np.argmax(scaled(accuracies) - scaled(columns).mean(axis=1)))
 
 
 COSTS: dict[str, Callable[[LatencyModel, Archs], Floats]] = {

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from deploynas.errors import InvalidInputError
 from deploynas.spaces import layers as layer_costs
 from deploynas.spaces.layers import Layer, Node
+from deploynas.spaces.structure import Sums, Tree, independent
 
 Archs = npt.NDArray[np.integer]
 ArchDict = Mapping[str, object]
@@ -81,10 +82,23 @@ class SearchSpace(abc.ABC):
     layer_table: tuple[Layer, ...]
     slots: tuple[Slot, ...]
 
+    def _build_tree(self) -> Tree:
+        """What the choices leave free: every canonical row, once.
+
+        By default choices are independent but for those that decide a slot together, and every
+        row is canonical.
+        """
+        return independent(self.slots, [len(choice.options) for choice in self.choices])
+
+    @cached_property
+    def tree(self) -> Tree:
+        """Every canonical row, once."""
+        return self._build_tree()
+
     @property
-    @abc.abstractmethod
     def size(self) -> int:
         """Number of distinct architectures."""
+        return self.tree.size
 
     @abc.abstractmethod
     def canonical(self, archs: Archs) -> Archs:
@@ -126,6 +140,11 @@ class SearchSpace(abc.ABC):
             )
 
     @property
+    def is_chain(self) -> bool:
+        """Whether every layer reads the one before it, and nothing else."""
+        return not any(slot.inputs for slot in self.slots)
+
+    @property
     def spec(self) -> dict[str, object]:
         """What rebuilds this space: ``deploynas.space(**spec)``."""
         return {
@@ -140,21 +159,54 @@ class SearchSpace(abc.ABC):
         """``(num_choices,)`` number of options of each choice."""
         return np.array([len(choice.options) for choice in self.choices])
 
+    @cached_property
+    def row_type(self) -> np.dtype[np.unsignedinteger]:
+        """The smallest unsigned integers that hold every option's index."""
+        return np.min_scalar_type(int(self.num_options.max()) - 1)
+
+    def as_rows(self, values: npt.ArrayLike) -> Archs:
+        """``(n, num_choices)`` option indices as architectures of this space, uncanonical."""
+        rows = np.asarray(values, self.row_type)
+        return rows.reshape(-1, len(self.choices))
+
     def sample(self, n: int, rng: np.random.Generator) -> Archs:
-        """``n`` architectures, every choice drawn uniformly."""
+        """``n`` architectures, every choice drawn uniformly.
+
+        Networks with many choices without effect are likelier than others: see
+        :meth:`sample_networks`.
+        """
         archs = rng.integers(0, self.num_options, size=(n, len(self.choices)), dtype=np.int64)
-        return self.canonical(archs.astype(np.uint8))
+        return self.canonical(self.as_rows(archs))
+
+    def sample_networks(self, n: int, rng: np.random.Generator) -> Archs:
+        """``n`` architectures drawn uniformly from all distinct ones."""
+        rows = np.zeros((n, len(self.choices)), np.int64)
+        self.tree.draw(rows, rng)
+        return self.as_rows(rows)
+
+    def everything(self) -> Archs:
+        """``(size, num_choices)`` every architecture: for small spaces."""
+        return self.as_rows(self.tree.rows(len(self.choices)))
+
+    def sums(self, values: npt.NDArray[np.generic]) -> Sums:
+        """What follows exactly of sums over layers.
+
+        Args:
+            values: ``(len(layer_table),)``, or ``(len(layer_table), num_sums)`` of several sums.
+        """
+        return Sums(self.tree, self.slots, values, len(self.choices))
 
     def ends(self, values: npt.NDArray[np.generic]) -> Archs:
-        """The networks whose layers' ``values`` sum to the least and to the most, where known.
+        """The networks whose layers' ``values`` sum to the least and to the most.
 
         Args:
             values: ``(len(layer_table),)``.
 
         Returns:
-            ``(2, num_choices)``; no row where a space cannot tell without trying all.
+            ``(2, num_choices)``.
         """
-        return self.uniform()[:0]
+        sums = self.sums(values)
+        return self.as_rows([sums.least()[1], sums.most()[1]])
 
     def sample_spread(self, n: int, rng: np.random.Generator) -> Archs:
         """``n`` architectures spread from small to large.
@@ -165,21 +217,21 @@ class SearchSpace(abc.ABC):
         leaning = np.exp(np.linspace(-1.5, 1.5, n))[:, None]
         shares = rng.beta(leaning, 1 / leaning, (n, len(self.choices)))
         options = np.minimum(shares * self.num_options, self.num_options - 1)
-        return self.canonical(options.astype(np.uint8))
+        return self.canonical(self.as_rows(options))
 
     def smallest(self) -> Archs:
         """``(1, num_choices)`` the architecture of the first options."""
-        return np.zeros((1, len(self.choices)), np.uint8)
+        return self.as_rows(np.zeros((1, len(self.choices)), np.int64))
 
     def largest(self) -> Archs:
         """``(1, num_choices)`` the architecture of the last options."""
-        return (self.num_options[None] - 1).astype(np.uint8)
+        return self.as_rows(self.num_options[None] - 1)
 
     def mutate(self, archs: Archs, probability: float, rng: np.random.Generator) -> Archs:
         """Redraw each choice with ``probability``."""
         redraw = rng.random(archs.shape) < probability
         fresh = rng.integers(0, self.num_options, size=archs.shape, dtype=np.int64)
-        return self.canonical(np.where(redraw, fresh, archs).astype(np.uint8))
+        return self.canonical(self.as_rows(np.where(redraw, fresh, archs)))
 
     def crossover(self, first: Archs, second: Archs, rng: np.random.Generator) -> Archs:
         """Uniform crossover: each choice from one parent or the other."""
@@ -228,7 +280,7 @@ class SearchSpace(abc.ABC):
 
         The schedule assumed stands at :func:`deploynas.spaces.layers.peak_activation_bytes`.
         """
-        if any(slot.inputs for slot in self.slots):  # not a chain
+        if not self.is_chain:
             peaks = [layer_costs.peak_memory_bytes(self.layers(arch)) for arch in archs]
             return np.array(peaks, np.int64)
         activations = self.max_over_layers(archs, self.layer_values("peak_activation_bytes"))

@@ -20,6 +20,7 @@ from deploynas.spaces.base import ArchDict, Archs, Choice
 from deploynas.spaces.layers import Layer
 from deploynas.spaces.mobile import MOBILE_SMALL, ofa_proxyless
 from deploynas.spaces.staged import Block, StagedSpace, StageTable
+from deploynas.spaces.structure import All, Leaf, One, Tree
 
 ZERO = "zero"
 
@@ -91,15 +92,26 @@ class CandidateSpace(StagedSpace):
                 runs[block.stage].append(1 + number)
         return runs
 
-    @property
-    def size(self) -> int:
-        """Number of distinct architectures."""
+    def _build_tree(self) -> Tree:
+        """Blocks are independent; of those that may be left out the first few of a stage stay."""
         num = self._num_operations
-        total = len(self.resolutions)
-        for run, stage in zip(self._runs(), self.table.stages, strict=True):
-            total *= num ** (stage.depths[-1] - len(run))
-            total *= sum(num**depth for depth in range(len(run) + 1))
-        return total
+        parts: list[Tree] = []
+        runs = self._runs()
+        for column in range(1, 1 + len(self.blocks)):
+            if not any(column in run for run in runs):
+                parts.append(Leaf.free({column: num}))
+        for run in runs:
+            branches = []
+            for depth in range(len(run) + 1):
+                left_out = Leaf.fixed(dict.fromkeys(run[depth:], 0))
+                kept = [
+                    Leaf((column,), 1 + np.arange(num, dtype=np.int64)[:, None])
+                    for column in run[:depth]
+                ]
+                branches.append(All((left_out, *kept)))
+            if run:
+                parts.append(One(tuple(branches)))
+        return self._at_each_resolution(parts)
 
     def canonical(self, archs: Archs) -> Archs:
         """Move the blocks that are left out to the end of their stage."""
@@ -128,7 +140,7 @@ class CandidateSpace(StagedSpace):
                     )
                 row.append(choice.options.index(value))
             rows.append(row)
-        return self.canonical(np.array(rows, np.uint8).reshape(len(rows), len(self.choices)))
+        return self.canonical(self.as_rows(rows))
 
     def decode(self, archs: Archs) -> list[dict[str, object]]:
         """Option indices -> resolution, ops."""
@@ -154,16 +166,6 @@ class CandidateSpace(StagedSpace):
         ]
         return np.stack(depths, axis=1), kernels, ratios
 
-    def ends(self, values: np.ndarray) -> Archs:
-        """See :meth:`SearchSpace.ends`: exact at each resolution, for blocks are independent."""
-        padded = np.append(values, 0)  # index -1: left out
-        rows = []
-        for r in range(len(self.resolutions)):
-            costs = [padded[slot.layer_ids[r]] for slot in self.slots if len(slot.columns) > 1]
-            rows.append([r, *(int(c.argmin()) for c in costs)])
-            rows.append([r, *(int(c.argmax()) for c in costs)])
-        return self.canonical(np.array(rows, np.uint8))
-
     def uniform(self) -> Archs:
         """Every architecture with one operation everywhere and as many blocks in each stage."""
         depths = range(1, max(s.depths[-1] for s in self.table.stages) + 1)
@@ -174,7 +176,7 @@ class CandidateSpace(StagedSpace):
             for op in range(self._num_operations)
         ]
         smallest = [[r] + [0] * len(self.blocks) for r in range(len(self.resolutions))]
-        return np.unique(self.canonical(np.array([*smallest, *rows], np.uint8)), axis=0)
+        return np.unique(self.canonical(self.as_rows([*smallest, *rows])), axis=0)
 
     def _option(self, block: Block, op: int) -> int:
         return op + (None in self._operations(block).values())

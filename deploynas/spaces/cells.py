@@ -20,6 +20,7 @@ import numpy as np
 from deploynas.errors import InvalidInputError
 from deploynas.spaces.base import ArchDict, Archs, Choice, SearchSpace, Slot
 from deploynas.spaces.layers import Layer
+from deploynas.spaces.structure import All, Leaf, One, Tree
 
 KINDS = ("normal", "reduction")
 NUM_INPUTS = 2  # of a cell, and of a node
@@ -290,13 +291,17 @@ class CellSpace(SearchSpace):
             return Layer("factorised_reduce", width, channels, side, side, stride=2)
         return Layer("relu_conv", width, channels, side, side)
 
-    @property
-    def size(self) -> int:
-        """Number of distinct architectures."""
-        total = len(self.resolutions)
-        for pairs in self.pairs:
-            total *= (len(pairs) * len(self.table.operations) ** NUM_INPUTS) ** len(KINDS)
-        return total
+    def _build_tree(self) -> Tree:
+        """Nodes are independent."""
+        num = len(self.table.operations)
+        nodes = []
+        for kind in range(len(KINDS)):
+            for node, pairs in enumerate(self.pairs):
+                column = self.column(kind, node)
+                operations = {column + 1 + place: num for place in range(NUM_INPUTS)}
+                nodes.append(Leaf.free({column: len(pairs), **operations}))
+        sides = range(len(self.resolutions))
+        return One(tuple(All((Leaf.fixed({0: r}), *nodes)) for r in sides))
 
     def canonical(self, archs: Archs) -> Archs:
         """Every choice counts: a copy."""
@@ -347,7 +352,7 @@ class CellSpace(SearchSpace):
                             )
                         row.append(self.table.operations.index(name))
             rows.append(row)
-        return np.array(rows, np.uint8).reshape(len(rows), len(self.choices))
+        return self.as_rows(rows)
 
     def decode(self, archs: Archs) -> list[dict[str, object]]:
         """Option indices -> resolution, normal, reduction."""
@@ -375,18 +380,6 @@ class CellSpace(SearchSpace):
             in_channels=self.in_channels,
             resolutions=resolutions,
         )
-
-    def ends(self, values: np.ndarray) -> Archs:
-        """See :meth:`SearchSpace.ends`: exact at each resolution, for nodes are independent."""
-        rows = []
-        for r in range(len(self.resolutions)):
-            costs = self.node_costs(values, r)
-            for pick in (np.argmin, np.argmax):
-                row = [r]
-                for cost in costs:
-                    row += [int(i) for i in np.unravel_index(pick(cost), cost.shape)]
-                rows.append(row)
-        return np.array(rows, np.uint8)
 
     def smallest(self) -> Archs:
         """``(1, num_choices)`` the one with the fewest multiply-adds."""
@@ -458,7 +451,7 @@ class CellSpace(SearchSpace):
                             row += [len(pairs) - 1 if last else 0, op, op]
                     rows.append(row)
         ends = self.ends(self.layer_values("macs"))
-        return np.unique(np.concatenate([np.array(rows, np.uint8), ends]), axis=0)
+        return np.unique(np.concatenate([self.as_rows(rows), ends]), axis=0)
 
 
 def genotype(arch: ArchDict) -> str:

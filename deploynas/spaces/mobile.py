@@ -7,7 +7,6 @@ inverted-residual blocks. A space is one stage table; the published three stand 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import cast
@@ -18,6 +17,7 @@ from deploynas.errors import InvalidInputError
 from deploynas.spaces.base import ArchDict, Archs, Choice
 from deploynas.spaces.layers import Layer, make_divisible
 from deploynas.spaces.staged import Block, Stage, StagedSpace, StageTable
+from deploynas.spaces.structure import All, Leaf, One, Tree
 
 _D = (2, 3, 4)
 _OFA_RESOLUTIONS = (128, 144, 160, 176, 192, 208, 224)
@@ -154,12 +154,26 @@ class MobileSpace(StagedSpace):
             for expand_ratio in self.table.expand_ratios
         ]
 
-    @property
-    def size(self) -> int:
-        """Number of distinct architectures."""
-        per_block = len(self.table.kernel_sizes) * len(self.table.expand_ratios)
-        stages = (sum(per_block**d for d in s.depths) for s in self.table.stages)
-        return int(len(self.resolutions) * math.prod(stages))
+    def _build_tree(self) -> Tree:
+        """Stages are independent, and so are a stage's blocks once its depth is known."""
+        kernels, ratios = len(self.table.kernel_sizes), len(self.table.expand_ratios)
+        stages = []
+        for number, stage in enumerate(self.table.stages):
+            columns = [
+                (self._kernel_columns[i], self._expand_columns[i], block.place)
+                for i, block in enumerate(self.blocks)
+                if block.stage == number
+            ]
+            branches = []
+            for option, depth in enumerate(stage.depths):
+                fixed = {self._depth_columns[number]: option}
+                fixed |= {c: 0 for k, e, place in columns if place >= depth for c in (k, e)}
+                blocks = [
+                    Leaf.free({k: kernels, e: ratios}) for k, e, place in columns if place < depth
+                ]
+                branches.append(All((Leaf.fixed(fixed), *blocks)))
+            stages.append(One(tuple(branches)))
+        return self._at_each_resolution(stages)
 
     def canonical(self, archs: Archs) -> Archs:
         """Set kernel size and expand ratio of the blocks past a stage's depth to option 0."""
@@ -174,7 +188,7 @@ class MobileSpace(StagedSpace):
     def encode(self, dicts: Sequence[ArchDict]) -> Archs:
         """Dict form -> option indices; values of blocks past a stage's depth are ignored."""
         rows = [self._encode_one(d) for d in dicts]
-        return self.canonical(np.array(rows, np.uint8).reshape(len(rows), len(self.choices)))
+        return self.canonical(self.as_rows(rows))
 
     def _encode_one(self, arch: ArchDict) -> list[int]:
         num_stages, num_blocks = len(self._depth_columns), len(self._kernel_columns)
@@ -259,7 +273,7 @@ class MobileSpace(StagedSpace):
         ):
             num_open[columns] = np.minimum(num_open[columns], num)
         drawn = rng.integers(0, num_open, size=(n, len(self.choices)), dtype=np.int64)
-        return self.canonical((self.num_options - num_open + drawn).astype(np.uint8))
+        return self.canonical(self.as_rows(self.num_options - num_open + drawn))
 
     def uniform(self) -> Archs:
         """Every architecture with one depth, one kernel size and one expand ratio everywhere.
@@ -275,4 +289,4 @@ class MobileSpace(StagedSpace):
                     for e in range(len(self.table.expand_ratios)):
                         blocks = len(self._kernel_columns)
                         rows.append([r, *depths, *[k] * blocks, *[e] * blocks])
-        return self.canonical(np.array(rows, np.uint8))
+        return self.canonical(self.as_rows(rows))

@@ -11,6 +11,7 @@ import numpy as np
 
 from deploynas.spaces.base import Archs, Choice, SearchSpace, Slot
 from deploynas.spaces.layers import Activation, Layer, make_divisible
+from deploynas.spaces.structure import All, Leaf, One, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,11 @@ class StagedSpace(SearchSpace):
             expand_ratio=expand_ratio, se=stage.se, activation=stage.activation,
             eps=self.table.batch_norm_eps,
         )  # fmt: skip
+
+    def _at_each_resolution(self, parts: Sequence[Tree]) -> Tree:
+        """The tree of a space whose other choices stand in ``parts``."""
+        sides = range(len(self.resolutions))
+        return One(tuple(All((Leaf.fixed({0: r}), *parts)) for r in sides))
 
     def with_resolutions(self, resolutions: Sequence[int]) -> Self:
         """The same space at other resolutions."""

@@ -13,10 +13,8 @@ import strategies as bench
 from deploynas.errors import InfeasibleBudgetError
 from deploynas.search import STRATEGIES, Budget
 from deploynas.search.strategies import (
-    History,
     SoftFitness,
-    hypervolume,
-    knee,
+    costs_of,
     one_changed,
     pareto,
     regularised_evolution,
@@ -143,42 +141,13 @@ def test_soft_fitness_passes_through_what_is_too_slow():
     np.testing.assert_allclose(soft(rows, scores, budget, LAND), scores - 0.5 * excess)
 
 
-def test_hypervolume_of_known_sets():
-    costs = np.array([[1.0], [2.0], [3.0], [2.5]])
-    scores = np.array([1.0, 2.0, 3.0, 0.5])
-    assert hypervolume(costs, scores, (4, 0)) == pytest.approx(1 * 1 + 1 * 2 + 1 * 3)
-    assert hypervolume(costs, scores, (2, 1)) == 0.0
-    # three objectives against a count of a fine grid
-    rng = np.random.default_rng(0)
-    costs, scores = rng.integers(0, 10, (12, 2)).astype(float), rng.integers(1, 10, 12) * 1.0
-    grid = np.stack(np.meshgrid(*[np.arange(10) + 0.5] * 3, indexing="ij"), axis=-1)
-    dominated = np.zeros((10, 10, 10), bool)
-    for (a, b), s in zip(costs, scores, strict=True):
-        dominated |= (grid[..., 0] > a) & (grid[..., 1] > b) & (grid[..., 2] < s)
-    assert hypervolume(costs, scores, (10, 10, 0)) == pytest.approx(dominated.sum())
-
-
-def test_the_knee_is_above_the_line():
-    assert knee(np.array([0.0, 1.0, 10.0]), np.array([0.0, 0.9, 1.0])) == 1
-
-
-def test_a_front_under_several_costs():
-    rng = np.random.default_rng(0)
-    costs, scores = rng.integers(0, 6, (80, 2)).astype(float), rng.integers(0, 6, 80) * 1.0
-    front = History(np.arange(80)[:, None], scores).front(costs)
-    for i in range(80):
-        beats = (costs <= costs[i]).all(axis=1) & (scores >= scores[i])
-        strictly = beats & ((costs < costs[i]).any(axis=1) | (scores > scores[i]))
-        if i in front:
-            assert not strictly.any()
-        else:
-            assert beats[front].any()
-
-
 def test_pareto_under_two_costs_keeps_both():
-    history = pareto(
-        Budget(), LAND, LAND.accuracies, np.random.default_rng(0), 60,
-        costs=("latency_ms", "params"),
-    )  # fmt: skip
-    assert len(history.archs) == 60
-    assert len(history.front(np.stack([LAND.upper_ms(history.archs)], axis=1))) > 2
+    costs, sizes = ("latency_ms", "params"), []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        history = pareto(Budget(), LAND, LAND.accuracies, rng, 60, costs=costs)
+        assert len(history.archs) == 60
+        values = costs_of(LAND, history.archs, costs)
+        sizes.append(len(history.front(values)))
+        assert sizes[-1] >= max(len(history.front(cost)) for cost in values.T)
+    assert np.mean(sizes) > 2

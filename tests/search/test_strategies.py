@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from deploynas import spaces
+from deploynas.errors import InfeasibleBudgetError
 from deploynas.profile import LatencyModel
 from deploynas.search import STRATEGIES, Budget
+from deploynas.search.budget import cost_of
 from deploynas.search.predictor import fit_predictor
-from deploynas.search.strategies import History, admitted_samples
+from deploynas.search.strategies import History, admitted_samples, uniform_samples
 
 SPACE = spaces.space("mobile-small", resolutions=[20, 28])
 
@@ -103,3 +105,82 @@ def test_as_many_samples_as_the_corner_holds(model):
         50, Budget(latency_ms=smallest * 1.0001), model, np.random.default_rng(0)
     )
     assert found.tolist() == SPACE.smallest().tolist()
+
+
+TINY = "darts-small:channels=4,cells=3,nodes=2,operations=skip_connect+max_pool_3x3+sep_conv_3x3"
+
+
+def chi_square(drawn, everything):
+    """Of how often each admitted network was drawn, over its degrees of freedom."""
+    places = {row.tobytes(): i for i, row in enumerate(everything)}
+    counts = np.bincount([places[row.tobytes()] for row in drawn], minlength=len(everything))
+    expected = len(drawn) / len(everything)
+    return float(((counts - expected) ** 2 / expected).sum()) / (len(everything) - 1)
+
+
+@pytest.mark.parametrize("name", ["mobile-small", "proxyless-small"])
+def test_draws_of_networks_do_not_prefer_shallow_ones(name):
+    """Every choice drawn uniformly, a stage of one block would be as likely as one of three."""
+    space = spaces.space(name, resolutions=[28])
+    drawn = space.sample_networks(4_000, np.random.default_rng(0))
+    assert np.array_equal(space.canonical(drawn), drawn)
+    depths, _, _ = space.unpacked(drawn)
+    deepest = (depths[:, 0] == depths[:, 0].max()).mean()
+    per_block = 9 if name == "mobile-small" else 6
+    own = per_block ** np.arange(3)
+    assert deepest == pytest.approx(own[-1] / own.sum(), abs=0.03)
+
+
+@pytest.mark.parametrize("limits", [("latency_ms",), ("latency_ms", "params"), ("macs",)])
+def test_the_random_baseline_is_uniform_over_the_admitted(limits, board_profile):
+    space = spaces.space(TINY, resolutions=[16])
+    model = LatencyModel(space, board_profile(space))
+    everything = space.everything()
+    budget = Budget(
+        **{name: float(np.quantile(cost_of(name, everything, model), 0.1)) for name in limits}
+    )
+    inside = everything[budget.admits(everything, model)]
+    drawn = np.concatenate(
+        [uniform_samples(20, budget, model, np.random.default_rng(seed)) for seed in range(600)]
+    )
+    assert budget.admits(drawn, model).all()
+    assert 0.8 < chi_square(drawn, inside) < 1.2
+
+
+def test_a_corner_that_draws_hardly_meet_is_drawn_from_evenly(model):
+    lowest = float(cost_of("latency_ms", SPACE.smallest(), model)[0])
+    budget = Budget(latency_ms=1.3 * lowest)
+    drawn = SPACE.sample_networks(50_000, np.random.default_rng(0))
+    met = np.unique(drawn[budget.admits(drawn, model)], axis=0)
+    inside = uniform_samples(300, budget, model, np.random.default_rng(0))
+    assert budget.admits(inside, model).all()
+    assert len(inside) == 300 > 20 * len(met)
+
+
+@pytest.mark.parametrize("name", ["latency_ms", "macs", "params", "peak_memory_bytes"])
+@pytest.mark.parametrize("space_name", ["mobile-small", "proxyless-small", "ofa-mbv3-w1.0"])
+def test_the_lowest_reachable_value_is_exact(name, space_name, board_profile):
+    space = spaces.space(space_name)
+    if space_name == "ofa-mbv3-w1.0":
+        space = space.with_resolutions([128, 224])
+    model = LatencyModel(space, board_profile(space))
+    drawn = space.sample(20_000, np.random.default_rng(1))
+    row = space.smallest()  # of every cost, with positive costs of layers
+    lowest = float(cost_of(name, row, model)[0])
+    assert lowest <= cost_of(name, drawn, model).min()
+    rng = np.random.default_rng(0)
+    assert Budget(**{name: lowest}).require_reachable(model, rng) == []
+    with pytest.raises(InfeasibleBudgetError, match="lowest reachable"):
+        Budget(**{name: lowest * (1 - 1e-6)}).require_reachable(model, rng)
+    highest = float(cost_of(name, space.largest(), model)[0])
+    assert Budget(**{name: highest}).require_reachable(model, rng) == [name]
+    assert Budget(**{name: highest * (1 - 1e-6)}).require_reachable(model, rng) == []
+
+
+@pytest.mark.parametrize("strategy", ["random", "ofa", "evolution", "pareto"])
+def test_the_smallest_reachable_budget_is_reached(strategy, model):
+    lowest = float(cost_of("latency_ms", SPACE.smallest(), model)[0])
+    history = STRATEGIES[strategy](
+        Budget(latency_ms=lowest), model, accuracy, np.random.default_rng(0), 8
+    )
+    assert np.array_equal(history.archs, SPACE.smallest())
