@@ -17,16 +17,18 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not self.training or not is_distributed():
             out: Tensor = super().forward(x)
             return out
-        count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
-        sums = torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), count])
+        count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device).double()
+        sums = torch.cat([x.sum((0, 2, 3), dtype=torch.float64), count])
         total: Tensor = _SumOverProcesses.apply(sums)
-        mean, square = (total[:-1] / total[-1]).chunk(2)
-        variance = (square - mean.square()).clamp_min(0)
+        mean = (total[:-1] / total[-1]).to(x.dtype)
+        # deviations from the mean, for E[x^2] - E[x]^2 cancels where the mean is large
+        centred = x - mean[:, None, None]
+        squares: Tensor = _SumOverProcesses.apply(centred.square().sum((0, 2, 3)))
+        variance = squares / total[-1].to(x.dtype)
         if self.running_mean is not None:
             self._track(mean.detach(), variance.detach(), float(total[-1]))
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        normed: Tensor = x * scale[:, None, None] + shift[:, None, None]
+        normed: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
         return normed
 
     def _track(self, mean: Tensor, variance: Tensor, count: float) -> None:

@@ -8,12 +8,14 @@ slicing function, so that an extracted network computes what the supernet comput
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from deploynas.errors import InvalidInputError
 from deploynas.nn.published import load_published
 from deploynas.nn.static import MBConv, SqueezeExcite, StaticNetwork, build_layer, initialise
 from deploynas.spaces.base import Archs, SearchSpace
@@ -212,13 +214,20 @@ def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> None:
 
     Train-mode statistics, averaged over all batches (Yu and Huang 2019, section 3; about
     2,000 training images at the network's resolution are enough). Ends in eval mode.
+
+    Raises:
+        InvalidInputError: There is no image.
     """
+    filled = (batch for batch in batches if len(batch))
+    first = next(filled, None)
+    if first is None:
+        raise InvalidInputError("there are no images to set the batch norms' statistics from")
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
     module.train()
-    for batch in batches:
+    for batch in itertools.chain([first], filled):
         module(batch)
     for norm in norms:
         norm.momentum = 0.1

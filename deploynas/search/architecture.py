@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from deploynas.artifacts import Record
 from deploynas.nn.mixed import MixedNetwork
 from deploynas.profile import LatencyModel
-from deploynas.search.budget import Budget
-from deploynas.train.distributed import average
+from deploynas.search.budget import Budget, limited_sums
+from deploynas.train.distributed import average, share_of_mean
 from deploynas.train.loop import DivergedError
+
+if TYPE_CHECKING:
+    from deploynas.search.gradient import WeightStep
 
 Floats = npt.NDArray[np.float64]
 Update = Literal["two-path", "reinforce"]
 LatencyLoss = Literal["adaptive", "sum", "product"]
-ADDITIVE = ("latency_ms", "macs", "params")
 
 
 @dataclass(frozen=True)
@@ -55,41 +57,6 @@ class AdditiveCost:
         """The cost of one option a mixed layer."""
         chosen = (c[o] for c, o in zip(self.candidates, options, strict=True))
         return self.constant + float(sum(chosen))
-
-
-@dataclass(frozen=True)
-class LimitedSum:
-    """A limit on a sum over layers, whatever the choices are.
-
-    Attributes:
-        name, limit, unit: As in :class:`AdditiveCost`.
-        values: ``(len(layer_table),)``.
-        intercept: Of every network.
-    """
-
-    name: str
-    limit: float
-    values: Floats
-    intercept: float
-    unit: Callable[[float], float]
-
-
-def limited_sums(model: LatencyModel, budget: Budget) -> list[LimitedSum]:
-    """The budget's limits that are sums over layers."""
-    space, limits = model.space, budget.model_dump(exclude_none=True)
-    found = []
-    for name in ADDITIVE:
-        if name not in limits:
-            continue
-        limit = float(limits[name])
-        if name == "latency_ms":
-            terms = model.terms_of(limit / (1 + model.half_width))
-            one = LimitedSum(name, terms, model.layer_terms, model.intercept_term, model.ms_of)
-        else:
-            values = space.layer_values(name).astype(np.float64)
-            one = LimitedSum(name, limit, values, 0.0, float)
-        found.append(one)
-    return found
 
 
 def additive_costs(
@@ -209,7 +176,7 @@ class ArchitectureOptimizer:
         labels: Tensor,
         rng: np.random.Generator,
         share: float,
-        weight_batch: Callable[[], tuple[Tensor, Tensor]] | None = None,
+        weight_step: WeightStep | None = None,
     ) -> float:
         """One step on a batch that the weights never see.
 
@@ -218,7 +185,7 @@ class ArchitectureOptimizer:
             labels: ``(n,)``.
             rng: Draws the paths.
             share: Of the architecture steps that are done, for the temperature.
-            weight_batch: Not needed: nothing is unrolled.
+            weight_step: Not needed: nothing is unrolled.
 
         Returns:
             The loss on the batch (with ``reinforce``, the mean over the sampled networks).
@@ -289,7 +256,8 @@ class ArchitectureOptimizer:
             options = self.sample(rng)
             with torch.no_grad():
                 logits = self.network(x, self.network.row(options))
-                loss = float(average(nn.functional.cross_entropy(logits, labels)))
+                own = nn.functional.cross_entropy(logits, labels)
+                loss = float(average(own * share_of_mean(len(labels))))
             losses.append(loss)
             reward = -self._objective(loss, options)
             rewards.append(reward)
@@ -420,7 +388,7 @@ def gate_gradients(
     gates = torch.zeros(num_mixed, 2, device=labels.device)
     gates[:, 0] = 1.0
     gates.requires_grad_()
-    loss = nn.functional.cross_entropy(forward(gates), labels)
+    loss = nn.functional.cross_entropy(forward(gates), labels) * share_of_mean(len(labels))
     (gradient,) = torch.autograd.grad(loss, gates)
     mean = average(torch.cat([gradient.flatten(), loss.detach()[None]]))
     found = mean.cpu().double().numpy()

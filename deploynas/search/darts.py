@@ -31,16 +31,20 @@ from deploynas.profile import LatencyModel
 from deploynas.search.architecture import (
     Floats,
     additive_costs,
-    limited_sums,
     restore_adam,
 )
-from deploynas.search.budget import Budget
+from deploynas.search.budget import Budget, limited_sums
 from deploynas.search.cells import cells_decision, constant_of, num_skips
 from deploynas.search.discretise import Decision, discretise
-from deploynas.search.gradient import GradientRecipe, Learned, search_by_gradients
+from deploynas.search.gradient import (
+    GradientRecipe,
+    Learned,
+    WeightStep,
+    search_by_gradients,
+)
 from deploynas.spaces.cells import NUM_INPUTS
 from deploynas.train import TrainingProgress
-from deploynas.train.distributed import average
+from deploynas.train.distributed import averages, mean_over_processes, share_of_mean
 from deploynas.train.loop import DivergedError, StepImages
 
 STEP_SHARE = 0.01  # of the weights' norm: the finite difference of section 2.3
@@ -152,7 +156,6 @@ class DartsOptimizer:
         model: Space and latency.
         budget: What the expected costs are held against.
         recipe: How.
-        rate: Of the unrolled weight step of the second order.
 
     Attributes:
         num_steps: Taken so far.
@@ -166,9 +169,8 @@ class DartsOptimizer:
         model: LatencyModel,
         budget: Budget,
         recipe: DartsArchitectureRecipe,
-        rate: float,
     ) -> None:
-        self.network, self.recipe, self._rate = network, recipe, rate
+        self.network, self.recipe = network, recipe
         self.num_steps, self.multiplier, self.temperature = 0, 0.0, 1.0
         alphas = list(network.rows) or [nn.Parameter(torch.zeros(0))]
         self._adam = torch.optim.Adam(
@@ -181,6 +183,7 @@ class DartsOptimizer:
         recipe = self.recipe
         mixtures = self.network.mixtures(recipe.gate)
         loss = nn.functional.cross_entropy(self.network.forward_mixed(x, mixtures), labels)
+        loss = loss * share_of_mean(len(labels))
         if recipe.gate == "sigmoid":
             loss = loss - recipe.zero_one * (mixtures - 0.5).square().mean()
         if self._expectations:
@@ -196,7 +199,7 @@ class DartsOptimizer:
         labels: Tensor,
         rng: np.random.Generator,
         share: float,
-        weight_batch: Callable[[], tuple[Tensor, Tensor]] | None = None,
+        weight_step: WeightStep | None = None,
     ) -> float:
         """One step on a batch that the weights never see.
 
@@ -205,21 +208,23 @@ class DartsOptimizer:
             labels: ``(n,)``.
             rng: Not needed: nothing is drawn.
             share: Of the architecture steps that are done, for the pruning.
-            weight_batch: Images and labels of the weight step to come, which the second order
-                unrolls.
+            weight_step: The one to come, which the second order unrolls.
+
+        Returns:
+            The loss on the batch, with what drives the mixtures beside it.
         """
         self.num_steps += 1
         alphas = list(self.network.rows)
         if not alphas:
             return 0.0
         if self.recipe.order == "second":
-            assert weight_batch is not None
-            loss, gradients = self._unrolled(x, labels, *weight_batch())
+            assert weight_step is not None
+            loss, gradients = self._unrolled(x, labels, weight_step)
         else:
             out = self._loss(x, labels)
             loss, gradients = float(out.detach()), list(torch.autograd.grad(out, alphas))
-        for alpha, gradient in zip(alphas, gradients, strict=True):
-            alpha.grad = average(gradient.contiguous())
+        for alpha, gradient in zip(alphas, averages(gradients), strict=True):
+            alpha.grad = gradient.contiguous()
             if not bool(alpha.grad.isfinite().all()):
                 raise DivergedError(
                     f"the search diverged at architecture step {self.num_steps}",
@@ -228,31 +233,33 @@ class DartsOptimizer:
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
         self._prune(share)
-        return loss
+        return mean_over_processes(loss)
 
     def _unrolled(
-        self, x: Tensor, labels: Tensor, x_train: Tensor, labels_train: Tensor
+        self, x: Tensor, labels: Tensor, weight_step: WeightStep
     ) -> tuple[float, list[Tensor]]:
-        """Gradients at the weights that one step would reach (section 2.3, equations 6 to 8)."""
-        network, rate, weights = self.network, self._rate, self.network.weights
+        """Gradients at the weights that one step would reach (section 2.3, equations 6 to 8).
+
+        The step is that of its loss alone, without momentum and weight decay.
+        """
+        network, rate, weights = self.network, weight_step.rate, self.network.weights
         alphas = list(network.rows)
 
         def train_loss() -> Tensor:
             mixtures = network.mixtures(self.recipe.gate)
-            logits = network.forward_mixed(x_train, mixtures)
-            return nn.functional.cross_entropy(logits, labels_train)
+            return weight_step.loss(network.forward_mixed(weight_step.x, mixtures))
 
-        def moved(by: Sequence[Tensor | None], scale: float) -> None:
+        def moved(by: Sequence[Tensor], scale: float) -> None:
             with torch.no_grad():
                 for weight, direction in zip(weights, by, strict=True):
-                    if direction is not None:
-                        weight.add_(direction, alpha=scale)
+                    weight.add_(direction, alpha=scale)
 
         before = [weight.detach().clone() for weight in weights]
-        moved(torch.autograd.grad(train_loss(), weights, allow_unused=True), -rate)
+        step_by = torch.autograd.grad(train_loss(), weights, materialize_grads=True)
+        moved(averages(step_by), -rate)
         out = self._loss(x, labels)
-        found = torch.autograd.grad(out, [*alphas, *weights], allow_unused=True)
-        direct, by_weights = list(found[: len(alphas)]), found[len(alphas) :]
+        found = torch.autograd.grad(out, [*alphas, *weights], materialize_grads=True)
+        direct, by_weights = found[: len(alphas)], averages(found[len(alphas) :])
         moved_back = list(zip(weights, before, strict=True))
 
         def restore() -> None:
@@ -261,7 +268,7 @@ class DartsOptimizer:
                     weight.copy_(old)
 
         restore()
-        norm = torch.stack([g.norm() for g in by_weights if g is not None]).norm()
+        norm = torch.stack([g.norm() for g in by_weights]).norm()
         step = STEP_SHARE / max(float(norm), 1e-12)
         moved(by_weights, step)
         above = torch.autograd.grad(train_loss(), alphas)
@@ -333,7 +340,7 @@ def learn(
     Arguments and errors as in :func:`search_by_gradients`.
     """
     own = recipe.architecture
-    optimizer = DartsOptimizer(network, model, budget, own, recipe.learning_rate)
+    optimizer = DartsOptimizer(network, model, budget, own)
 
     def logits(x: Tensor, images: StepImages) -> Tensor:
         return network.forward_mixed(x, network.mixtures(own.gate).detach())

@@ -23,7 +23,7 @@ from deploynas.errors import InvalidInputError
 from deploynas.search.budget import Budget
 from deploynas.search.discretise import Decision
 from deploynas.train import Batches, Recipe, TrainingProgress
-from deploynas.train.distributed import place
+from deploynas.train.distributed import is_first, place
 from deploynas.train.loop import StepImages, run_training
 
 NUM_POINTS = 60  # of the history
@@ -47,6 +47,21 @@ class GradientRecipe(Recipe):
     architecture_every: int = 1
 
 
+@dataclass(frozen=True)
+class WeightStep:
+    """The weight step to come, for an architecture step that looks beyond it.
+
+    Attributes:
+        x: ``(n, c, r, r)``.
+        loss: Of logits ``(n, num_classes)``, a scalar.
+        rate: Its learning rate.
+    """
+
+    x: Tensor
+    loss: Callable[[Tensor], Tensor]
+    rate: float
+
+
 class Architecture(Protocol):
     """What moves a network's architecture parameters.
 
@@ -64,9 +79,9 @@ class Architecture(Protocol):
         labels: Tensor,
         rng: np.random.Generator,
         share: float,
-        weight_batch: Callable[[], tuple[Tensor, Tensor]] | None = None,
+        weight_step: WeightStep | None = None,
     ) -> float:
-        """One step on a held-out batch; its loss. ``weight_batch``: the weight step's to come."""
+        """One step on a held-out batch; its loss. ``weight_step``: the one to come."""
         ...
 
     def probabilities(self) -> list[np.ndarray]:
@@ -195,14 +210,19 @@ def search_by_gradients(
     own, held = split_for_architecture(dataset, recipe.held_out, recipe.seed)
     device = next(network.parameters()).device
     search = _Search(optimizer, Batches(dataset, held, device), recipe, side)
+    if search.smallest_batch < place()[1]:
+        raise InvalidInputError(
+            f"{len(held)} images for the architecture cannot be shared by {place()[1]} processes"
+        )
 
     def accumulate(images: StepImages) -> Tensor:
+        def loss_of(out: Tensor) -> Tensor:
+            smoothing = recipe.label_smoothing
+            return nn.functional.cross_entropy(out, images.labels, label_smoothing=smoothing)
+
         x = images.at(side)
-        search.architecture_step(images.share, lambda: (x, images.labels))
-        smoothing = recipe.label_smoothing
-        loss = nn.functional.cross_entropy(
-            logits(x, images), images.labels, label_smoothing=smoothing
-        )
+        search.architecture_step(images.share, WeightStep(x, loss_of, images.rate))
+        loss = loss_of(logits(x, images))
         loss.backward()
         return loss
 
@@ -212,7 +232,7 @@ def search_by_gradients(
         scalars: dict[str, float] = {}
         if is_due or state.step == state.num_steps:
             search.history.append(search.point(state.step))
-            if optimizer.num_steps:
+            if optimizer.num_steps and is_first():
                 search.best = short(decide(num_evaluations=400))
             scalars = _scalars(search.history[-1])
         on_progress(replace(state, scalars=scalars, detail=search.detail(budget)))
@@ -236,9 +256,7 @@ class _Search:
         self._loss: float | None = None
         self.weight_steps = 0
 
-    def architecture_step(
-        self, share: float, weight_batch: Callable[[], tuple[Tensor, Tensor]]
-    ) -> None:
+    def architecture_step(self, share: float, weight_step: WeightStep) -> None:
         """Before a weight step: an architecture step where one is due."""
         recipe = self.recipe
         if share < recipe.weights_only or self.weight_steps % recipe.architecture_every:
@@ -251,7 +269,7 @@ class _Search:
         done = (share - recipe.weights_only) / max(1e-9, 1 - recipe.weights_only)
         self._loss = self.optimizer.step(
             self.data.images(own, self.side), labels,
-            np.random.default_rng([recipe.seed, number, 11]), done, weight_batch,
+            np.random.default_rng([recipe.seed, number, 11]), done, weight_step,
         )  # fmt: skip
 
     def _rows(self, number: int) -> np.ndarray:
@@ -259,10 +277,18 @@ class _Search:
 
         The batches of a walk are of equal size, or one image apart.
         """
-        num_batches = -(-len(self.data) // self.recipe.batch_size)
-        passes, place_in_pass = divmod(number, num_batches)
+        passes, place_in_pass = divmod(number, self._num_batches)
         order = np.random.default_rng([self.recipe.seed, passes, 12]).permutation(len(self.data))
-        return np.array_split(order, num_batches)[place_in_pass]
+        return np.array_split(order, self._num_batches)[place_in_pass]
+
+    @property
+    def _num_batches(self) -> int:
+        return -(-len(self.data) // self.recipe.batch_size)
+
+    @property
+    def smallest_batch(self) -> int:
+        """Images of the smallest batch of a walk."""
+        return len(self.data) // self._num_batches
 
     def point(self, step: int) -> HistoryPoint:
         """Where the search stands."""

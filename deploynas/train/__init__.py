@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deploynas.train.batches import Batches
-from deploynas.train.checkpoint import load_weights, save_weights
+from deploynas.train.checkpoint import load_weights, save_weights, weights_of
 from deploynas.train.evaluate import SupernetEvaluator, accuracy
 from deploynas.train.log import ScalarLog
 from deploynas.train.loop import Recipe, TrainingProgress, pick_device
@@ -26,4 +26,5 @@ __all__ = [
     "schedules_for",
     "train_network",
     "train_supernet",
+    "weights_of",
 ]

@@ -27,9 +27,16 @@ class State(Protocol):
         ...
 
 
+def weights_of(module: nn.Module) -> bytes:
+    """A module's state as a file."""
+    return _file_of(dict(module.state_dict()), {})
+
+
 def save_weights(path: Path, module: nn.Module) -> Path:
     """Write a module's state."""
-    return _write(path, dict(module.state_dict()), {})
+    with open_atomic(path) as file:
+        file.write(weights_of(module))
+    return path
 
 
 def load_weights(path: Path, module: nn.Module) -> None:
@@ -66,7 +73,8 @@ def save_checkpoint(
         tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
     if beside is not None:
         tensors |= {f"beside.{k}": v for k, v in beside.state().items()}
-    _write(path, tensors, {"identity": identity, "step": str(step)})
+    with open_atomic(path) as file:
+        file.write(_file_of(tensors, {"identity": identity, "step": str(step)}))
 
 
 def load_checkpoint(
@@ -111,8 +119,6 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
+def _file_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    with open_atomic(path) as file:
-        file.write(save(plain, metadata))
-    return path
+    return save(plain, metadata)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 from deploynas.data import ImageDataset
+from deploynas.errors import InvalidInputError
 from deploynas.nn import CellNetwork, MixedNetwork, StaticNetwork, Supernet, recalibrate
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train.batches import Batches
@@ -21,11 +24,17 @@ QUICK_IMAGES, QUICK_CALIBRATION = 2_000, 512  # of an evaluation inside a search
 def accuracy(
     network: nn.Module, batches: Batches, resolution: int, num_images: int | None = None
 ) -> float:
-    """Top-1 accuracy of ``network`` on the first ``num_images`` images, a fraction."""
+    """Top-1 accuracy of ``network`` on the first ``num_images`` images, a fraction.
+
+    Raises:
+        InvalidInputError: There is no image.
+    """
     correct = total = 0
     for images, labels in batches.in_order(resolution, num_images):
         correct += int((network(images).argmax(1) == labels).sum())
         total += len(labels)
+    if not total:
+        raise InvalidInputError("there are no images to measure accuracy on")
     return correct / total
 
 
@@ -51,6 +60,7 @@ class SupernetEvaluator:
     ) -> None:
         self._supernet = supernet
         self._space = space or supernet.space
+        self._of_data = f"{dataset.fingerprint} {dataset.channels} {dataset.mean} {dataset.std}"
         device = next(supernet.parameters()).device
         self._train = Batches(dataset, dataset.train, device)
         self._val = Batches(dataset, dataset.val, device)
@@ -85,6 +95,19 @@ class SupernetEvaluator:
         """Accuracy on the first ``num_images`` validation images."""
         network = self.extract(arch, calibration_images)
         return accuracy(network, self._val, network.nodes[0].layer.height, num_images)
+
+    @cached_property
+    def identity(self) -> str:
+        """Of the weights and of the images that recalibrate and judge."""
+        digest = hashlib.sha256(f"{self._of_data} {QUICK_IMAGES} {QUICK_CALIBRATION}".encode())
+        for name, tensor in sorted(self._supernet.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def promising(self, archs: Archs, scores: np.ndarray) -> list[int]:
+        """Indices, the highest score first."""
+        return [int(i) for i in np.argsort(-scores, kind="stable")]
 
     def quick(self, archs: Archs) -> np.ndarray:
         """``(n,)`` accuracies on the first images of the validation split."""

@@ -91,16 +91,18 @@ class StepImages:
         rng: The step's own generator, equal in all processes.
         share: Share of the training that is done, 0 to 1.
         phase: Number of the part of the training that the step belongs to.
+        rate: Learning rate of the step.
     """
 
     def __init__(
         self, data: Batches, rows: np.ndarray, recipe: Recipe, step: int, share: float,
-        phase: int,
+        phase: int, rate: float,
     ) -> None:  # fmt: skip
         first, count = place()
         self._own = slice(first, None, count)  # of the whole batch
         self._data, self._rows, self._recipe, self._step = data, rows, recipe, step
-        self.rng, self.share, self.phase = _generator(recipe, step, 0), share, phase
+        self.rng, self.share = _generator(recipe, step, 0), share
+        self.phase, self.rate = phase, rate
         own = torch.from_numpy(rows[self._own])
         self.labels = data.labels[own.to(data.labels.device)]
 
@@ -155,9 +157,10 @@ def run_training(
     steps_per_epoch = max(1, len(data) // recipe.batch_size)
     num_steps = max(1, round(recipe.epochs * steps_per_epoch))
     optimizer = _optimizer(list(module.parameters()) if weights is None else weights, recipe)
-    if recipe.batch_size % place()[1]:
+    batch_size = min(recipe.batch_size, len(data))
+    if batch_size % place()[1]:
         raise InvalidInputError(
-            f"a batch of {recipe.batch_size} images cannot be shared by {place()[1]} processes"
+            f"a batch of {batch_size} images cannot be shared by {place()[1]} processes"
         )
     identity = f"{identity} {dataset.fingerprint} {recipe.model_dump_json()}"
     step = load_checkpoint(checkpoint, identity, module, optimizer, beside) if checkpoint else 0
@@ -170,12 +173,14 @@ def run_training(
         if step == first:
             on_part(part)
             optimizer.state.clear()
+        share = _schedule(step - first, int(ends[part]) - first, recipe.warmup)
         for group in optimizer.param_groups:
-            share = _schedule(step - first, int(ends[part]) - first, recipe.warmup)
             group["lr"] = recipe.learning_rate * rate * share
         rows = _rows(len(data), recipe, step, steps_per_epoch)
         module.zero_grad(set_to_none=True)
-        images = StepImages(data, rows, recipe, step, step / num_steps, part)
+        images = StepImages(
+            data, rows, recipe, step, step / num_steps, part, recipe.learning_rate * rate * share
+        )
         loss = mean_over_processes(float(accumulate(images).detach()))
         if not math.isfinite(loss):
             raise DivergedError(

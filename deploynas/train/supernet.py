@@ -6,7 +6,9 @@ the seed and the step's number, so that all processes of a distributed run draw 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -15,16 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploynas.data import ImageDataset
+from deploynas.data import ImageDataset, Split
 from deploynas.errors import InvalidInputError
 from deploynas.nn import CellNetwork, MixedNetwork, StaticNetwork, Supernet
 from deploynas.spaces import Archs, CellSpace, MobileSpace, OneShotSpace, SearchSpace
+from deploynas.train.batches import Batches
 from deploynas.train.checkpoint import load_weights, save_weights
 from deploynas.train.distributed import is_first
 from deploynas.train.evaluate import QUICK_CALIBRATION, SupernetEvaluator
 from deploynas.train.loop import Recipe, StepImages, TrainingProgress, run_training
 from deploynas.train.schedules import SCHEDULES, Phase
 
+SPEED_STEPS = 7
 NUM_LOOKS, LOOK_IMAGES = 10, 1_000  # at the ends' accuracies, while a training runs
 
 
@@ -75,6 +79,34 @@ def train_supernet(
             assert isinstance(supernet, Supernet)
             supernet.sort_channels()
 
+    evaluator = SupernetEvaluator(supernet, dataset)
+    ends = {"largest": space.largest()[0], "smallest": space.smallest()[0]}
+    accuracies: dict[str, float] = {}
+
+    def watch(state: TrainingProgress) -> None:
+        fresh = {}
+        if state.step % max(1, state.num_steps // NUM_LOOKS) == 0:
+            fresh = {
+                name: evaluator.accuracy(arch, LOOK_IMAGES, QUICK_CALIBRATION)
+                for name, arch in ends.items()
+            }
+            accuracies.update(fresh)
+        on_progress(replace(state, accuracies=dict(accuracies), fresh=fresh))
+
+    run_training(
+        supernet, dataset, recipe, _accumulating(supernet, recipe, teacher),
+        identity=str(space.spec), checkpoint=checkpoint, on_progress=watch,
+        parts=[(phase.share, phase.rate) for phase in recipe.phases], on_part=start,
+    )  # fmt: skip
+    teacher.forget()
+
+
+def _accumulating(
+    supernet: Supernet | CellNetwork | MixedNetwork, recipe: SupernetRecipe, teacher: _Teacher
+) -> Callable[[StepImages], Tensor]:
+    """One step: the gradients of several subnets at one resolution."""
+    space = supernet.space
+
     def accumulate(images: StepImages) -> Tensor:
         phase = recipe.phases[images.phase]
         resolution = int(images.rng.integers(len(space.resolutions)))
@@ -98,26 +130,28 @@ def train_supernet(
                 targets = trust * logits.detach().softmax(1) + (1 - trust) * labels
         return losses[0]
 
-    evaluator = SupernetEvaluator(supernet, dataset)
-    ends = {"largest": space.largest()[0], "smallest": space.smallest()[0]}
-    accuracies: dict[str, float] = {}
+    return accumulate
 
-    def watch(state: TrainingProgress) -> None:
-        fresh = {}
-        if state.step % max(1, state.num_steps // NUM_LOOKS) == 0:
-            fresh = {
-                name: evaluator.accuracy(arch, LOOK_IMAGES, QUICK_CALIBRATION)
-                for name, arch in ends.items()
-            }
-            accuracies.update(fresh)
-        on_progress(replace(state, accuracies=dict(accuracies), fresh=fresh))
 
-    run_training(
-        supernet, dataset, recipe, accumulate,
-        identity=str(space.spec), checkpoint=checkpoint, on_progress=watch,
-        parts=[(phase.share, phase.rate) for phase in recipe.phases], on_part=start,
-    )  # fmt: skip
-    teacher.forget()
+def supernet_images_per_second(
+    supernet: Supernet | CellNetwork | MixedNetwork, dataset: ImageDataset, recipe: SupernetRecipe
+) -> float:
+    """How fast a supernet trains here, measured on a few steps; its weights stay as they are."""
+    copy = deepcopy(supernet).to(memory_format=torch.channels_last).train()
+    accumulate = _accumulating(copy, recipe, _Teacher(copy, None))
+    few = Split(
+        dataset.train.images[: recipe.batch_size], dataset.train.labels[: recipe.batch_size]
+    )
+    data = Batches(dataset, few, next(copy.parameters()).device)
+    times = []
+    for step in range(SPEED_STEPS):
+        rows = np.arange(recipe.batch_size) % len(data)
+        started = time.perf_counter()
+        copy.zero_grad(set_to_none=True)
+        images = StepImages(data, rows, recipe, step, 0.5, 0, recipe.learning_rate)
+        float(accumulate(images).detach())
+        times.append(time.perf_counter() - started)
+    return recipe.batch_size / float(np.median(times[1:]))
 
 
 def schedules_for(space: SearchSpace) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from deploynas import spaces
+from deploynas.errors import InvalidInputError
 from deploynas.nn import (
     Supernet,
     build,
@@ -174,6 +175,20 @@ def test_recalibrate_forgets_the_past():
     second = network.state_dict()
     assert first.keys() == second.keys()
     assert all(torch.equal(v, second[k]) for k, v in first.items())
+
+
+@torch.no_grad()
+def test_recalibrate_without_images_says_so_and_changes_nothing():
+    network = build(spaces.space("mobile-small", 10), supernet("mobile-small").space.smallest()[0])
+    recalibrate(network, [images(8)])
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    for batches in ([], iter(()), [images(0)]):
+        with pytest.raises(InvalidInputError, match="no images"):
+            recalibrate(network, batches)
+        assert not network.training
+        assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    recalibrate(network, [images(0), images(8)])
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
 @torch.no_grad()

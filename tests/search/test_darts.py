@@ -24,6 +24,7 @@ from deploynas.search.darts import (
     expectations,
     learn,
 )
+from deploynas.search.gradient import WeightStep
 from deploynas.spaces import CandidateSpace
 from deploynas.spaces.staged import Stage
 from deploynas.train import loop
@@ -137,8 +138,13 @@ def batch(n=16):
     return x, torch.randint(10, (n,), generator=generator)
 
 
-@pytest.mark.parametrize("gate", ["softmax", "sigmoid"])
-def test_the_second_order_is_the_derivative_of_the_unrolled_loss(space, model, gate, monkeypatch):
+@pytest.mark.parametrize(
+    ("gate", "rate", "smoothing"),
+    [("softmax", 0.05, 0.0), ("softmax", 0.01, 0.3), ("sigmoid", 0.05, 0.3)],
+)
+def test_the_second_order_is_the_derivative_of_the_unrolled_loss(
+    space, model, gate, rate, smoothing, monkeypatch
+):
     """Against finite differences of L_val(w - rate dL_train/dw), section 2.3 equation 6."""
     torch.manual_seed(1)
     monkeypatch.setattr(darts, "STEP_SHARE", 1e-6)  # between the kinks of ReLU, in double
@@ -149,14 +155,17 @@ def test_the_second_order_is_the_derivative_of_the_unrolled_loss(space, model, g
         for part in network.modules():
             if isinstance(part, nn.Linear):
                 part.weight.normal_(0.0, 0.3)
-    rate = 0.05
     recipe = DartsArchitectureRecipe(order="second", gate=gate, zero_one=0.0)
-    optimizer = DartsOptimizer(network, model, Budget(), recipe, rate)
-    _, found = optimizer._unrolled(x, labels, x_train, labels_train)
+    optimizer = DartsOptimizer(network, model, Budget(), recipe)
+
+    def train_loss(logits):
+        return nn.functional.cross_entropy(logits, labels_train, label_smoothing=smoothing)
+
+    _, found = optimizer._unrolled(x, labels, WeightStep(x_train, train_loss, rate))
 
     def unrolled_loss():
         mixtures = network.mixtures(gate)
-        loss = nn.functional.cross_entropy(network.forward_mixed(x_train, mixtures), labels_train)
+        loss = train_loss(network.forward_mixed(x_train, mixtures))
         gradients = torch.autograd.grad(loss, network.weights, allow_unused=True)
         before = [w.detach().clone() for w in network.weights]
         with torch.no_grad():
@@ -184,10 +193,50 @@ def test_the_second_order_is_the_derivative_of_the_unrolled_loss(space, model, g
     assert checked >= 2
 
 
+def test_the_second_order_unrolls_the_very_step_that_follows(space, digits, model, monkeypatch):
+    """Its images, its loss with the labels smoothed, its learning rate at that point.
+
+    Mixtures that stay where they are, for the step comes after they have moved.
+    """
+    recipe = DartsRecipe(
+        epochs=0.4, weights_only=0.0, label_smoothing=0.2, weight_decay=0.0,
+        architecture=DartsArchitectureRecipe(order="second", rate=0.0),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = MixedCells(space)
+    unrolled, rates = [], []
+
+    class Plain(torch.optim.SGD):
+        """Without momentum: a step is that of its gradient."""
+
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            for mine, own in zip(unrolled.pop(), network.weights, strict=True):
+                step = 0 if own.grad is None else rates[-1] * own.grad
+                torch.testing.assert_close(mine, own.detach() - step, rtol=1e-4, atol=1e-6)
+            super().step()
+
+    monkeypatch.setattr(
+        loop, "_optimizer", lambda weights, recipe: Plain(weights, recipe.learning_rate)
+    )
+    loss = DartsOptimizer._loss
+
+    def at_unrolled_weights(self, x, labels):
+        unrolled.append([w.detach().clone() for w in network.weights])
+        return loss(self, x, labels)
+
+    monkeypatch.setattr(DartsOptimizer, "_loss", at_unrolled_weights)
+    budget = Budget(latency_ms=float(np.median(model.upper_ms(space.uniform()))))
+    learn(network, digits, model, budget, recipe)
+    assert len(rates) > 2
+    assert rates[0] == recipe.learning_rate
+    assert rates[-1] < rates[0] / 3
+
+
 def test_expected_latency_of_one_architecture_and_its_gradient(network, model):
     """Where every edge of a node is as likely, E is the mean over the node's pairs of edges."""
     budget = Budget(latency_ms=float(model.upper_ms(network.space.uniform()).mean()))
-    optimizer = DartsOptimizer(network, model, budget, DartsArchitectureRecipe(), 0.05)
+    optimizer = DartsOptimizer(network, model, budget, DartsArchitectureRecipe())
     space = network.space
     option = 2  # the same operation everywhere
     rows = []
@@ -274,7 +323,7 @@ def test_several_limits_on_cells_are_all_expected(network, model):
 
 
 def test_pruning_leaves_the_strongest(network, model):
-    optimizer = DartsOptimizer(network, model, Budget(), DartsArchitectureRecipe(prune=0.6), 0.05)
+    optimizer = DartsOptimizer(network, model, Budget(), DartsArchitectureRecipe(prune=0.6))
     with torch.no_grad():
         for alpha in network.alphas:
             alpha.copy_(torch.tensor([3.0, 0.0, 1.0, 2.0]))

@@ -456,7 +456,7 @@ def test_the_held_out_images_are_walked_through_fully(digits, network, model, mo
     batches = []
     monkeypatch.setattr(
         proxyless.ArchitectureOptimizer, "step",
-        lambda self, x, labels, rng, share, weight_batch: batches.append(len(labels))
+        lambda self, x, labels, rng, share, weight_step: batches.append(len(labels))
         or setattr(self, "num_steps", self.num_steps + 1) or 1.0,
     )  # fmt: skip
     rows = []
@@ -489,7 +489,10 @@ def test_one_candidate_a_block(space, digits, board_profile):
 
 def test_a_decision_that_measures_over_budget_gives_way_to_the_next(space, model):
     class Same:
-        kind, chunk, num_finalists = "measured", 8, 5
+        identity, kind, chunk, num_finalists = None, "measured", 8, 5
+
+        def promising(self, archs, scores):
+            return list(range(len(archs)))
 
         def quick(self, archs):
             return np.full(len(archs), 0.5)

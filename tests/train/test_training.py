@@ -174,3 +174,9 @@ def test_a_log_that_tensorboard_reads(digits, space, tmp_path):
     names = {"loss", "images per second"}
     ends = {f"validation accuracy/{end}" for end in ("largest", "smallest")}
     assert set(read.Tags()["scalars"]) == names | ends
+
+
+def test_accuracy_on_no_images_is_an_error(digits, space):
+    network = build(space, space.smallest()[0]).eval()
+    with pytest.raises(InvalidInputError, match="no images"):
+        accuracy(network, Batches(digits, digits.val, torch.device("cpu")), 20, num_images=0)
