@@ -9,20 +9,26 @@ synced and renamed, so that a reader sees the old content or the new, never half
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
+import io
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deploynas.errors import InvalidInputError, MissingFileError, OutputError
+from deploynas.onboard.folders import lock
 
 # Where the verbs look for what earlier ones wrote, below the working directory.
 PROFILES, RUNS, EXPORTS = Path("profiles"), Path("runs"), Path("exports")
+MAX_UNPACKED_BYTES = 512 << 20  # of a gzip file; a profile unpacks to a few MB
 
 
 class Record(BaseModel):
@@ -35,11 +41,13 @@ class Artifact(Record):
     """A file that the tool writes and reads back.
 
     Subclasses set ``SCHEMA`` (the kind of file) and ``VERSION`` (an integer, raised by one
-    with every change of the format; the history stands in the subclass's docstring).
+    with every change of the format; the history stands in the subclass's docstring). ``READS``
+    are older versions that differ by fields alone which have a default.
     """
 
     SCHEMA: ClassVar[str]
     VERSION: ClassVar[int]
+    READS: ClassVar[tuple[int, ...]] = ()
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -58,7 +66,7 @@ class Artifact(Record):
         if not isinstance(document, dict) or document.get("schema") != cls.SCHEMA:
             raise InvalidInputError(f"{path} is not a {cls.SCHEMA} file")
         version = document.get("version")
-        if version != cls.VERSION:
+        if version != cls.VERSION and version not in cls.READS:
             is_newer = isinstance(version, int) and version > cls.VERSION
             age = "newer" if is_newer else "other"
             raise InvalidInputError(
@@ -80,15 +88,27 @@ class Artifact(Record):
         """The JSON document: schema, version, then the fields."""
         return {"schema": self.SCHEMA, "version": self.VERSION, **self.model_dump(mode="json")}
 
+    @property
+    def content(self) -> bytes:
+        """The file."""
+        return _as_json(self.document())
+
     def write(self, path: Path) -> Path:
         """Write atomically; returns ``path``."""
         return write_json(path, self.document())
 
 
 def read_json(path: Path) -> object:
-    """Parse a JSON file, with one-line errors for a missing, truncated or foreign file."""
+    """Parse a JSON file, plain or gzip (by its content, whatever its suffix).
+
+    Raises:
+        MissingFileError: There is no such file.
+        InvalidInputError: It is truncated or foreign, or unpacks to more than
+            ``MAX_UNPACKED_BYTES``.
+    """
+    finish_writing(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _unpacked(path.read_bytes(), path).decode("utf-8")
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist") from None
     except IsADirectoryError:
@@ -107,17 +127,40 @@ def read_json(path: Path) -> object:
         raise InvalidInputError(f"{path} is nested too deeply to be one of our files") from None
 
 
+def _unpacked(content: bytes, path: Path) -> bytes:
+    """``content``, unpacked where it is gzip."""
+    if not content.startswith(b"\x1f\x8b"):
+        return content
+    try:
+        with gzip.open(io.BytesIO(content)) as file:
+            unpacked = file.read(MAX_UNPACKED_BYTES + 1)
+    except EOFError:
+        raise InvalidInputError(f"{path} is a truncated gzip file") from None
+    except (gzip.BadGzipFile, zlib.error):
+        raise InvalidInputError(f"{path} is a damaged gzip file") from None
+    if len(unpacked) > MAX_UNPACKED_BYTES:
+        raise InvalidInputError(
+            f"{path} unpacks to more than {MAX_UNPACKED_BYTES >> 20} MiB: it is none of our files"
+        )
+    return unpacked
+
+
 def write_json(path: Path, document: object) -> Path:
     """Write a JSON document atomically; returns ``path``."""
-    text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
     with open_atomic(path) as file:
-        file.write(text.encode() + b"\n")
+        file.write(_as_json(document))
     return path
+
+
+def _as_json(document: object) -> bytes:
+    return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n"
 
 
 @contextlib.contextmanager
 def open_atomic(path: Path) -> Iterator[IO[bytes]]:
     """Open ``path`` for writing: the content appears whole, or not at all.
+
+    What writers of ``path`` that were killed have left beside it is removed first.
 
     Raises:
         OutputError: The place cannot be written or the disk is full; the old file stays.
@@ -125,20 +168,96 @@ def open_atomic(path: Path) -> Iterator[IO[bytes]]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
+        _sweep(path)
+        temporary, file = _open_locked(path)
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-        temporary = None
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+            temporary = None
     except OSError as error:
         raise OutputError.from_os_error(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _open_locked(path: Path) -> tuple[Path, IO[bytes]]:
+    """A new temporary file beside ``path``, locked for as long as it is open."""
+    while True:
+        descriptor, name = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
+        file = os.fdopen(descriptor, "wb")
+        lock(file, wait=True)
+        if os.fstat(descriptor).st_nlink:
+            return Path(name), file
+        file.close()  # a sweeper came between
+
+
+def _sweep(path: Path) -> None:
+    """Remove the temporary files of ``path`` whose lock is free: their writer was killed."""
+    own = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}\.tmp")
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if own.fullmatch(entry.name):
+                with contextlib.suppress(OSError), Path(entry).open("rb+") as file:
+                    if lock(file):
+                        Path(entry).unlink()
+
+
+def write_together(folder: Path, files: Mapping[str, bytes], first: str) -> None:
+    """Write several files of a folder as one step: whatever ends it, all are old or all are new.
+
+    The new contents are written beside the files, then a note that all of them are there, then
+    they take the files' places. Who reads ``first`` meets the note, and ends what was begun.
+
+    Args:
+        folder: Created where it is not there.
+        files: Name -> content.
+        first: The name of them that is read first: an artefact.
+
+    Raises:
+        OutputError: The place cannot be written; the old files stay.
+    """
+    finish_writing(folder / first)
+    for name, content in files.items():
+        with open_atomic(folder / f".{name}.next") as file:
+            file.write(content)
+    write_json(_note_of(folder / first), {"files": list(files)})
+    finish_writing(folder / first)
+
+
+def finish_writing(first: Path) -> None:
+    """End what :func:`write_together` began before its process was killed; mostly nothing.
+
+    Raises:
+        OutputError: The place cannot be written.
+    """
+    note = _note_of(first)
+    try:
+        files = json.loads(note.read_text())["files"]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InvalidInputError(f"{note} is damaged", f"delete {note}") from None
+    try:
+        for name in map(str, files):
+            with contextlib.suppress(FileNotFoundError):  # it took its place already
+                (first.parent / f".{Path(name).name}.next").replace(first.parent / Path(name).name)
+        note.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError.from_os_error(first, error) from error
+
+
+def exists(path: Path) -> bool:
+    """Whether an artefact is there, one included whose writing was cut off when it was whole."""
+    finish_writing(path)
+    return path.is_file()
+
+
+def _note_of(first: Path) -> Path:
+    return first.with_name(f".{first.name}.whole")
 
 
 def ensure_writable(directory: Path) -> Path:
@@ -155,6 +274,8 @@ def newest(pattern: str, root: Path, what: str, hint: str) -> Path:
     Raises:
         MissingFileError: There is none; ``hint`` is what to type.
     """
+    for note in root.glob(str(_note_of(Path(pattern)))):
+        finish_writing(note.with_name(note.name[1 : -len(".whole")]))
     found = sorted(root.glob(pattern), key=lambda path: path.stat().st_mtime)
     if not found:
         raise MissingFileError(f"there is no {what} in {root}/", hint)

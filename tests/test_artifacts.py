@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
 import resource
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import deploynas
+from deploynas import artifacts
 from deploynas.artifacts import (
     Artifact,
     Record,
@@ -233,3 +239,80 @@ def test_reader_sees_old_until_the_end(tmp_path):
 def test_ensure_writable(tmp_path):
     assert ensure_writable(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["sheet.json.gz", "sheet.json"])
+def test_gzip_is_known_by_its_content(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(json.dumps(SHEET.document()).encode()))
+    assert Sheet.read(path) == SHEET
+    plain = tmp_path / "plain.json.gz"
+    SHEET.write(plain)
+    assert Sheet.read(plain) == SHEET
+
+
+def test_a_broken_gzip_is_one_line(tmp_path):
+    path = tmp_path / "sheet.json.gz"
+    whole = gzip.compress(json.dumps(SHEET.document()).encode())
+    for length in (2, 10, len(whole) // 2, len(whole) - 4):
+        path.write_bytes(whole[:length])
+        assert "truncated gzip" in refuse(path)
+    for place in (2, 14, len(whole) - 6):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        assert "damaged gzip" in refuse(path)
+    path.write_bytes(whole + b"more")
+    assert "damaged gzip" in refuse(path)
+    path.write_bytes(gzip.compress(b"no JSON"))
+    assert "not JSON" in refuse(path)
+    path.write_bytes(gzip.compress(b"\xff\xfe"))
+    assert "not a JSON file" in refuse(path)
+
+
+def test_a_gzip_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "MAX_UNPACKED_BYTES", 1 << 20)
+    path = tmp_path / "bomb.json.gz"
+    path.write_bytes(gzip.compress(b" " * (8 << 20)))
+    assert "unpacks to more than 1 MiB" in refuse(path)
+
+
+def writer(path, *, until_killed):
+    """Another process that writes ``path``: for ever, or 100 times."""
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from deploynas.artifacts import open_atomic, write_json\n"
+        "if sys.argv[2] == 'True':\n"
+        "    with open_atomic(Path(sys.argv[1])) as file:\n"
+        "        file.write(b'half')\n"
+        "        print('half', flush=True)\n"
+        "        time.sleep(60)\n"
+        "for number in range(100):\n"
+        "    write_json(Path(sys.argv[1]), number)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(deploynas.__file__).parents[1])}
+    command = [sys.executable, "-c", code, str(path), str(until_killed)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
+    others = [".b.json.abcdefgh.tmp", ".a.json.b.abcdefgh.tmp", ".a.json.original"]
+    for name in others:
+        (tmp_path / name).touch()
+    with writer(tmp_path / "a.json", until_killed=True) as process:
+        assert process.stdout.readline() == "half\n"
+        write_json(tmp_path / "a.json", "new")  # it lives: its file stays
+        left = {p.name for p in tmp_path.iterdir()} - {*others, "a.json"}
+        assert len(left) == 1
+        process.kill()
+    assert left < {p.name for p in tmp_path.iterdir()}
+    write_json(tmp_path / "a.json", "newer")
+    assert {p.name for p in tmp_path.iterdir()} == {*others, "a.json"}
+
+
+def test_several_writers_of_one_file(tmp_path):
+    processes = [writer(tmp_path / "a.json", until_killed=False) for _ in range(3)]
+    for process in processes:
+        with process:
+            assert process.wait() == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert read_json(tmp_path / "a.json") == 99

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import onnx
 import torch
 
 import deploynas
-from deploynas.artifacts import open_atomic, sha256
+from deploynas.artifacts import write_together
 from deploynas.data import Pixels, framed, normalise, resize
 from deploynas.errors import ParityError
 from deploynas.export.manifest import (
@@ -33,6 +33,7 @@ from deploynas.graph.preprocess import (
     with_preprocessing,
 )
 from deploynas.nn import StaticNetwork
+from deploynas.onboard.folders import temporary_folder
 from deploynas.profile import DeviceProfile
 from deploynas.search import Candidate, DataRecord, SearchResult
 from deploynas.spaces import Node, SearchSpace
@@ -170,16 +171,17 @@ def export_network(
         changed = {"predicted_latency_ms": None, "preprocessing_max_abs_diff": difference}
         manifest = manifest.model_copy(update=changed)
     if run_on_device is not None:
-        with tempfile.TemporaryDirectory(prefix="deploynas-") as temporary:
-            copy = Path(temporary) / path.name
+        with temporary_folder() as temporary:
+            copy = temporary / path.name
             copy.write_bytes(content)
             run_on_device(copy)
-    with open_atomic(path) as file:
-        file.write(content)
     outputs = tuple(tuple(map(float, x)) for x in probe(content))
-    found = {"model_sha256": sha256(path), "recorded_outputs": outputs}
+    found = {
+        "model_sha256": hashlib.sha256(content).hexdigest(), "recorded_outputs": outputs,
+    }  # fmt: skip
     manifest = manifest.model_copy(update=found)
-    manifest.write(folder / "manifest.json")
+    files = {path.name: content, "manifest.json": manifest.content}
+    write_together(folder, files, "manifest.json")
     return manifest
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from deploynas.errors import (
     MissingFileError,
 )
 from deploynas.onboard.conversation import Examination
+from deploynas.onboard.folders import temporary_folder
 from deploynas.onboard.processor import DEFAULT_PROVIDER
 from deploynas.onboard.timing import Round, Samples, StopRule
 from deploynas.profile.device_profile import DeviceProfile, Precision
@@ -152,13 +152,13 @@ class RecordedDevice:
         self.notes = Notes()
         self._rounds = rounds
 
-    def examine(self, model: Path) -> Examination:
+    def examine(self, model: Path, session: int = 0) -> Examination:
         """It was not asked for."""
         raise InvalidInputError("results of a bundle hold nothing but latencies")
 
     def rounds(
         self, models: Mapping[str, Path], rule: StopRule, samples: dict[str, Samples], seed: int
-    ) -> Iterator[Round]:
+    ) -> Generator[Round, None, None]:
         """The recorded rounds of ``models``.
 
         Raises:
@@ -197,8 +197,7 @@ def _plan(
         return parcel.digest
 
     jobs = []
-    with tempfile.TemporaryDirectory(prefix="deploynas-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         references = [put(path) for path in write_references(folder)]
         empty = DeviceProfile.model_construct(layers={}, networks={})
         for job in jobs_of(space, empty, precision, budget_minutes, soft_seconds):

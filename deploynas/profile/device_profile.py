@@ -6,22 +6,17 @@ another are refused.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
-import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from deploynas.artifacts import Artifact, Record
 from deploynas.device import Estimate, Identity, Level, Samples
-from deploynas.errors import DeviceMismatchError, IncompleteProfileError, OutputError
+from deploynas.errors import DeviceMismatchError, IncompleteProfileError
+from deploynas.journal import Journal
 from deploynas.spaces import ArchRecord, Layer, SearchSpace
 
 Precision = Literal["fp32", "int8"]
@@ -241,68 +236,34 @@ def profile_command(space: SearchSpace, identity: Identity, precision: Precision
     )
 
 
-class Journal:
-    """Rounds of an unfinished profile, one JSON line each, beside the profile's file.
+class JournalHead(Record):
+    """The first line of a profile's journal: the hard fields of the identity that measures."""
 
-    Only one process may hold it.
+    identity: dict[str, Any]
+
+
+class JournalRound(Record):
+    """A round of an unfinished profile.
+
+    Attributes:
+        first: Whether it is the first of its session.
+        bytes: Sizes of the models that it was the first round of.
+        touches: Name -> milliseconds, and the two reference levels around them.
     """
 
-    def __init__(self, profile_path: Path) -> None:
-        self._path = profile_path.with_suffix(".journal")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a+", encoding="utf-8")
-        except OSError as error:
-            raise OutputError.from_os_error(profile_path, error) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not self._is_in_place():
-                raise BlockingIOError
-        except BlockingIOError:
-            self._file.close()
-            raise OutputError(
-                f"{profile_path} is being written by another deploynas profile"
-            ) from None
-
-    def _is_in_place(self) -> bool:
-        """Whether the locked file is the one at the path: who ends removes its journal."""
-        try:
-            return os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
-        except FileNotFoundError:
-            return False
-
-    def append(self, entry: dict[str, object]) -> None:
-        """Write one line through to the system."""
-        try:
-            self._file.write(json.dumps(entry) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise OutputError.from_os_error(self._path, error) from error
-
-    def entries(self) -> Iterator[dict[str, object]]:
-        """What an earlier process wrote; a torn last line is ignored."""
-        self._file.seek(0)
-        for line in self._file:
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                return
-
-    def remove(self) -> None:
-        """The profile's file holds it all now."""
-        self._path.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """Release the lock."""
-        with contextlib.suppress(OSError):  # a full disk was reported by append
-            self._file.close()
+    first: bool
+    bytes: dict[str, Annotated[int, Field(gt=0)]]
+    touches: dict[str, tuple[Positive, Positive, Positive]]
 
 
-@contextmanager
-def open_journal(profile_path: Path) -> Iterator[Journal]:
-    """The journal of a profile, locked."""
-    journal = Journal(profile_path)
-    try:
-        yield journal
-    finally:
-        journal.close()
+ProfileJournal = Journal[JournalHead | JournalRound]
+
+
+def open_journal(profile_path: Path) -> ProfileJournal:
+    """The rounds of an unfinished profile, beside its file, locked.
+
+    Raises:
+        OutputError: It cannot be written, or another process writes this profile.
+    """
+    path = profile_path.with_name(f"{profile_path.name}.journal")
+    return Journal(path, JournalHead | JournalRound, str(profile_path))

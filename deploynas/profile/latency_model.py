@@ -13,8 +13,10 @@ what searches rely on: a table that adds up, and that alone decides which networ
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,7 @@ from deploynas.profile.device_profile import (
     DeviceProfile,
     Precision,
     Validation,
+    layer_key,
     profile_command,
     space_key,
 )
@@ -85,6 +88,23 @@ class LatencyModel:
         self._fitted = fit(self._features(archs), measured)
         self.layer_terms: Floats = self._features.table @ self._fitted.weights[1:]
         self.intercept_term = float(self._features.mean_ms * self._fitted.weights[0])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all that predictions are made from: samples of this space's layers and networks.
+
+        What else the profile's file holds, or comes to hold, does not change it.
+        """
+        profile, precision = self.profile, self.precision
+        digest = hashlib.sha256()
+        for layer in self.space.layer_table:
+            key = layer_key(layer, precision)
+            digest.update(f"{key} {profile.layers[key].samples.model_dump_json()}".encode())
+        for record in profile.networks[space_key(self.space, precision)]:
+            digest.update(record.model_dump_json().encode())
+        identity = profile.identity.model_dump_json(exclude={"recorded"})
+        digest.update(f"{identity} {profile.reference} {self.half_width}".encode())
+        return digest.hexdigest()[:16]
 
     def predict_ms(self, archs: Archs) -> Floats:
         """``(n,)`` milliseconds at the profile's reference level."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,17 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from deploynas.device import Device, Level, Samples, StopRule, measure
-from deploynas.errors import DeviceMismatchError, InvalidInputError
+from deploynas.errors import DeviceMismatchError
 from deploynas.graph import RandomWeights, write_model
 from deploynas.graph.quantize import quantize
+from deploynas.onboard.folders import temporary_folder
 from deploynas.onboard.timing import typical_level
 from deploynas.profile.device_profile import (
     DeviceProfile,
-    Journal,
+    JournalHead,
+    JournalRound,
     LayerRecord,
     LevelRecord,
     NetworkRecord,
     Precision,
+    ProfileJournal,
     SampleRecord,
     layer_key,
     open_journal,
@@ -166,17 +168,21 @@ def quantize_for_timing(content: bytes, first: Layer) -> bytes:
 
 
 def _measure(
-    device: Device, job: Job, journal: Journal, old: Mapping[str, Samples], on_progress: OnProgress
+    device: Device,
+    job: Job,
+    journal: ProfileJournal,
+    old: Mapping[str, Samples],
+    on_progress: OnProgress,
 ) -> dict[str, Samples]:
     """Write each network as ONNX and time it, journalling every round."""
-    with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
-        paths = write_models(job, Path(folder), on_progress)
+    with temporary_folder() as folder:
+        paths = write_models(job, folder, on_progress)
         samples = {name: old[name] for name in paths if name in old}
 
         def on_round(number: int, touches: dict[str, tuple[float, Level]]) -> None:
-            entry = {n: [ms, at.core_ms, at.memory_ms] for n, (ms, at) in touches.items()}
+            entry = {n: (ms, at.core_ms, at.memory_ms) for n, (ms, at) in touches.items()}
             sizes = {n: paths[n].stat().st_size for n in touches} if number == 0 else {}
-            journal.append({"first": number == 0, "bytes": sizes, "touches": entry})
+            journal.append(JournalRound(first=number == 0, bytes=sizes, touches=entry))
 
         return measure(
             device, paths, job.rule, samples=samples, on_round=on_round,
@@ -184,30 +190,30 @@ def _measure(
         )  # fmt: skip
 
 
-def _replay(journal: Journal, device: Device) -> dict[str, Samples]:
+def _replay(journal: ProfileJournal, device: Device) -> dict[str, Samples]:
     """Samples of an interrupted run; the journal's first line says whose they are."""
-    entries = list(journal.entries())
+    if journal.num_cut:
+        text = f"{journal.num_cut} lines of {journal.path} were damaged: they are measured again"
+        device.notes.add("journal", text)
     identity = device.identity.model_dump(exclude={"recorded"})
-    if not entries:
-        journal.append({"identity": identity})
+    first = journal.entries[0] if journal.entries else None
+    if not isinstance(first, JournalHead):
+        journal.clear()
+        journal.append(JournalHead(identity=identity))
         return {}
-    if entries[0].get("identity") != identity:
+    if first.identity != identity:
         raise DeviceMismatchError(
-            "an interrupted profile of another device is in the way", "delete its .journal file"
+            "an interrupted profile of another device is in the way", f"delete {journal.path}"
         )
     samples: dict[str, Samples] = {}
-    try:
-        for entry in entries[1:]:
-            sizes, touches = entry["bytes"], entry["touches"]
-            assert isinstance(sizes, dict)
-            assert isinstance(touches, dict)
-            for name, (ms, core_ms, memory_ms) in touches.items():
-                samples.setdefault(name, Samples(sizes.get(name, 0)))
-                samples[name].add(bool(entry["first"]), ms, Level(core_ms, memory_ms))
-    except (KeyError, AssertionError, ValueError, IndexError):
-        raise InvalidInputError(
-            "the journal of an interrupted profile is damaged", "delete the .journal file"
-        ) from None
+    for entry in journal.entries[1:]:
+        if not isinstance(entry, JournalRound):
+            continue
+        for name, (ms, core_ms, memory_ms) in entry.touches.items():
+            if name not in samples and not (entry.first and name in entry.bytes):
+                continue  # of a session whose beginning is not here
+            samples.setdefault(name, Samples(entry.bytes.get(name, 0)))
+            samples[name].add(entry.first, ms, Level(core_ms, memory_ms))
     return samples
 
 
@@ -254,7 +260,7 @@ def _calibration_archs(
     known = {r.resolution for r in profile.networks.get(key, ())}
     new = [i for i, r in enumerate(space.resolutions) if r not in known]
     if not new:
-        return np.zeros((0, len(space.choices)), np.uint8)
+        return space.as_rows([])
     rng = np.random.default_rng([1, *space.resolutions])
     archs = np.concatenate(
         [

@@ -6,7 +6,6 @@ networks that calibrated the profile, measured again beside the fresh ones.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from deploynas import spaces
 from deploynas.device import Device, Estimate, StopRule, measure
+from deploynas.onboard.folders import temporary_folder
 from deploynas.profile.device_profile import (
     DeviceProfile,
     NetworkRecord,
@@ -153,12 +153,12 @@ def validate(
     profile.require_same_device(
         device.identity, Path("the profile"), "validate it on the device that made it"
     )
-    with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
+    with temporary_folder() as folder:
         paths = {}
         anchors = _anchors(model)
         known = model.space.encode([record.architecture for record in anchors])
         for i, arch in enumerate([*archs, *known]):
-            path = Path(folder) / f"{i}.onnx"
+            path = folder / f"{i}.onnx"
             paths[str(i)] = write_timed(path, model.space.layers(arch), model.precision, i)
         samples = measure(
             device, paths, rule, seed=seed,

@@ -12,6 +12,7 @@ from deploynas.search.budget import Budget
 from deploynas.spaces import ArchRecord
 
 AccuracyKind = Literal["measured", "predicted"]
+FoundBy = Literal["strategy", "random", "uniform", "largest"]
 SearchWeights = Literal["shared", "published", "paths", "trained"]
 
 
@@ -123,9 +124,15 @@ class DataRecord(Record):
 
 
 class SearchResult(Artifact):
-    """What a search found. Format 1: first version; 2 (0.1.0): a front names its costs.
+    """What a search found.
+
+    Format 1: first version; 2: a front names its costs; 3 (0.1.0): the job, and who found the
+    network.
 
     Attributes:
+        job: Hash of the whole :class:`~deploynas.search.job.Job`; empty before format 3.
+        found_by: The strategy, or what was evaluated beside it: the random search, the uniform
+            networks, or the largest network, where no limit binds.
         best: The chosen network; ``random_best``: the best of a random search with as many
             evaluations; ``uniform_best``: the best evaluated network with one depth, kernel
             size and expand ratio everywhere, where one keeps the budget; ``largest`` and
@@ -145,8 +152,11 @@ class SearchResult(Artifact):
     """
 
     SCHEMA: ClassVar[str] = "deploynas-search-result"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
+    READS: ClassVar[tuple[int, ...]] = (2,)
 
+    job: str = ""
+    found_by: FoundBy = "strategy"
     space: dict[str, str | int | list[int]]
     strategy: str
     seed: int

@@ -24,6 +24,7 @@ from deploynas.search import search as run_search
 from deploynas.search.strategies import Floats
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train import Recipe, load_weights, pick_device
+from deploynas.train.distributed import require_one_process
 from deploynas.train.evaluate import CALIBRATION_IMAGES
 from deploynas.workflows import steps
 from deploynas.workflows.networks import save_chosen
@@ -60,6 +61,7 @@ class TrainedCandidates:
         seconds: Of the processor, of all trainings that were asked for, now or before.
     """
 
+    identity = None  # every training is kept in a file of its own
     kind: Literal["measured"] = "measured"
     chunk = 1_000_000  # trainings tell their own progress
     num_finalists = 3
@@ -88,20 +90,35 @@ class TrainedCandidates:
         return sum(self._seconds.values())
 
     def quick(self, archs: Archs) -> Floats:
-        """``(n,)`` fractions, each of the last rung that its architecture reached."""
-        scores: dict[bytes, float] = {}
+        """``(n,)`` fractions after the first rung, which every candidate has.
+
+        Those of later rungs are of other schedules, and do not compare with these:
+        :meth:`promising` goes by them.
+        """
         going = list(archs)
         self._num_asked += len(going)
+        first: Floats | None = None
         for rung, seen in enumerate(self._seen):
             found = self._trained(going, rung)
+            first = np.array(found) if first is None else first
             keys = [arch.tobytes() for arch in going]
-            scores.update(zip(keys, found, strict=True))
             seen.update(zip(keys, found, strict=True))
             best = sorted(seen, key=lambda key: -seen[key])[: -(-len(seen) // ETA)]
             going = [arch for arch, key in zip(going, keys, strict=True) if key in set(best)]
             if not going:
                 break
-        return np.array([scores[arch.tobytes()] for arch in archs])
+        assert first is not None
+        return first
+
+    def promising(self, archs: Archs, scores: Floats) -> list[int]:
+        """Indices: who reached a later rung comes first, by its accuracy there."""
+        standing = []
+        for number, arch in enumerate(archs):
+            key = arch.tobytes()
+            rung = max((r for r, seen in enumerate(self._seen) if key in seen), default=-1)
+            reached = self._seen[rung][key] if rung >= 0 else float(scores[number])
+            standing.append((-rung, -reached, number))
+        return [number for _, _, number in sorted(standing)]
 
     def final(self, archs: Archs) -> Floats:
         """``(n,)`` fractions after full training."""
@@ -192,6 +209,7 @@ def search(
         on_progress: Called with what is going on and its share done.
         on_note: Called with what a user should know.
     """
+    require_one_process("a search that trains its candidates")
     if num_workers < 1:
         raise InvalidInputError(f"--workers is 1 or more, got {num_workers}")
     model = steps.latency_model(chosen, profile_path, device, precision, on_progress)
@@ -215,16 +233,24 @@ def search(
         measure_ms=steps.measured_by(device, evaluator.extract, precision), beside=False,
         options=own, on_progress=on_progress,
     )  # fmt: skip
+    job = steps.job_of(
+        model, dataset, budget, strategy, evaluator_of(recipe, halving=halving), seed,
+        num_evaluations, device, own,
+    )  # fmt: skip
     result = steps.as_result(
-        outcome, model, profile_path, budget, strategy=strategy, seed=seed, inputs=[profile_path],
+        outcome, model, profile_path, job, inputs=[profile_path],
         data=steps.data_record(dataset), supernet=run, weights="trained",
     )  # fmt: skip
-    result.write(SearchResult.file_in(run))
     Cost(seconds=evaluator.seconds).write(run / "cost.json")
     best = model.space.encode([outcome.best.architecture])[0]
     num_images = min(CALIBRATION_IMAGES, len(dataset.train))
-    save_chosen(run, evaluator.extract(best), num_images=num_images)
+    save_chosen(run, result, evaluator.extract(best), num_images=num_images)
     return result
+
+
+def evaluator_of(recipe: Recipe, *, halving: bool) -> str:
+    """What a job calls candidates that are trained."""
+    return f"{'halving' if halving else 'training'} {recipe.model_dump_json()}"
 
 
 def forecast(

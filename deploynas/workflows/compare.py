@@ -8,27 +8,28 @@ done is kept in the run's folder: a comparison that was stopped goes on, and tra
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from deploynas.artifacts import ensure_writable
+from deploynas.artifacts import ensure_writable, exists
 from deploynas.data import ImageDataset
 from deploynas.device import Device, StopRule, measure
 from deploynas.errors import InvalidInputError, UnknownNameError
+from deploynas.onboard.folders import temporary_folder
 from deploynas.profile import LatencyModel
 from deploynas.profile.profiler import write_timed
 from deploynas.search import STRATEGIES, Budget, SearchResult
 from deploynas.search.darts import DartsRecipe
+from deploynas.search.job import Job, hash_of
 from deploynas.search.proxyless import ProxylessRecipe
 from deploynas.search.strategies import Floats
 from deploynas.spaces import Archs, CandidateSpace, CellSpace, SearchSpace
 from deploynas.spaces.layers import Node
-from deploynas.train import Recipe, schedules_for
+from deploynas.train import Recipe, SupernetRecipe, schedules_for
+from deploynas.train.distributed import require_one_process
 from deploynas.train.evaluate import QUICK_CALIBRATION, QUICK_IMAGES
 from deploynas.workflows import candidates, gradient, one_shot, steps
 from deploynas.workflows.candidates import EVALUATORS, at_once
@@ -44,6 +45,7 @@ from deploynas.workflows.steps import OnProgress, TrainedSupernet
 from deploynas.workflows.trainings import (
     Cost,
     Trained,
+    clocked,
     images_per_second,
     key_of,
     train_all,
@@ -127,7 +129,8 @@ def compare(
         space: Searched by all.
         dataset: Images.
         profile_path: Device profile.
-        run: Directory, created; what it holds of the same comparison is not done again.
+        run: Directory, created; what it holds of the same jobs is not done again, and what it
+            holds of others (another budget, profile, recipe, ...) is left alone.
         settings: What is compared.
         device: The profile's, which measures every winner; None where it is elsewhere.
         num_workers: Trainings at a time, in processes of their own.
@@ -137,42 +140,44 @@ def compare(
 
     Raises:
         InfeasibleBudgetError: No network keeps the budget.
-        InvalidInputError: The folder holds another comparison.
     """
+    require_one_process("compare")
     started = time.monotonic()
 
     def time_is_up() -> bool:
         return time.monotonic() - started > max_minutes * 60
 
     ensure_writable(run)
-    _require_same(run, space, dataset, settings)
     model = steps.latency_model(space, profile_path, device, "fp32", on_progress)
     settings.budget.require_reachable(model, np.random.default_rng(0))
     on_note(_forecast(model, dataset, settings, num_workers))
-    supernets: dict[str, TrainedSupernet] = {}
-    supernet_seconds: dict[str, float] = {}
-    for name in settings.strategies:
-        schedule = _schedule(name, model.space, settings)
-        if schedule is not None and schedule not in supernets:
-            supernets[schedule], supernet_seconds[schedule] = _supernet(
-                model.space, dataset, run / f"supernet-{schedule}", schedule, settings, on_progress
-            )
+    supernets = _Supernets(model.space, dataset, run / "supernets", settings, on_progress)
     winners: list[Winner] = []
     todo = [(s, n) for n in range(settings.num_seeds) for s in settings.strategies]
     for number, (strategy, seed) in enumerate(todo):
-        folder = run / f"{strategy}-seed{seed}"
-        if not SearchResult.file_in(folder).exists() and time_is_up():
+        schedule = _schedule(strategy, model.space, settings)
+        weights = None if schedule is None else supernets.recipe(schedule, seed)
+        job = _job(strategy, seed, weights, model, dataset, settings, device, num_workers)
+        folder = run / "searches" / f"{strategy}-seed{seed}-{job.key}"
+        is_done = exists(SearchResult.file_in(folder)) and exists(folder / "cost.json")
+        if not is_done and time_is_up():
             continue
 
         def told(text: str, share: float, name: str = strategy, done: int = number) -> None:
             on_progress(f"searching: {name}, {text}", (done + share) / len(todo))
 
-        schedule = _schedule(strategy, model.space, settings)
-        supernet = None if schedule is None else supernets[schedule]
-        result, seconds = _searched(
-            strategy, seed, folder, model, dataset, profile_path, settings, supernet, device,
-            num_workers, told,
-        )  # fmt: skip
+        supernet, seconds = None, 0.0
+        if weights is not None:
+            supernet, seconds = supernets.trained(weights)
+            if not is_done and time_is_up():
+                continue
+        if not is_done:
+            folder.mkdir(parents=True, exist_ok=True)
+            _search(
+                strategy, seed, folder, model, dataset, profile_path, settings, supernet, device,
+                num_workers, run / "trained", told,
+            )  # fmt: skip
+        result = SearchResult.read(SearchResult.file_in(folder))
         arch = model.space.encode([result.best.architecture])[0]
         cheap = None
         if supernet is not None and strategy != ONE_SHOT:
@@ -182,8 +187,8 @@ def compare(
             cheap = _first_rung(nodes, dataset, run / "trained", _recipe(settings, seed))
         winners.append(
             Winner(
-                strategy=strategy, seed=seed, architecture=result.best.architecture,
-                search_seconds=seconds + supernet_seconds.get(schedule or "", 0.0),
+                strategy=strategy, seed=seed, job=job.key, architecture=result.best.architecture,
+                search_seconds=Cost.read(folder / "cost.json").seconds + seconds,
                 cheap=cheap,
                 predicted_latency_ms=result.best.predicted_latency_ms or 0.0,
             )
@@ -212,7 +217,7 @@ def compare(
             "data": steps.data_record(dataset),
             "profile": str(profile_path),
             "device": model.profile.identity.title,
-            "supernet_seconds": supernet_seconds,
+            "supernet_seconds": supernets.seconds,
             "winners": tuple(winners),
             "rows": tuple(rows_of(winners, settings)),
             "kendall_tau": tau_of(winners),
@@ -221,41 +226,6 @@ def compare(
     )
     comparison.write(Comparison.file_in(run))
     return comparison
-
-
-def _require_same(
-    run: Path, space: SearchSpace, dataset: ImageDataset, settings: Settings
-) -> None:
-    """Strategies, seeds and recipe may differ from what a folder holds, the rest may not."""
-    file = Comparison.file_in(run)
-    if not file.exists():
-        return
-    before = Comparison.read(file)
-    same = ("budget", "evaluator", "num_evaluations", "supernet_epochs")
-    if (
-        before.space != space.spec
-        or before.data.fingerprint != dataset.fingerprint
-        or any(getattr(before.settings, k) != getattr(settings, k) for k in same)
-    ):
-        raise InvalidInputError(
-            f"{run} holds a comparison of another space, budget, data, or way to evaluate",
-            "pass another --output",
-        )
-
-
-@contextmanager
-def _clocked(folder: Path) -> Iterator[list[float]]:
-    """Writes the seconds that the work took; none where it did not end.
-
-    What is put into the list is added.
-    """
-    started, more = time.monotonic(), list[float]()
-    yield more
-    Cost(seconds=time.monotonic() - started + sum(more)).write(folder / "cost.json")
-
-
-def _seconds(folder: Path) -> float:
-    return Cost.read(folder / "cost.json").seconds
 
 
 def _schedule(strategy: str, space: SearchSpace, settings: Settings) -> str | None:
@@ -269,24 +239,76 @@ def _has_candidates_trained(strategy: str, settings: Settings) -> bool:
     return settings.evaluator != "inherited" and strategy not in (ONE_SHOT, *GRADIENT)
 
 
-def _supernet(
-    space: SearchSpace,
+class _Supernets:
+    """The supernets of a comparison: one a schedule and seed, which several strategies search."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        dataset: ImageDataset,
+        folder: Path,
+        settings: Settings,
+        on_progress: OnProgress,
+    ) -> None:
+        self._space, self._dataset, self._folder = space, dataset, folder
+        self._epochs, self._on_progress = settings.supernet_epochs, on_progress
+        self._open: tuple[SupernetRecipe, TrainedSupernet] | None = None
+        self._seconds: dict[str, dict[int, float]] = {}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Schedule -> mean seconds of a training."""
+        return {k: float(np.mean(list(v.values()))) for k, v in self._seconds.items()}
+
+    def recipe(self, schedule: str, seed: int) -> SupernetRecipe:
+        """How it is trained."""
+        return steps.supernet_recipe(self._space, self._dataset, self._epochs, seed, schedule)
+
+    def trained(self, recipe: SupernetRecipe) -> tuple[TrainedSupernet, float]:
+        """A supernet and the seconds of its training, now or before."""
+        key = hash_of([self._space.spec, self._dataset.fingerprint, recipe.model_dump()])
+        folder = self._folder / f"{recipe.schedule}-seed{recipe.seed}-{key}"
+        if not exists(folder / "supernet.json"):
+            folder.mkdir(parents=True, exist_ok=True)
+            with clocked(folder, self._on_progress) as (told, _):
+                steps.train(self._space, self._dataset, folder, recipe, told)
+        seconds = Cost.read(folder / "cost.json").seconds if exists(folder / "cost.json") else 0.0
+        self._seconds.setdefault(recipe.schedule, {})[recipe.seed] = seconds
+        if self._open is None or self._open[0] != recipe:
+            self._open = recipe, steps.open_supernet(folder, self._dataset)
+        return self._open[1], seconds
+
+
+def _job(
+    strategy: str,
+    seed: int,
+    weights: SupernetRecipe | None,
+    model: LatencyModel,
     dataset: ImageDataset,
-    folder: Path,
-    schedule: str,
     settings: Settings,
-    told: OnProgress,
-) -> tuple[TrainedSupernet, float]:
-    """The one supernet of a schedule, which several strategies search, and its seconds."""
-    if not (folder / "supernet.json").exists() or not (folder / "cost.json").exists():
-        recipe = steps.supernet_recipe(space, dataset, settings.supernet_epochs, 0, schedule)
-        folder.mkdir(parents=True, exist_ok=True)
-        with _clocked(folder):
-            steps.train(space, dataset, folder, recipe, told)
-    return steps.open_supernet(folder, dataset), _seconds(folder)
+    device: Device | None,
+    num_workers: int,
+) -> Job:
+    """What one search of the comparison is: what is kept of it is kept under this."""
+    recipe, options = _recipe(settings, seed), {}
+    num_evaluations = settings.num_evaluations
+    if strategy in GRADIENT:
+        evaluator = _gradient_recipe(strategy, dataset, settings, seed).model_dump_json()
+        num_evaluations = 0
+    elif weights is None:
+        evaluator = candidates.evaluator_of(recipe, halving=settings.evaluator == "halving")
+        options = {"batch": num_workers}  # as many children are bred at a time
+    elif strategy == ONE_SHOT:
+        evaluator = f"{weights.model_dump_json()} {recipe.model_dump_json()}"
+    else:
+        evaluator = weights.model_dump_json()
+    return steps.job_of(
+        model, dataset, settings.budget, strategy, evaluator, seed, num_evaluations, device,
+        options,
+    )  # fmt: skip
 
 
-def _searched(
+def _search(
     strategy: str,
     seed: int,
     folder: Path,
@@ -297,52 +319,47 @@ def _searched(
     supernet: TrainedSupernet | None,
     device: Device | None,
     num_workers: int,
+    trained: Path,
     told: OnProgress,
-) -> tuple[SearchResult, float]:
-    """A strategy's result with one seed, of now or of before, and its seconds."""
-    file = SearchResult.file_in(folder)
-    if file.exists() and (folder / "cost.json").exists():
-        return SearchResult.read(file), _seconds(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe, trained = _recipe(settings, seed), folder.parent / "trained"
+) -> None:
+    """Search by a strategy with one seed; leaves its result and its seconds in the folder."""
+    recipe = _recipe(settings, seed)
     if _has_candidates_trained(strategy, settings):
-        result = candidates.search(
+        candidates.search(
             model.space, dataset, profile_path, settings.budget, folder,
             recipe, halving=settings.evaluator == "halving", device=device, strategy=strategy,
             seed=seed, num_evaluations=settings.num_evaluations, num_workers=num_workers,
             trained=trained, on_progress=told, on_note=lambda text: None,
         )  # fmt: skip
-        return result, _seconds(folder)
-    with _clocked(folder) as more:
+        return
+    with clocked(folder, told) as (told, more):
         if strategy in GRADIENT:
             own = _gradient_recipe(strategy, dataset, settings, seed)
-            result = gradient.search(
+            gradient.search(
                 model.space, dataset, profile_path, settings.budget, folder, own,
                 device=device, num_evaluations=0, on_progress=told, on_note=lambda text: None,
             )  # fmt: skip
-        else:
-            assert supernet is not None
-            settle = None
-            if strategy == ONE_SHOT:  # of the best few the one that validates best from scratch
-                alone = candidates.TrainedCandidates(
-                    model.space, dataset, recipe, trained, num_workers=num_workers,
-                    on_progress=told,
-                )  # fmt: skip
-
-                def judge(archs: Archs) -> Floats:
-                    started = time.monotonic()
-                    found = alone.final(archs)
-                    # their own seconds count, whoever trained them, however many at a time
-                    more.append(alone.seconds - (time.monotonic() - started))
-                    return found
-
-                settle = (one_shot.TOP_K, judge)
-            result = steps.search(
-                supernet, model, profile_path, settings.budget, folder, device=device,
-                strategy=strategy, seed=seed, num_evaluations=settings.num_evaluations,
-                beside=False, settle=settle, on_progress=told,
+            return
+        assert supernet is not None
+        settle = None
+        if strategy == ONE_SHOT:  # of the best few the one that validates best from scratch
+            alone = candidates.TrainedCandidates(
+                model.space, dataset, recipe, trained, num_workers=num_workers, on_progress=told,
             )  # fmt: skip
-    return result, _seconds(folder)
+
+            def judge(archs: Archs) -> Floats:
+                started, before = time.monotonic(), alone.seconds
+                found = alone.final(archs)
+                # their own seconds count, whoever trained them, however many at a time
+                more.append(alone.seconds - before - (time.monotonic() - started))
+                return found
+
+            settle = (one_shot.TOP_K, judge)
+        steps.search(
+            supernet, model, profile_path, settings.budget, folder, device=device,
+            strategy=strategy, seed=seed, num_evaluations=settings.num_evaluations,
+            beside=False, settle=settle, on_progress=told,
+        )  # fmt: skip
 
 
 def _recipe(settings: Settings, seed: int) -> Recipe:
@@ -356,7 +373,7 @@ def _first_rung(
     """Validation accuracy after the shortest schedule of successive halving, where it had one."""
     first, *others = candidates.rungs_of(recipe, dataset, halving=True)
     file = trained / f"{key_of(nodes, dataset, first)}.json"
-    return Trained.read(file).validation if others and file.exists() else None
+    return Trained.read(file).validation if others and exists(file) else None
 
 
 def _gradient_recipe(
@@ -379,10 +396,10 @@ def _measured(
     on_progress: OnProgress,
 ) -> list[Winner]:
     """Each winner's latency, all in one run; equal networks are one."""
-    with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
+    with temporary_folder() as folder:
         names = [hashlib.sha256(str(nodes).encode()).hexdigest()[:16] for nodes in networks]
         paths = {
-            name: write_timed(Path(folder) / f"{name}.onnx", nodes, model.precision, 0)
+            name: write_timed(folder / f"{name}.onnx", nodes, model.precision, 0)
             for name, nodes in zip(names, networks, strict=True)
         }
         samples = measure(
@@ -416,7 +433,7 @@ def _forecast(
     for schedule in schedules:
         own = steps.supernet_recipe(space, dataset, settings.supernet_epochs, 0, schedule)
         paths = 1 if schedule == "single-path" else 3  # of a step, about
-        seconds += paths * own.epochs * len(dataset.train) / speed
+        seconds += settings.num_seeds * paths * own.epochs * len(dataset.train) / speed
     for strategy in settings.strategies:
         if strategy in GRADIENT:
             passes = _gradient_recipe(strategy, dataset, settings, 0).epochs

@@ -45,6 +45,7 @@ class Winner(Record):
     """What one strategy found with one seed.
 
     Attributes:
+        job: Hash of the search's :class:`~deploynas.search.job.Job`.
         search_seconds: Of the search, the training of the supernet that it needs included; with
             trained candidates the processor seconds of all their trainings, also of those that
             another search asked for before; so with the best few of one-shot.
@@ -57,6 +58,7 @@ class Winner(Record):
 
     strategy: str
     seed: int
+    job: str = ""
     architecture: ArchRecord
     search_seconds: float
     predicted_latency_ms: float
@@ -101,19 +103,21 @@ class Row(Record):
 class Comparison(Artifact):
     """``comparison.json``.
 
-    Format 1: first version; 2: settings name the evaluator; 3 (0.1.0): a winner's cheap accuracy
-    is of inherited weights or of a first short schedule.
+    Format 1: first version; 2: settings name the evaluator; 3: a winner's cheap accuracy is of
+    inherited weights or of a first short schedule; 4 (0.1.0): a winner names its job, and every
+    seed has supernets of its own.
 
     Attributes:
-        supernet_seconds: Schedule -> seconds of the training of that supernet, which every
-            strategy without gradients that goes by it needs.
+        supernet_seconds: Schedule -> mean seconds of the training of such a supernet, which every
+            strategy without gradients that goes by it needs, one a seed.
         kendall_tau: Between cheap and full validation accuracy of the distinct winners; None with
             fewer than four.
         complete: Whether nothing was left out because time was up.
     """
 
     SCHEMA = "deploynas-comparison"
-    VERSION = 3
+    VERSION = 4
+    READS = (3,)
 
     space: dict[str, str | int | list[int]]
     settings: Settings

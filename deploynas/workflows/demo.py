@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from deploynas.artifacts import EXPORTS, PROFILES, RUNS
+from deploynas.artifacts import EXPORTS, PROFILES, RUNS, exists
 from deploynas.check import CheckResult, Examples, check
 from deploynas.data import ImageDataset, space_for
 from deploynas.device import CpuDevice
+from deploynas.errors import require_positive
+from deploynas.nn import supernet_of
 from deploynas.profile import LatencyModel, profile_space
 from deploynas.search import Budget, Candidate
-from deploynas.train import SupernetRecipe
+from deploynas.train import SupernetRecipe, pick_device
+from deploynas.train.distributed import require_one_process
+from deploynas.train.evaluate import QUICK_CALIBRATION, QUICK_IMAGES
+from deploynas.train.supernet import supernet_images_per_second
 from deploynas.workflows import networks, steps
 from deploynas.workflows.steps import OnProgress
+from deploynas.workflows.trainings import images_per_second
 
 BUDGET_SHARE = 0.35  # of the way from the smallest to the largest network's latency
-NUM_EVALUATIONS = 72
-SOFT_SECONDS = 50.0  # of measuring: the demo as a whole takes less than ten minutes
+MINUTES = 8.0
+PROFILE_SHARE = 0.1  # of the minutes, in which measuring ends once it is precise
+SUPERNET_SHARE = 0.45  # of what the profile and the checks leave
+SEARCH_SHARE = 0.3  # of what is left then
+NUM_EVALUATIONS = (12, 72)  # of a search, at least and at most
+NUM_UNIFORM = 40  # evaluations beside it, about
+EXTRACT_SECONDS = 0.05  # of a network out of the supernet
+CHECK_SECONDS = 14.0  # of an export and its check
+LEAST_IMAGES, MOST_EPOCHS = 4_000, 40.0  # of a training
+TITLES = ("chosen", "random search", "best uniform", "largest", "smallest")
 ENDS = ("largest", "smallest")
 
 
@@ -105,44 +120,109 @@ class DemoTable:
         return lines
 
 
+@dataclass(frozen=True)
+class _Time:
+    """What is left of the demo's minutes, and what fits into it.
+
+    Attributes:
+        deadline: Of the monotonic clock.
+        dataset: Trained on.
+        evaluation_seconds: Of a network in the search's loop, about.
+    """
+
+    deadline: float
+    dataset: ImageDataset
+    evaluation_seconds: float
+
+    @property
+    def for_training(self) -> float:
+        """Seconds that the checks at the end leave."""
+        return self.deadline - time.monotonic() - len(TITLES) * CHECK_SECONDS
+
+    def epochs(self, seconds: float, images_per_second: float, most: float) -> float:
+        """Passes over the train split that fit into some seconds; a few steps in any case."""
+        num_images = len(self.dataset.train)
+        fitting = seconds * images_per_second / num_images
+        return round(float(np.clip(fitting, LEAST_IMAGES / num_images, most)), 2)
+
+    @property
+    def num_evaluations(self) -> int:
+        """Networks that a search, and the random search beside it, evaluate in its share."""
+        seconds = SEARCH_SHARE * max(0.0, self.for_training)
+        fitting = int(seconds / self.evaluation_seconds - NUM_UNIFORM) // 2
+        return int(np.clip(fitting, *NUM_EVALUATIONS))
+
+
 def run_demo(
-    dataset: ImageDataset, *, epochs: float, seed: int, on_progress: OnProgress
+    dataset: ImageDataset,
+    *,
+    minutes: float = MINUTES,
+    epochs: float | None = None,
+    seed: int = 0,
+    on_progress: OnProgress,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> DemoTable:
     """Profile, train, search, retrain, export and check; a second run reuses the supernet.
 
     The contenders (chosen, random search, best uniform) are trained further, all by one recipe;
     the ends of the space keep the supernet's weights.
+
+    Args:
+        dataset: Images.
+        minutes: That it may take in all: it trains and searches as much as fits on this machine.
+        epochs: Of the supernet, whatever that takes; as many as fit where None.
+        seed: Of everything.
+        on_progress: Called with what is going on and its share done.
+        on_note: Called with what a user should know.
     """
+    require_one_process("demo")
     started = time.monotonic()
+    deadline = started + 60 * require_positive(minutes, "--minutes")
     device = CpuDevice()
     path = PROFILES / "cpu.json"
     chosen = space_for("mobile-small", dataset)
     profile, _ = profile_space(
-        chosen, device, path, soft_seconds=SOFT_SECONDS, on_progress=on_progress
+        chosen, device, path, soft_seconds=PROFILE_SHARE * 60 * minutes, on_progress=on_progress
     )
     model = LatencyModel(chosen, profile)
     budget = Budget(latency_ms=_binding_budget(model))
     run = RUNS / f"demo-{dataset.name}"
     flip = dataset.name != "digits"
-    if (run / "supernet.json").exists():
+    on_progress("measuring how fast this machine trains", 0.0)
+    alone = images_per_second(chosen, networks.FINE_TUNING.batch_size)
+    evaluated = min(QUICK_IMAGES, len(dataset.val)) + QUICK_CALIBRATION
+    left = _Time(deadline, dataset, evaluated / (3 * alone) + EXTRACT_SECONDS)
+    if exists(run / "supernet.json"):
         supernet = steps.open_supernet(run, dataset)
+        on_note(f"supernet {run}, trained before")
     else:
-        recipe = SupernetRecipe(epochs=epochs, seed=seed, flip=flip)
-        recipe = recipe.model_copy(update=steps.lengthened(recipe, dataset))
+        recipe = SupernetRecipe(seed=seed, flip=flip)
+        speed = supernet_images_per_second(supernet_of(chosen).to(pick_device()), dataset, recipe)
+        own = epochs or left.epochs(SUPERNET_SHARE * left.for_training, speed, MOST_EPOCHS)
+        on_note(
+            f"this machine trains {speed:.0f} images/s of a supernet and {alone:.0f} of a single "
+            f"network: {own:g} passes over the images for the supernet"
+            + ("" if epochs else f", so that all takes about {minutes:g} minutes")
+        )
+        recipe = recipe.model_copy(update={"epochs": own})
         supernet = steps.train(chosen, dataset, run, recipe, on_progress)
     result = steps.search(
         supernet, model, path, budget, run, device=device, strategy="ofa", seed=seed,
-        num_evaluations=NUM_EVALUATIONS, on_progress=on_progress,
+        num_evaluations=left.num_evaluations, on_progress=on_progress,
     )  # fmt: skip
-    contenders = {
-        "chosen": result.best,
-        "random search": result.random_best,
-        "best uniform": result.uniform_best,
-        "largest": result.largest,
-        "smallest": result.smallest,
+    found = (
+        result.best, result.random_best, result.uniform_best, result.largest, result.smallest
+    )  # fmt: skip
+    contenders = dict(zip(TITLES, found, strict=True))
+    trained_further = {
+        str(c.architecture) for title, c in contenders.items() if c and title not in ENDS
     }
-    longer = steps.lengthened(networks.FINE_TUNING, dataset)
-    fine_tuning = networks.FINE_TUNING.model_copy(update={"seed": seed, "flip": flip, **longer})
+    seconds = left.for_training / len(trained_further)
+    fitting = left.epochs(seconds, alone, MOST_EPOCHS)
+    fine_tuning = networks.FINE_TUNING.model_copy(
+        update={"seed": seed, "flip": flip, "epochs": fitting}
+    )
+    on_note(f"{fitting:g} passes over the images for each network that is trained further")
     examples = Examples.of(dataset, None)
     rows: list[Row] = []
     for title, candidate in contenders.items():
@@ -159,8 +239,8 @@ def run_demo(
         networks.export(result, trained, folder)
         judged = check(folder, device, examples=examples, on_progress=on_progress)
         rows.append(Row(title, candidate, judged, folder))
-    minutes = (time.monotonic() - started) / 60
-    return DemoTable(dataset.name, budget.latency_ms or 0.0, rows, minutes)
+    taken = (time.monotonic() - started) / 60
+    return DemoTable(dataset.name, budget.latency_ms or 0.0, rows, taken)
 
 
 def _binding_budget(model: LatencyModel) -> float:

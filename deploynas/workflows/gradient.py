@@ -35,6 +35,7 @@ from deploynas.search.result import DecisionRecord
 from deploynas.spaces import Archs, CellSpace, SearchSpace
 from deploynas.spaces.cells import NONE
 from deploynas.train import ScalarLog, SupernetEvaluator, TrainingProgress, pick_device
+from deploynas.train.distributed import first_alone, is_first, processes, wait
 from deploynas.train.evaluate import CALIBRATION_IMAGES
 from deploynas.workflows.networks import save_chosen
 from deploynas.workflows.steps import (
@@ -42,6 +43,7 @@ from deploynas.workflows.steps import (
     OnProgress,
     as_result,
     data_record,
+    job_of,
     latency_model,
     measured_by,
     told,
@@ -269,6 +271,8 @@ def search(
 ) -> SearchResult:
     """Learn weights and architecture together; writes the run's files.
 
+    Under ``torchrun`` the processes learn together, then all but the first end.
+
     Args:
         chosen: The space, at one resolution.
         dataset: Images.
@@ -278,7 +282,8 @@ def search(
             picture of the probabilities where matplotlib is installed.
         recipe: How to learn.
         device: The profile's, which measures what was decided; None where it is elsewhere.
-        num_evaluations: Of the random search beside it, under the same weights; 0: none.
+        num_evaluations: Of the random search beside it, under the same weights, whose best
+            network is taken where it is the more accurate one; 0: none.
         precision: Of the latencies.
         on_progress: Called with what is going on and its share done.
         on_note: Called with what a user should know.
@@ -288,18 +293,27 @@ def search(
         InvalidInputError: The space's choices are not candidate operations, the data is too
             small, or a checkpoint is another search's.
         DivergedError: The loss is not finite; the last checkpoint is kept.
+        SystemExit: This is not the first process, and its work is done.
     """
-    torch.manual_seed(recipe.seed)
-    side = _side(chosen, recipe)
-    require_splittable(dataset)
-    model = latency_model(chosen, profile_path, device, precision, on_progress)
-    budget.require_reachable(model, np.random.default_rng(recipe.seed))
-    ensure_writable(run)
     checkpoint = run / "gradient-checkpoint.safetensors"
-    with ScalarLog(run / "tensorboard") as log:
-        learned = side.learn(
-            dataset, model, budget, checkpoint, told("searching", on_progress, log)
-        )
+    with processes():
+        torch.manual_seed(recipe.seed)
+        side = _side(chosen, recipe)
+        require_splittable(dataset)
+        with first_alone() as goes_first:  # it may add layers to the profile
+            model = latency_model(
+                chosen, profile_path, device if goes_first else None, precision, on_progress
+            )
+            budget.require_reachable(model, np.random.default_rng(recipe.seed))
+            if goes_first:
+                ensure_writable(run)
+        with ScalarLog(run / "tensorboard" if goes_first else None) as log:
+            learned = side.learn(
+                dataset, model, budget, checkpoint, told("searching", on_progress, log)
+            )
+        wait()
+    if not is_first():
+        raise SystemExit(0)
     decisions: list[Decision] = []
     evaluator = PathEvaluator(side.network, dataset)
 
@@ -325,18 +339,24 @@ def search(
         measure_ms=measured_by(device, evaluator.extract, precision),
         decide=decide,
         beside=num_evaluations > 0,
+        keep_in=run,
         on_progress=on_progress,
     )
     best = chosen.encode([outcome.best.architecture])[0]
-    taken = next(d for d in decisions if (chosen.canonical(d.arch[None])[0] == best).all())
+    # where a network beside the search was more accurate, what the search itself decided stands
+    same = (d for d in decisions if (chosen.canonical(d.arch[None])[0] == best).all())
+    taken = next(same, decisions[0])
+    job = job_of(
+        model, dataset, budget, side.strategy, recipe.model_dump_json(), recipe.seed,
+        num_evaluations, device,
+    )  # fmt: skip
     result = as_result(
-        outcome, model, profile_path, budget, strategy=side.strategy, seed=recipe.seed,
+        outcome, model, profile_path, job,
         inputs=[profile_path], data=data_record(dataset), supernet=run, weights="paths",
         decision=_record(chosen, taken, learned.history[-1]),
     )  # fmt: skip
-    result.write(SearchResult.file_in(run))
     num_images = min(CALIBRATION_IMAGES, len(dataset.train))
-    save_chosen(run, evaluator.extract(best), num_images=num_images)
+    save_chosen(run, result, evaluator.extract(best), num_images=num_images)
     record = GradientRecord(
         recipe=recipe,
         budget=budget,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deploynas.artifacts import RUNS, Artifact, ensure_writable, newest, sha256
+from deploynas.artifacts import (
+    RUNS,
+    Artifact,
+    ensure_writable,
+    exists,
+    newest,
+    sha256,
+    write_together,
+)
 from deploynas.data import ImageDataset, Pixels, Split, load_dataset
 from deploynas.device import Device, StopRule, measure
 from deploynas.errors import IncompleteProfileError, InvalidInputError
@@ -27,9 +36,10 @@ from deploynas.train import (
     accuracy,
     load_weights,
     pick_device,
-    save_weights,
     train_network,
+    weights_of,
 )
+from deploynas.train.distributed import require_one_process
 from deploynas.workflows.steps import (
     OnProgress,
     TrainedSupernet,
@@ -307,10 +317,11 @@ def retrain_run(
     accuracy_before: float | None = None,
 ) -> RetrainRecord:
     """Retrain the chosen network of a search; goes on from a checkpoint of the same training."""
+    require_one_process("retrain")
     ensure_writable(run)
     checkpoint = run / "retrain-checkpoint.safetensors"
     trained = retrain(start, dataset, recipe, on_progress, checkpoint)
-    path = save_weights(run / "retrained.safetensors", trained.network)
+    weights = weights_of(trained.network)
     record = RetrainRecord.model_validate(
         {
             "space": trained.space.spec,
@@ -319,11 +330,13 @@ def retrain_run(
             "weights": trained.weights,
             "recipe": recipe,
             "accuracy_before": accuracy_before,
-            "weights_sha256": sha256(path),
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
             "search_sha256": sha256(SearchResult.file_in(run)),
         }
     )
-    record.write(RetrainRecord.file_in(run))
+    file = RetrainRecord.file_in(run)
+    files = {file.with_suffix(".safetensors").name: weights, file.name: record.content}
+    write_together(run, files, file.name)
     checkpoint.unlink(missing_ok=True)
     return record
 
@@ -374,27 +387,36 @@ class ChosenRecord(Artifact):
 
 def save_chosen(
     run: Path,
+    result: SearchResult,
     network: StaticNetwork,
     *,
     num_images: int,
     images: Path | None = None,
 ) -> None:
-    """Keep a search's chosen network beside its ``search.json``.
+    """Write a search's result, and its chosen network beside it, as one step.
 
     Args:
         run: Directory.
+        result: ``search.json``.
         network: With its weights.
         num_images: That set its batch-norm statistics; 0 where they are not its own.
         images: Their folder, where that is not the data set.
     """
-    path = save_weights(ChosenRecord.file_in(run).with_suffix(".safetensors"), network)
-    ChosenRecord(
+    weights = weights_of(network)
+    record = ChosenRecord(
         batch_norm="calibrated" if num_images else "uncalibrated",
         images=None if images is None else str(images),
         num_images=num_images,
-        weights_sha256=sha256(path),
-        search_sha256=sha256(SearchResult.file_in(run)),
-    ).write(ChosenRecord.file_in(run))
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        search_sha256=hashlib.sha256(result.content).hexdigest(),
+    )
+    chosen, search = ChosenRecord.file_in(run), SearchResult.file_in(run)
+    files = {
+        chosen.with_suffix(".safetensors").name: weights,
+        chosen.name: record.content,
+        search.name: result.content,
+    }
+    write_together(run, files, search.name)
 
 
 def open_saved(run: Path, result: SearchResult, dataset: ImageDataset | None) -> TrainedNetwork:
@@ -438,7 +460,7 @@ def open_for_export(
         moved_to: Where its data is now; None where it was.
         as_searched: The weights of the search, retrained or not.
     """
-    if RetrainRecord.file_in(run).exists() and not as_searched:
+    if exists(RetrainRecord.file_in(run)) and not as_searched:
         return open_retrained(run, moved_to)
     if result.weights == "published":
         return open_saved(run, result, None)

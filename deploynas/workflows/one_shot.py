@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deploynas.artifacts import ensure_writable
+from deploynas.artifacts import ensure_writable, exists
 from deploynas.data import ImageDataset
 from deploynas.device import Device
 from deploynas.nn import StaticNetwork
@@ -21,6 +21,7 @@ from deploynas.search import Budget, SearchResult
 from deploynas.search import search as run_search
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train import SupernetEvaluator
+from deploynas.train.distributed import require_one_process
 from deploynas.train.evaluate import CALIBRATION_IMAGES
 from deploynas.workflows import steps
 from deploynas.workflows.candidates import TrainedCandidates
@@ -52,13 +53,14 @@ def search(
     best few are trained for :data:`LONGER` times as many epochs as the supernet. The run holds
     the chosen network's weights.
     """
+    require_one_process("a one-shot search")
     model = steps.latency_model(chosen, profile_path, device, precision, on_progress)
     space = model.space
     budget.require_reachable(model, np.random.default_rng(seed))
     ensure_writable(run)
     recipe = steps.supernet_recipe(space, dataset, epochs, seed, "single-path")
     record = run / "supernet.json"
-    if record.exists() and steps.SupernetRecord.read(record).settings == recipe:
+    if exists(record) and steps.SupernetRecord.read(record).settings == recipe:
         on_note(f"supernet {run}, trained before")
         supernet = steps.open_supernet(run, dataset)
     else:
@@ -75,15 +77,19 @@ def search(
     outcome = run_search(
         model, evaluator, budget, strategy="one-shot", seed=seed, num_evaluations=num_evaluations,
         measure_ms=steps.measured_by(device, extract, precision), settle=(TOP_K, retrained.final),
-        on_progress=on_progress,
+        keep_in=run, on_progress=on_progress,
+    )  # fmt: skip
+    job = steps.job_of(
+        model, dataset, budget, "one-shot",
+        f"one-shot {recipe.model_dump_json()} {alone.model_dump_json()}", seed, num_evaluations,
+        device,
     )  # fmt: skip
     best = space.encode([outcome.best.architecture])[0]
     result = steps.as_result(
-        outcome, model, profile_path, budget, strategy="one-shot", seed=seed,
+        outcome, model, profile_path, job,
         inputs=[profile_path, record, run / "supernet.safetensors"],
         data=steps.data_record(dataset), supernet=run, weights="trained",
     )  # fmt: skip
-    result.write(SearchResult.file_in(run))
     num_images = min(CALIBRATION_IMAGES, len(dataset.train))
-    save_chosen(run, extract(best), num_images=num_images)
+    save_chosen(run, result, extract(best), num_images=num_images)
     return result

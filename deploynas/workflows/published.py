@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploynas.artifacts import ensure_writable
+from deploynas.artifacts import ensure_writable, sha256
 from deploynas.data import Pixels, normalise
 from deploynas.data.published import (
     CROP,
@@ -27,11 +27,13 @@ from deploynas.search import Budget, Candidate, DataRecord, SearchResult
 from deploynas.search import search as run_search
 from deploynas.search.imagenet import ImageNetPredictor, imagenet_predictor
 from deploynas.search.result import AccuracyKind
+from deploynas.search.run import by_score
 from deploynas.search.strategies import Floats
 from deploynas.spaces import Archs
 from deploynas.train import pick_device
+from deploynas.train.distributed import require_one_process
 from deploynas.workflows.networks import save_chosen
-from deploynas.workflows.steps import OnProgress, as_result, latency_model, measured_by
+from deploynas.workflows.steps import OnProgress, as_result, job_of, latency_model, measured_by
 
 CALIBRATION_IMAGES = 2_000
 VALIDATION_PER_CLASS = 5
@@ -46,6 +48,7 @@ class Published:
     there are ImageNet images.
     """
 
+    identity = None  # a prediction is as quick as reading it
     chunk = 4_096
 
     def __init__(
@@ -68,6 +71,10 @@ class Published:
     def quick(self, archs: Archs) -> Floats:
         """``(n,)`` predicted accuracies."""
         return self._predictor.predict(archs)
+
+    def promising(self, archs: Archs, scores: Floats) -> list[int]:
+        """Indices, the highest score first."""
+        return by_score(scores)
 
     def final(self, archs: Archs) -> Floats:
         """``(n,)`` accuracies, measured where there are images to measure with."""
@@ -144,6 +151,7 @@ def search(
         MissingFileError, InvalidInputError: Of the weights, images, profile, or strategy.
         InfeasibleBudgetError: No network keeps the budget.
     """
+    require_one_process("a search under published weights")
     if strategy == "predictor":
         raise InvalidInputError(
             "the strategy 'predictor' fits what a search measures, and here nothing is measured",
@@ -173,17 +181,20 @@ def search(
         options=options,
         on_progress=on_progress,
     )
+    job = job_of(
+        model, None, budget, strategy, f"published {sha256(weights)} {calibration_images} {data}",
+        seed, num_evaluations, device, options,
+    )  # fmt: skip
     result = as_result(
-        outcome, model, profile_path, budget, strategy=strategy, seed=seed,
+        outcome, model, profile_path, job,
         inputs=[profile_path, weights], data=_imagenet_record(data, size), supernet=weights,
         weights="published",
     )  # fmt: skip
     if evaluator.kind == "predicted":
         result = _with_errors(result, predictor)
-    result.write(SearchResult.file_in(run))
     chosen = space.encode([result.best.architecture])[0]
     save_chosen(
-        run, evaluator.extract(chosen),
+        run, result, evaluator.extract(chosen),
         num_images=0 if calibration is None else len(calibration),
         images=None if calibration is None else calibration_images or data,
     )  # fmt: skip

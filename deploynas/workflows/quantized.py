@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +15,7 @@ from deploynas.errors import InvalidInputError
 from deploynas.export.manifest import Preprocessing, Quantization
 from deploynas.export.probe import open_session
 from deploynas.graph.quantize import Images, layer_names, quantize
+from deploynas.onboard.folders import temporary_folder
 
 NUM_CALIBRATION = 256  # training images
 NUM_JUDGED = 2_000  # validation images, at most
@@ -53,8 +52,7 @@ class Int8:
         val = self.dataset.val
         judged = Split(val.images[:NUM_JUDGED], val.labels[:NUM_JUDGED])
         examples = Examples(judged, mean, std, self.dataset.num_classes)
-        with tempfile.TemporaryDirectory(prefix="deploynas-") as name:
-            folder = Path(name)
+        with temporary_folder() as folder:
 
             def accuracy(content: bytes) -> float:
                 path = folder / "judged.onnx"

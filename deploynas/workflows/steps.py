@@ -5,6 +5,7 @@ What becomes of the chosen network stands in :mod:`deploynas.workflows.networks`
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deploynas.artifacts import Artifact, ensure_writable, sha256
+from deploynas.artifacts import Artifact, ensure_writable, exists, sha256, write_together
 from deploynas.check.verdict import measure_bytes
 from deploynas.data import ImageDataset
 from deploynas.device import Device
@@ -23,8 +24,10 @@ from deploynas.nn import CellNetwork, MixedNetwork, StaticNetwork, Supernet, sup
 from deploynas.profile import DeviceProfile, LatencyModel, profile_space
 from deploynas.profile.device_profile import Precision
 from deploynas.profile.profiler import quantize_for_timing
+from deploynas.profile.shipped import is_shipped
 from deploynas.search import Budget, DataRecord, SearchResult
 from deploynas.search import search as run_search
+from deploynas.search.job import Job
 from deploynas.search.result import DecisionRecord, SearchWeights
 from deploynas.search.run import MeasureMs, Outcome
 from deploynas.search.strategies import Floats
@@ -37,11 +40,11 @@ from deploynas.train import (
     TrainingProgress,
     load_weights,
     pick_device,
-    save_weights,
     schedules_for,
     train_supernet,
+    weights_of,
 )
-from deploynas.train.distributed import is_first
+from deploynas.train.distributed import is_first, require_one_process
 
 OnProgress = Callable[[str, float], None]
 NUM_EVALUATIONS = 96
@@ -141,15 +144,17 @@ def train(
         )  # fmt: skip
     if not is_first():
         return TrainedSupernet(network, dataset, run)
-    weights = save_weights(run / "supernet.safetensors", network)
-    SupernetRecord.model_validate(
+    weights = weights_of(network)
+    record = SupernetRecord.model_validate(
         {
             "space": chosen.spec,
             "data": data_record(dataset),
             "settings": settings,
-            "weights_sha256": sha256(weights),
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
         }
-    ).write(run / "supernet.json")
+    )
+    files = {"supernet.safetensors": weights, "supernet.json": record.content}
+    write_together(run, files, "supernet.json")
     checkpoint.unlink(missing_ok=True)
     return TrainedSupernet(network, dataset, run)
 
@@ -213,13 +218,13 @@ def latency_model(
 
     Raises:
         IncompleteProfileError: Something lacks and ``device``, the profile's own, is elsewhere
-            (None).
+            (None), or the profile ships with the package and is only read.
     """
     profile = DeviceProfile.read(path)
     try:
         return LatencyModel(profile.restrict(chosen, precision), profile, precision)
     except IncompleteProfileError:
-        if device is None:
+        if device is None or is_shipped(path):
             raise
     profile, _ = profile_space(chosen, device, path, precision=precision, on_progress=on_progress)
     return LatencyModel(chosen, profile, precision)
@@ -248,9 +253,16 @@ def train_and_search(
     An impossible budget or a profile that cannot be completed here ends before any training.
     Arguments and errors as in :func:`train`, :func:`latency_model` and :func:`search`.
     """
+    require_one_process(f"a search by {strategy}")
     trained: TrainedSupernet | None = None
-    if supernet is None and (run / "supernet.json").exists():
-        on_note(f"supernet {run}, trained before")
+    if supernet is None and exists(run / "supernet.json"):
+        before = SupernetRecord.read(run / "supernet.json").settings
+        if epochs is not None and epochs != before.epochs:
+            raise InvalidInputError(
+                f"{run} holds a supernet of {before.epochs:g} epochs, not of {epochs:g}",
+                "leave out --epochs to search it, or pass another --output to train one",
+            )
+        on_note(f"supernet {run}, trained before: {before.epochs:g} epochs, seed {before.seed}")
         supernet = run
     if supernet is not None:
         trained = open_supernet(supernet, dataset)
@@ -292,7 +304,7 @@ def search(
     """
     ensure_writable(run)
     evaluator = SupernetEvaluator(supernet.network, supernet.dataset, model.space)
-
+    weights = supernet.run / "supernet.safetensors"
     outcome = run_search(
         model,
         evaluator,
@@ -304,11 +316,16 @@ def search(
         beside=beside,
         settle=settle,
         options=options,
+        keep_in=run,
         on_progress=on_progress,
     )
-    inputs = [profile_path, supernet.run / "supernet.json", supernet.run / "supernet.safetensors"]
+    job = job_of(
+        model, supernet.dataset, budget, strategy, f"inherited {sha256(weights)}", seed,
+        num_evaluations, device, options,
+    )  # fmt: skip
     result = as_result(
-        outcome, model, profile_path, budget, strategy=strategy, seed=seed, inputs=inputs,
+        outcome, model, profile_path, job,
+        inputs=[profile_path, supernet.run / "supernet.json", weights],
         data=data_record(supernet.dataset), supernet=supernet.run, weights="shared",
     )  # fmt: skip
     result.write(SearchResult.file_in(run))
@@ -332,14 +349,41 @@ def measured_by(
     return measure_ms
 
 
+def job_of(
+    model: LatencyModel,
+    dataset: ImageDataset | None,
+    budget: Budget,
+    strategy: str,
+    evaluator: str,
+    seed: int,
+    num_evaluations: int,
+    device: Device | None,
+    options: Mapping[str, Any] | None = None,
+) -> Job:
+    """What a search is, from what its workflow was given."""
+    return Job.model_validate(
+        {
+            "space": model.space.spec,
+            "data": "" if dataset is None else dataset.fingerprint,
+            "profile": model.fingerprint,
+            "budget": budget,
+            "strategy": strategy,
+            "options": str(dict(sorted((options or {}).items()))) if options else "",
+            "evaluator": evaluator,
+            "num_evaluations": num_evaluations,
+            "precision": model.precision,
+            "seed": seed,
+            "attached": device is not None,
+        }
+    )
+
+
 def as_result(
     outcome: Outcome,
     model: LatencyModel,
     profile_path: Path,
-    budget: Budget,
+    job: Job,
     *,
-    strategy: str,
-    seed: int,
     inputs: Sequence[Path],
     data: DataRecord,
     supernet: Path,
@@ -351,10 +395,11 @@ def as_result(
     return SearchResult.model_validate(
         {
             **vars(outcome),
+            "job": job.key,
             "space": model.space.spec,
-            "strategy": strategy,
-            "seed": seed,
-            "budget": budget,
+            "strategy": job.strategy,
+            "seed": job.seed,
+            "budget": job.budget,
             "profile": str(profile_path),
             "precision": model.precision,
             "device": model.profile.identity,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from deploynas.artifacts import Artifact
+from deploynas.artifacts import Artifact, exists, write_together
 from deploynas.data import ImageDataset
 from deploynas.nn import StaticNetwork
 from deploynas.nn.static import initialise
@@ -26,10 +26,13 @@ from deploynas.train import (
     TrainingProgress,
     accuracy,
     pick_device,
-    save_weights,
     train_network,
+    weights_of,
 )
+from deploynas.workflows.executor import LocalExecutor
 from deploynas.workflows.steps import OnProgress, told
+
+CLOCK_SECONDS = 10.0
 
 
 class Cost(Artifact):
@@ -39,6 +42,35 @@ class Cost(Artifact):
     VERSION = 1
 
     seconds: float
+
+
+@contextmanager
+def clocked(folder: Path, on_progress: OnProgress) -> Iterator[tuple[OnProgress, list[float]]]:
+    """Counts the seconds of some work into ``folder/cost.json``, over all its processes.
+
+    Yields:
+        What to call on progress, so that a killed process loses :data:`CLOCK_SECONDS` of them at
+        most; and a list: what is put into it is added.
+    """
+    file = folder / "cost.json"
+    before = Cost.read(file).seconds if exists(file) else 0.0
+    started = written = time.monotonic()
+    more: list[float] = []
+
+    def write() -> None:
+        Cost(seconds=before + time.monotonic() - started + sum(more)).write(file)
+
+    def told(text: str, share: float) -> None:
+        nonlocal written
+        if time.monotonic() - written > CLOCK_SECONDS:
+            written = time.monotonic()
+            write()
+        on_progress(text, share)
+
+    try:
+        yield told, more
+    finally:
+        write()
 
 
 class Trained(Artifact):
@@ -81,7 +113,7 @@ def train_all(
     todo = {
         f: job
         for f, job in zip(files, jobs, strict=True)
-        if not f.exists() or (keep_weights and not f.with_suffix(".safetensors").exists())
+        if not exists(f) or (keep_weights and not f.with_suffix(".safetensors").exists())
     }
     num = len(todo)
     if num_workers == 1:
@@ -94,15 +126,14 @@ def train_all(
 
             train_alone(nodes, dataset, recipe, file, each, keep_weights=keep_weights)
     elif num:
-        threads = max(1, torch.get_num_threads() // min(num_workers, num))
-        context = get_context("spawn")
-        with ProcessPoolExecutor(num_workers, context, torch.set_num_threads, (threads,)) as pool:
+        num_workers = min(num_workers, num)
+        threads = max(1, torch.get_num_threads() // num_workers)
+        with LocalExecutor(num_workers, partial(_in_worker, dataset, threads)) as executor:
             waiting, running = list(todo.items()), set[Future[None]]()
             while waiting or running:
                 while waiting and len(running) < num_workers and not time_is_up():
                     file, (nodes, recipe) = waiting.pop(0)
-                    job = partial(train_alone, nodes, dataset, recipe, file)
-                    running.add(pool.submit(job, keep_weights=keep_weights))
+                    running.add(executor.submit(_train, nodes, recipe, file, keep_weights))
                 if not running:  # time is up
                     break
                 ended, running = wait(running, return_when=FIRST_COMPLETED)
@@ -111,6 +142,18 @@ def train_all(
                 done = num - len(waiting) - len(running)
                 on_progress(f"training: {done} of {num} networks", done / num)
     return [Trained.read(file) if file.exists() else None for file in files]
+
+
+def _in_worker(dataset: ImageDataset, num_threads: int) -> ImageDataset:
+    """What a worker process opens once."""
+    torch.set_num_threads(num_threads)
+    return dataset
+
+
+def _train(
+    dataset: ImageDataset, nodes: list[Node], recipe: Recipe, file: Path, keep_weights: bool
+) -> None:
+    train_alone(nodes, dataset, recipe, file, keep_weights=keep_weights)
 
 
 def train_alone(
@@ -137,7 +180,7 @@ def train_alone(
 
     def watch(state: TrainingProgress) -> None:
         nonlocal written
-        if time.process_time() - written > 10:
+        if time.process_time() - written > CLOCK_SECONDS:
             written = time.process_time()
             Cost(seconds=before + written - started).write(clock)
         tell(state)
@@ -149,9 +192,9 @@ def train_alone(
         for split in (dataset.val, dataset.test)
     )
     seconds = before + time.process_time() - started
-    if keep_weights:
-        save_weights(file.with_suffix(".safetensors"), network)
-    Trained(validation=validation, test=test, seconds=seconds).write(file)
+    done = Trained(validation=validation, test=test, seconds=seconds)
+    weights = {file.with_suffix(".safetensors").name: weights_of(network)} if keep_weights else {}
+    write_together(file.parent, {**weights, file.name: done.content}, file.name)
     for path in (checkpoint, clock):
         path.unlink(missing_ok=True)
 

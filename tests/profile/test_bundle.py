@@ -76,7 +76,7 @@ def test_results_become_a_profile(results, tmp_path):
     assert measured == len(SPACE.layer_table)
     assert LatencyModel(SPACE, profile).predict_ms(SPACE.largest())[0] > 0
     before = {key: record.samples for key, record in profile.layers.items()}
-    journal = tmp_path / "again.journal"
+    journal = tmp_path / "again.json.journal"
     with pytest.raises(KeyboardInterrupt):  # an import that is interrupted, and repeated
         profile_space(found, device, tmp_path / "again.json", on_progress=interrupt)
     assert journal.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import signal
@@ -21,7 +22,7 @@ from deploynas.errors import (
     OutputError,
 )
 from deploynas.profile import DeviceProfile, LatencyModel, profile_space, profiler
-from deploynas.profile.device_profile import open_journal
+from deploynas.profile.device_profile import JournalHead, JournalRound, open_journal
 from deploynas.profile.latency_model import fit, judge, kendall_tau
 from deploynas.profile.validate import Judgement, fresh_archs, profiled_spaces
 from deploynas.spaces import space
@@ -149,7 +150,7 @@ def test_truncated_profile_is_refused(profile_path: Path, tmp_path: Path) -> Non
 
 def test_two_profilers_cannot_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "cpu.json"
-    with open_journal(path), pytest.raises(OutputError, match="another deploynas profile"):
+    with open_journal(path), pytest.raises(OutputError, match="another deploynas process"):
         profile_space(SPACE, CpuDevice(), path)
 
 
@@ -159,12 +160,12 @@ def test_a_journal_that_its_owner_removed_is_not_held(tmp_path: Path) -> None:
     opened = fcntl.flock
 
     def owner_ends_first(file: object, flags: int) -> None:
-        path.with_suffix(".journal").unlink()
+        path.with_name("cpu.json.journal").unlink()
         opened(file, flags)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fcntl, "flock", owner_ends_first)
-        with pytest.raises(OutputError, match="another deploynas profile"), open_journal(path):
+        with pytest.raises(OutputError, match="another deploynas process"), open_journal(path):
             pass
 
 
@@ -201,7 +202,7 @@ def test_killed_profile_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "soft_seconds=10)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(path)])
-    journal = path.with_suffix(".journal")
+    journal = path.with_name("cpu.json.journal")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         if journal.exists() and len(journal.read_text().splitlines()) > 16:
@@ -217,6 +218,69 @@ def test_killed_profile_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not journal.exists()
     for name, (ms, _, _) in list(first.items())[:5]:
         assert profile.layers[name].samples.ms[0][0] == pytest.approx(ms, abs=1e-6)
+
+
+NOT_RECORDS = (
+    b"5", b"[1,2]", b"null", b'"text"', b"{}", b"\xff\xfe", b"[" * 5_000,
+    b'{"first":true,"bytes":{},"touches":{"a":["1.0",1.0,1.0]}}',
+    b'{"first":true,"bytes":{},"touches":{"a":[-1.0,1.0,1.0]}}',
+    b'{"first":true,"bytes":{},"touches":{"a":[NaN,1.0,1.0]}}',
+)  # fmt: skip
+
+
+def one_round(ms: float) -> JournalRound:
+    return JournalRound(first=True, bytes={"a": 100}, touches={"a": (ms, 1.0, 1.0)})
+
+
+def test_a_torn_line_loses_itself_and_nothing_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    with open_journal(path) as journal:
+        journal.append(JournalHead(identity={"device": "cpu"}))
+        journal.append(one_round(1.0))
+        file = journal.path
+    whole = file.read_bytes()
+    for length in range(whole.index(b"\n") + 1, len(whole)):
+        file.write_bytes(whole[:length])
+        with open_journal(path) as journal:
+            assert [type(entry) for entry in journal.entries] == [JournalHead]
+            assert journal.num_cut == 0
+            journal.append(one_round(2.0))
+        with open_journal(path) as journal:
+            assert journal.entries[1:] == [one_round(2.0)]
+
+
+@pytest.mark.parametrize("line", NOT_RECORDS, ids=range(len(NOT_RECORDS)))
+def test_lines_that_are_no_records_are_cut_off(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "cpu.json"
+    with open_journal(path) as journal:
+        journal.append(JournalHead(identity={"device": "cpu"}))
+        journal.append(one_round(1.0))
+        file = journal.path
+    file.write_bytes(file.read_bytes() + line + b"\n" + one_round(3.0).model_dump_json().encode())
+    with open_journal(path) as journal:
+        assert journal.entries[1:] == [one_round(1.0)]
+        assert journal.num_cut == 1
+        journal.append(one_round(2.0))
+    with open_journal(path) as journal:
+        assert journal.entries[1:] == [one_round(1.0), one_round(2.0)]
+
+
+def test_a_damaged_journal_blocks_no_profile(tmp_path: Path, short_sessions: None) -> None:
+    path = tmp_path / "cpu.json"
+    path.with_name("cpu.json.journal").write_bytes(b"5\nnull\n\xff")
+    device = CpuDevice()
+    profile, _ = profile_space(SPACE, device, path, budget_minutes=0.02, soft_seconds=0)
+    assert len(profile.layers) == len(SPACE.layer_table)
+    assert "2 lines" in " ".join(device.notes)
+
+
+def test_journals_of_names_with_dots_are_their_own(tmp_path: Path) -> None:
+    names = ("pi-2.4GHz", "pi-2.8GHz", "p.journal", "cpu.json")
+    with contextlib.ExitStack() as stack:
+        journals = [stack.enter_context(open_journal(tmp_path / name)) for name in names]
+        paths = {journal.path.name for journal in journals}
+    assert len(paths) == len(names)
+    assert not paths & set(names)
 
 
 def test_fit_takes_a_power_only_where_no_sum_will_do() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import strategies as bench
 
 from deploynas.errors import InfeasibleBudgetError
-from deploynas.search.run import _first_within
+from deploynas.search import Budget, search
+from deploynas.search.evaluations import Evaluations
+from deploynas.search.run import _first_within, by_score
 
 FINALISTS = np.array([[2], [1], [0]], np.uint8)
 
@@ -74,3 +77,129 @@ def test_refinement_never_returns_what_measures_over_budget() -> None:
     best, upper = _first_within(by_share, 1.0, measure_ms, most=1.05)
     assert best[0] < 900
     assert upper == 0.5
+
+
+LAND = bench.Landscape(0)
+COSTS = np.sort(LAND.upper_ms(LAND.everything))
+
+
+class Judge:
+    """An evaluator of a landscape that counts what it is asked, and can be made to end early."""
+
+    kind, chunk, num_finalists, identity = "measured", 1, 3, "landscape"
+
+    def __init__(self, most=10**9):
+        self.asked, self.most = [], most
+
+    def quick(self, archs):
+        self.asked += [arch.tobytes() for arch in archs]
+        if len(self.asked) > self.most:
+            raise KeyboardInterrupt
+        return LAND.accuracies(archs)
+
+    def promising(self, archs, scores):
+        return by_score(scores)
+
+    def final(self, archs):
+        return LAND.accuracies(archs)
+
+
+class Model:
+    """The landscape's costs as a latency model."""
+
+    def __init__(self):
+        for name in ("space", "half_width", "upper_ms", "predict_ms", "layer_terms", "terms_of"):
+            setattr(self, name, getattr(LAND, name))
+        self.intercept_term, self.ms_of = 0.0, LAND.ms_of
+
+    def extrapolates(self, ms):
+        return False
+
+
+def found(judge, budget, **changes):
+    own = {
+        "strategy": "evolution", "seed": 0, "num_evaluations": 60, "measure_ms": None,
+        **changes,
+    }  # fmt: skip
+    return search(Model(), judge, budget, **own)
+
+
+def row_of(candidate):
+    return LAND.space.encode([candidate.architecture])
+
+
+@pytest.mark.parametrize("factor", [1.1, 1.5, 2.5])
+def test_a_machine_slower_than_its_profile_steps_down_along_what_was_evaluated(factor):
+    """All finalists measure over budget: one that was evaluated, as much cheaper, is taken."""
+    limit = float(np.quantile(COSTS, 0.7))
+    measured = []
+
+    def measure_ms(arch):
+        measured.append(factor * float(LAND.upper_ms(arch[None])[0]))
+        return measured[-1]
+
+    judge = Judge()
+    outcome = found(judge, Budget(latency_ms=limit), measure_ms=measure_ms)
+    assert measured[-1] == outcome.measured_latency_ms <= limit
+    assert all(ms > limit for ms in measured[:-1])
+    assert row_of(outcome.best).tobytes() in set(judge.asked)
+    # nothing that was evaluated, fits the corrected budget and was not measured is better
+    archs = np.stack([np.frombuffer(key, np.uint8) for key in set(judge.asked)])
+    fits = factor * LAND.upper_ms(archs) <= limit * 0.99
+    assert outcome.best.accuracy >= LAND.accuracies(archs[fits]).max() - 0.02
+
+
+def test_where_nothing_evaluated_measures_within_budget_the_evaluations_stay(tmp_path):
+    judge = Judge()
+    budget = Budget(latency_ms=float(np.quantile(COSTS, 0.2)))
+    with pytest.raises(InfeasibleBudgetError, match="every evaluation is kept"):
+        found(judge, budget, measure_ms=lambda arch: 1e9, keep_in=tmp_path)
+    again = Judge()
+    outcome = found(again, budget, keep_in=tmp_path)
+    assert not again.asked
+    assert budget.admits(row_of(outcome.best), Model()).all()
+
+
+@pytest.mark.parametrize("most", [0, 1, 7, 30, 75])
+def test_an_interrupted_search_asks_nothing_twice_and_ends_the_same(tmp_path, most):
+    budget = Budget(latency_ms=float(np.quantile(COSTS, 0.5)))
+    first, second = Judge(most), Judge()
+    with pytest.raises(KeyboardInterrupt):
+        found(first, budget, keep_in=tmp_path)
+    outcome = found(second, budget, keep_in=tmp_path)
+    assert outcome == found(Judge(), budget)
+    assert not set(first.asked[:most]) & set(second.asked)
+    with Evaluations(tmp_path, "another", LAND.space) as kept:
+        assert kept.get(np.frombuffer(second.asked[0], np.uint8), "quick") is None
+
+
+@pytest.mark.parametrize("decided", [True, False])
+def test_whatever_was_evaluated_may_win(decided):
+    """A strategy that finds a poor network is beaten by the random search beside it."""
+    worst = LAND.everything[LAND.accuracies(LAND.everything).argmin()]
+    if decided:
+        outcome = found(Judge(), Budget(latency_ms=1e9), decide=lambda share: worst)
+    else:  # the search has a single evaluation, the largest and uniform networks are poor
+        outcome = found(Judge(), Budget(latency_ms=float(COSTS[-2])), strategy="random")
+    if decided:
+        assert outcome.found_by in ("random", "uniform")
+        assert outcome.best in (outcome.random_best, outcome.uniform_best)
+        assert outcome.best.accuracy > LAND.accuracies(worst[None])[0]
+    else:
+        assert outcome.found_by in ("strategy", "uniform")
+        assert outcome.random_best is None
+
+
+def test_a_decided_network_that_measures_over_gives_way_to_what_fits():
+    dear = LAND.space.largest()[0]
+    limit = float(np.quantile(COSTS, 0.5))
+    over = {dear.tobytes(): 2 * limit}
+
+    def measure_ms(arch):
+        return over.get(arch.tobytes(), float(LAND.upper_ms(arch[None])[0]))
+
+    outcome = found(
+        Judge(), Budget(latency_ms=limit), decide=lambda share: dear, measure_ms=measure_ms
+    )
+    assert outcome.found_by != "strategy"
+    assert outcome.measured_latency_ms <= limit

@@ -18,6 +18,7 @@ from deploynas.workflows import compare as workflow
 from deploynas.workflows.comparison import Comparison, Settings, Winner, rows_of, welch
 from deploynas.workflows.trainings import Trained
 
+CELLS = "darts-small:channels=4,cells=3,nodes=1,operations=skip_connect+max_pool_3x3+sep_conv_3x3"
 RECIPE = Recipe(epochs=0.5, batch_size=64, learning_rate=0.1)
 
 
@@ -127,8 +128,6 @@ def test_candidates_that_are_trained_are_trained_once(
 
     monkeypatch.setattr(trainings, "train_network", never)
     assert run(space, digits, profile, tmp_path, given)[0] == found
-    with pytest.raises(InvalidInputError, match="another --output"):
-        run(space, digits, profile, tmp_path, settings(space, budget, ("evolution",), num_seeds=1))
 
 
 def test_every_strategy_that_fits_is_compared_where_none_is_named(space, budget):
@@ -158,11 +157,91 @@ def test_several_workers_train_what_one_does(space, digits, tmp_path):
         assert abs(a.test - b.test) < 0.2  # sums in another order, hardly trained
 
 
-def test_another_comparison_in_the_folder(space, digits, profile, budget, tmp_path):
-    given = settings(space, budget, ("random",))
-    run(space, digits, profile, tmp_path, given, max_minutes=1e-9)
-    with pytest.raises(InvalidInputError, match="another --output"):
-        run(space, digits, profile, tmp_path, settings(space, budget, num_evaluations=9))
+@pytest.fixture
+def cells(digits, board_profile, tmp_path):
+    """A space that is trained in a moment, its profile and a budget."""
+    space = dn.space(CELLS, digits.num_classes, digits.channels, [8])
+    path = tmp_path / "cells.json"
+    board_profile(space).write(path)
+    model = LatencyModel(space, dn.DeviceProfile.load(path))
+    return space, path, Budget(latency_ms=float(np.median(model.upper_ms(space.everything()))))
+
+
+def test_nothing_is_reused_under_another_job(cells, digits, tmp_path, monkeypatch):
+    """A comparison that was stopped, then asked for with another budget, profile, recipe, ..."""
+    space, profile, budget = cells
+
+    def asked(**changes):
+        own = {"strategies": ("random",), "num_seeds": 1, "supernet_epochs": 0.1, **changes}
+        return settings(space, own.pop("budget", budget), **own)
+
+    searches = []
+    own = workflow._search
+    monkeypatch.setattr(workflow, "_search", lambda *a, **k: (searches.append(a[0]), own(*a, **k)))
+    first, _ = run(space, digits, profile, tmp_path / "run", asked())
+    (tmp_path / "run" / "comparison.json").unlink()  # killed before it was written
+    other = dn.DeviceProfile.load(profile)
+    key, record = next(iter(other.layers.items()))
+    samples = record.samples.model_copy(update={"ms": ((0.5,) * 3,) * 2})
+    slower = {key: record.model_copy(update={"samples": samples})}
+    elsewhere = tmp_path / "other.json"
+    other.model_copy(update={"layers": {**other.layers, **slower}}).write(elsewhere)
+    longer = RECIPE.model_copy(update={"epochs": 0.6})
+    jobs = {first.winners[0].job}
+    for path, given in (
+        (profile, asked(budget=Budget(latency_ms=budget.latency_ms * 0.9))),
+        (elsewhere, asked()),
+        (profile, asked(num_evaluations=5)),
+        (profile, asked(supernet_epochs=0.2)),
+        (profile, asked(evaluator="training")),
+        (profile, asked(evaluator="training", recipe=longer)),
+    ):
+        found, _ = run(space, digits, path, tmp_path / "run", given)
+        assert found.complete
+        jobs.add(found.winners[0].job)
+        model = LatencyModel(space, dn.DeviceProfile.load(path))
+        row = space.encode([found.winners[0].architecture])
+        assert given.budget.admits(row, model).all()
+    assert len(jobs) == len(searches) == 7
+    # the first one is still there; a recipe of winners alone trains them, and searches nothing
+    again, _ = run(space, digits, profile, tmp_path / "run", asked())
+    assert again.winners[0].job == first.winners[0].job
+    assert again.winners[0].test == first.winners[0].test
+    retrained, _ = run(space, digits, profile, tmp_path / "run", asked(recipe=longer))
+    assert retrained.winners[0].job == first.winners[0].job
+    assert retrained.winners[0].train_seconds != first.winners[0].train_seconds
+    assert len(searches) == 7
+
+
+def test_every_seed_has_a_supernet_of_its_own(cells, digits, tmp_path):
+    space, profile, budget = cells
+    given = settings(space, budget, ("random",), supernet_epochs=0.1)
+    found, _ = run(space, digits, profile, tmp_path / "run", given)
+    assert [w.seed for w in found.winners] == [0, 1]
+    folders = sorted((tmp_path / "run" / "supernets").iterdir())
+    assert [folder.name.rpartition("-")[0] for folder in folders] == [
+        "single-path-seed0", "single-path-seed1",
+    ]  # fmt: skip
+    first, second = ((folder / "supernet.safetensors").read_bytes() for folder in folders)
+    assert first != second
+
+
+def test_seconds_add_up_over_processes(tmp_path, monkeypatch):
+    clock = iter([0.0, 5.0, 100.0, 103.0, 200.0, 207.0])
+    monkeypatch.setattr(trainings.time, "monotonic", lambda: next(clock))
+    with trainings.clocked(tmp_path, lambda text, share: None):
+        pass
+
+    def interrupted():
+        with trainings.clocked(tmp_path, lambda text, share: None) as (_, more):
+            more.append(1.0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with trainings.clocked(tmp_path, lambda text, share: None):
+        pass
+    assert trainings.Cost.read(tmp_path / "cost.json").seconds == 5 + 3 + 1 + 7
 
 
 def test_an_impossible_budget_ends_before_any_work(space, digits, profile, tmp_path):
