@@ -10,8 +10,7 @@ import contextlib
 import fcntl
 import os
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Generic, Self, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -20,7 +19,7 @@ from deploynas.errors import OutputError
 Entry = TypeVar("Entry", bound=BaseModel)
 
 
-class Journal(Generic[Entry]):
+class Journal(contextlib.AbstractContextManager[Any], Generic[Entry]):
     """An append-only file of records, one JSON document a line.
 
     Args:
@@ -109,13 +108,5 @@ class Journal(Generic[Entry]):
         with contextlib.suppress(OSError):  # a full disk was reported by append
             self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()

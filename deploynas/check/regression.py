@@ -205,10 +205,10 @@ def slower_layers(device: Device, model: Path, baseline: Path) -> list[SlowerLay
     """
     now: dict[str, float] = {}
     before: dict[str, float] = {}
-    for _ in range(EXAMINATIONS):
+    for session in range(EXAMINATIONS):
         for path, found in ((baseline, before), (model, now)):
             try:
-                nodes = device.examine(path).nodes
+                nodes = device.examine(path, session).nodes
             except InvalidInputError:
                 return []
             for name, ms in nodes.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from deploynas.errors import (
 from deploynas.export import Manifest
 from deploynas.export.probe import TOLERANCE, open_session, probe
 from deploynas.graph.preprocess import centre
+from deploynas.onboard.folders import temporary_folder
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -189,8 +189,7 @@ def check(
     whole = ModelFile(file)
     budget = latency_ms or (manifest.latency_budget_ms if manifest else None)
     regression, peak, accuracy = None, None, None
-    with tempfile.TemporaryDirectory(prefix="deploynas-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         model = whole.fixed(input_shapes, folder)
         outputs = _outputs(model, file, manifest, device)
         if max_memory is not None:
@@ -299,8 +298,8 @@ def measure_model(
 
 def measure_bytes(device: Device, content: bytes) -> Samples:
     """Time a model that is not a file yet."""
-    with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         path.write_bytes(content)
         return measure_model(device, path, lambda text, share: None)
 

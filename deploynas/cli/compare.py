@@ -79,6 +79,7 @@ def compare(
     from deploynas.device import open_attached
     from deploynas.errors import require_positive
     from deploynas.profile import DeviceProfile
+    from deploynas.profile.shipped import locate
     from deploynas.spaces import space
     from deploynas.workflows import compare as workflow
     from deploynas.workflows import steps
@@ -97,7 +98,7 @@ def compare(
         supernet_epochs=search_epochs, recipe=steps.for_data(FROM_SCRATCH, dataset, epochs, 0),
     )  # fmt: skip
     hint = f"make one: deploynas profile --device cpu --space {space_name}"
-    path = profile or newest("*.json", PROFILES, "device profile", hint)
+    path = locate(profile or newest("*.json", PROFILES, "device profile", hint))
     identity = DeviceProfile.read(path).identity
 
     def note(text: str) -> None:

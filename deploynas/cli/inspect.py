@@ -41,6 +41,10 @@ def inspect(
     """Print MACs, params, memory and, with a profile, latency of every layer."""
     from deploynas.workflows.inspect import inspect_layers, inspect_onnx
 
+    if profile is not None:
+        from deploynas.profile.shipped import locate
+
+        profile = locate(profile)
     manifest = target / "manifest.json"
     if target.suffix == ".onnx" or (target / "model.onnx").is_file():
         document = inspect_onnx(target)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import json
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from deploynas import __version__
 from deploynas.cli.console import print_json
 from deploynas.errors import EXIT_ERROR, DeploynasError
 
@@ -23,18 +30,37 @@ _ClickException: Any = next(
     c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
 )
 VERBS = (
-    "spaces", "devices", "profile", "train", "search", "retrain", "export", "check", "inspect",
-    "compare", "demo",
+    "spaces", "devices", "profile", "profiles", "train", "search", "retrain", "export", "check",
+    "inspect", "compare", "demo",
 )  # fmt: skip
 for verb in VERBS:
     import_module(f"deploynas.cli.{verb}").register(app)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"deploynas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print it and stop."
+        ),
+    ] = False,
+) -> None:
+    """What goes before a verb."""
+
+
 def main() -> None:
-    """Run; a :class:`DeploynasError` becomes one line and its exit code."""
+    """Run; a :class:`DeploynasError` or a signal becomes one line and its exit code."""
     as_json = "--json" in sys.argv
     try:
-        code = app(standalone_mode=False)
+        with _signals(as_json):
+            code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except DeploynasError as error:
         _fail(error.kind, str(error), error.exit_code, as_json)
@@ -49,14 +75,70 @@ def main() -> None:
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", "interrupted; what was measured is kept", 130, as_json)
+        _fail("interrupted", _INTERRUPTED, 128 + signal.SIGINT, as_json)
     except _ClickException as error:
         error.show()
         sys.exit(error.exit_code)
 
 
-def _fail(kind: str, message: str, code: int, as_json: bool) -> None:
-    if as_json:
-        print_json({"error": {"kind": kind, "message": message}})
-    typer.echo(f"error: {message}", err=True)
+_INTERRUPTED = "interrupted: what was done is kept, and the same command goes on from it"
+
+
+class _Stop(BaseException):
+    """A signal asks for the end. Not KeyboardInterrupt, which typer makes a mute exit code."""
+
+
+@contextmanager
+def _signals(as_json: bool) -> Iterator[None]:
+    """SIGINT and SIGTERM end what goes on, which tidies up; one more ends the process at once."""
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) != signal.SIG_IGN  # nohup, or a shell's background
+    ]
+    stopped_by = 0
+    said = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopped_by
+        stopped_by = number
+        for each in numbers:
+            signal.signal(each, stop_at_once)
+        raise _Stop
+
+    def stop_at_once(number: int, frame: object) -> None:
+        if not said:
+            os.write(2, f"error: {_INTERRUPTED}\n".encode())
+            if as_json:
+                os.write(1, json.dumps(_document("interrupted", _INTERRUPTED)).encode() + b"\n")
+        os._exit(128 + stopped_by)
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    except BaseException:  # of the signal, or of what it broke
+        if not stopped_by:
+            raise
+        said = True
+        _say("interrupted", _INTERRUPTED, as_json)
+        atexit._run_exitfuncs()
+        os._exit(128 + stopped_by)  # to take torch down as well would need another second
+    finally:
+        if not stopped_by:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _document(kind: str, message: str) -> dict[str, dict[str, str]]:
+    return {"error": {"kind": kind, "message": message}}
+
+
+def _fail(kind: str, message: str, code: int, as_json: bool) -> NoReturn:
+    _say(kind, message, as_json)
     sys.exit(code)
+
+
+def _say(kind: str, message: str, as_json: bool) -> None:
+    if as_json:
+        print_json(_document(kind, message))
+    typer.echo(f"error: {message}", err=True)

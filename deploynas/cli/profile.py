@@ -77,9 +77,14 @@ def profile(
     from deploynas.errors import InvalidInputError, require_positive
     from deploynas.profile import LatencyModel, profile_space
     from deploynas.profile.bundle import read_results
+    from deploynas.profile.shipped import is_shipped
 
     if budget_minutes != math.inf:
         require_positive(budget_minutes, "--budget-minutes")
+    if output is not None and is_shipped(output):
+        raise InvalidInputError(
+            f"{output}: a profile that ships is only read", "name another file"
+        )
     precision = as_precision(precision_name)
     if bundle is not None:
         if results is not None:
@@ -200,13 +205,14 @@ def validate(
     from deploynas.device import open_same
     from deploynas.errors import IncompleteProfileError, UnknownNameError, require_positive
     from deploynas.profile import DeviceProfile, LatencyModel
+    from deploynas.profile.shipped import is_shipped, locate
     from deploynas.profile.validate import RULE, fresh_archs, profiled_spaces
     from deploynas.profile.validate import validate as run_validation
     from deploynas.report.validation import draw_validation
 
     require_positive(budget_minutes, "--budget-minutes")
     hint = "make one: deploynas profile --device cpu"
-    path = path or newest("*.json", PROFILES, "device profile", hint)
+    path = locate(path or newest("*.json", PROFILES, "device profile", hint))
     result = DeviceProfile.read(path)
     precision = as_precision(precision_name)
     spaces = {s.name: s for s in profiled_spaces(result, precision)}
@@ -222,7 +228,9 @@ def validate(
     )
     model = LatencyModel(chosen, result, precision)
     archs = fresh_archs(chosen, result, num_networks, seed, precision)
-    drawn: Path | None = picture or path.with_name(f"{path.stem}-validation.png")
+    beside = PROFILES if is_shipped(path) else path.parent
+    stem = Path(path.name.removesuffix(".gz")).stem
+    drawn: Path | None = picture or beside / f"{stem}-validation.png"
     assert drawn is not None
     ensure_writable(drawn.parent)
     with progress(quiet) as on_progress:

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from deploynas.search.result import DecisionRecord, TradeOff
 
 
+FINDERS = {
+    "random": "the random search beside it",
+    "uniform": "the uniform networks beside it",
+    "largest": "looking at the largest network",
+}
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     app.command("search")(search)
@@ -215,19 +222,22 @@ def search(
     from deploynas.artifacts import PROFILES, newest
     from deploynas.device import open_attached
     from deploynas.profile import DeviceProfile
+    from deploynas.profile.shipped import locate
+    from deploynas.train.distributed import is_first
 
     hint = "make one: deploynas profile --device cpu"
-    path = profile or newest("*.json", PROFILES, "device profile", hint)
+    path = locate(profile or newest("*.json", PROFILES, "device profile", hint))
     identity = DeviceProfile.read(path).identity
 
     def note(text: str) -> None:
         if not quiet:
             say(text, as_json=True)
 
+    quiet = quiet or not is_first()  # of the processes that torchrun started
     note(f"profile {path}: {identity.title}")
     if "reached" in identity.recorded:
         note(f"asking {identity.name} ...")
-    device = open_attached(identity, warn)
+    device = open_attached(identity, warn) if is_first() else None
     with progress(quiet) as on_progress:
         if ofa_weights is not None:
             from deploynas.workflows import published
@@ -347,6 +357,8 @@ def _document(result: SearchResult, run: Path) -> dict[str, object]:
         "not_binding": list(result.not_binding),
         "precision": result.precision,
         "strategy": result.strategy,
+        "found_by": result.found_by,
+        "job": result.job,
         "seed": result.seed,
         "run": str(run),
         "measured_latency_ms": result.measured_latency_ms,
@@ -374,6 +386,8 @@ def _print(result: SearchResult, run: Path) -> None:
             f"random search, {result.num_evaluations} networks with the same weights: "
             f"{result.random_best.accuracy:.2%}"
         )
+    if result.found_by != "strategy":
+        say(f"found by {FINDERS[result.found_by]}, not by {result.strategy} itself")
     if result.decision:
         say(_decision(result.decision))
     if result.strategy == "pareto" and result.trade_off:
@@ -409,8 +423,12 @@ def _front(result: SearchResult, found: TradeOff) -> list[str]:
         f"{costs(point.costs)}  {point.accuracy:7.2%}{'  knee' if i == found.knee else ''}"
         for i, point in enumerate(result.front)
     ]
-    title = f"the front has {len(lines)} networks, hypervolume {found.hypervolume:.3f}:"
-    return [title, *lines]
+    corner = re.sub(r" +", " ", f"{costs(found.worst)} {found.worst_accuracy:.2%}").strip()
+    return [
+        f"the front has {len(lines)} networks, hypervolume {found.hypervolume:.3f} (share of the "
+        f"box between its best values and the worst evaluated: {corner}):",
+        *lines,
+    ]
 
 
 def _decision(decision: DecisionRecord) -> str:

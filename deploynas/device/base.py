@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from deploynas.artifacts import Record
 from deploynas.device.reference import write_references
 from deploynas.onboard.conversation import Examination, Worker
 from deploynas.onboard.conversation import open_worker as open_with
+from deploynas.onboard.folders import temporary_folder
 from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
 
 
@@ -90,12 +90,16 @@ class Device(Protocol):
 
     def rounds(
         self, models: Mapping[str, Path], rule: StopRule, samples: dict[str, Samples], seed: int
-    ) -> Iterator[Round]:
+    ) -> Generator[Round, None, None]:
         """Measure, a round after the other; as :func:`deploynas.onboard.timing.run_rounds`."""
         ...
 
-    def examine(self, model: Path) -> Examination:
+    def examine(self, model: Path, session: int = 0) -> Examination:
         """Peak memory of a model, and the times of its nodes.
+
+        Args:
+            model: An ONNX file.
+            session: Number of the worker, so that cores can rotate.
 
         Raises:
             InvalidInputError: This device cannot tell.
@@ -120,17 +124,17 @@ class LocalDevice(ABC):
 
     def rounds(
         self, models: Mapping[str, Path], rule: StopRule, samples: dict[str, Samples], seed: int
-    ) -> Iterator[Round]:
+    ) -> Generator[Round, None, None]:
         """See :class:`Device`."""
-        with TemporaryDirectory(prefix="deploynas-") as folder:
+        with temporary_folder() as folder:
             yield from run_rounds(
-                self.command, self.identity.runtime, write_references(Path(folder)), models, rule,
+                self.command, self.identity.runtime, write_references(folder), models, rule,
                 samples, seed,
             )  # fmt: skip
 
-    def examine(self, model: Path) -> Examination:
+    def examine(self, model: Path, session: int = 0) -> Examination:
         """See :class:`Device`."""
-        with open_with(self.command(0), [], self.identity.runtime) as worker:
+        with open_with(self.command(session), [], self.identity.runtime) as worker:
             return worker.examine(model)
 
 

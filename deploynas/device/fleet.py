@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from deploynas.onboard.timing import Round, Samples, StopRule
 
 DROPS = (DeviceError, DeviceMismatchError)  # a member's own trouble; but see ModelError
 NUM_ANCHORS = 4  # models that every device measures, to compare them
+END_SECONDS = 1.0  # that the members may take to end the round in hand
 
 
 class Fleet:
@@ -90,13 +93,13 @@ class Fleet:
         centre = np.median(list(table.values()), axis=0)
         return {name: float(np.median(ms / centre)) - 1 for name, ms in table.items()}
 
-    def examine(self, model: Path) -> Examination:
+    def examine(self, model: Path, session: int = 0) -> Examination:
         """Of the first member; see :class:`deploynas.device.base.Device`."""
-        return next(iter(self._members.values())).examine(model)
+        return next(iter(self._members.values())).examine(model, session)
 
     def rounds(
         self, models: Mapping[str, Path], rule: StopRule, samples: dict[str, Samples], seed: int
-    ) -> Iterator[Round]:
+    ) -> Generator[Round, None, None]:
         """See :class:`deploynas.device.base.Device`.
 
         A few models are measured by every member, the others by one each; what a member that
@@ -156,29 +159,43 @@ class _Run:
 def _merged(
     runs: Sequence[_Run], models: Mapping[str, Path], rule: StopRule,
     samples: Mapping[str, Samples], seed: int,
-) -> Iterator[Round]:  # fmt: skip
-    """Rounds of all as they come, of what fills ``samples``; share done: the slowest one's."""
+) -> Generator[Round, None, None]:  # fmt: skip
+    """Rounds of all as they come, of what fills ``samples``; share done: the slowest one's.
+
+    Where nobody wants more, each member ends after the round in hand.
+    """
     out: queue.Queue[tuple[_Run, Round | None]] = queue.Queue()
+    enough = threading.Event()
 
     def work(run: _Run) -> None:
         part = {name: models[name] for name in run.samples}
         try:
-            for one in run.device.rounds(part, rule, run.samples, seed):
-                out.put((run, one))
+            with contextlib.closing(run.device.rounds(part, rule, run.samples, seed)) as rounds:
+                for one in rounds:
+                    out.put((run, one))
+                    if enough.is_set():
+                        break
         except Exception as error:  # raised where it is waited for
             run.error = error
         finally:
             out.put((run, None))
 
-    for run in runs:
-        threading.Thread(target=work, args=(run,), daemon=True).start()
+    threads = [threading.Thread(target=work, args=(run,), daemon=True) for run in runs]
+    for thread in threads:
+        thread.start()
     left = len(runs)
-    while left:
-        run, one = out.get()
-        if one is None:
-            run.done = 1.0
-            left -= 1
-            continue
-        run.done = one.done
-        kept = {n: t for n, t in one.touches.items() if run.samples[n] is samples[n]}
-        yield Round(one.number, kept, min(run.done for run in runs), one.others)
+    try:
+        while left:
+            run, one = out.get()
+            if one is None:
+                run.done = 1.0
+                left -= 1
+                continue
+            run.done = one.done
+            kept = {n: t for n, t in one.touches.items() if run.samples[n] is samples[n]}
+            yield Round(one.number, kept, min(run.done for run in runs), one.others)
+    finally:
+        enough.set()
+        deadline = time.monotonic() + END_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -59,11 +60,13 @@ def measure(
         samples.setdefault(name, Samples(path.stat().st_size))
     busiest = 0.0
     try:
-        for one in device.rounds(models, rule, samples, seed):
-            on_round(one.number, one.touches)
-            on_progress(Progress(one.done, len(one.touches)))
-            if not math.isnan(one.others):
-                busiest = max(busiest, one.others)
+        # closed by whatever leaves this loop, so that no worker goes on
+        with contextlib.closing(device.rounds(models, rule, samples, seed)) as rounds:
+            for one in rounds:
+                on_round(one.number, one.touches)
+                on_progress(Progress(one.done, len(one.touches)))
+                if not math.isnan(one.others):
+                    busiest = max(busiest, one.others)
     except ModelError as error:
         raise _explained(error, models.get(error.model)) from None
     if busiest > BUSY_CORES:

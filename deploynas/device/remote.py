@@ -19,10 +19,9 @@ import tempfile
 import threading
 import weakref
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, Any, NoReturn
 
 import deploynas.errors
@@ -33,6 +32,7 @@ from deploynas.device.reference import write_references
 from deploynas.device.wire import Parcel
 from deploynas.errors import DeviceError, DeviceMismatchError, InvalidInputError, ModelError
 from deploynas.onboard.conversation import Examination
+from deploynas.onboard.folders import temporary_folder
 from deploynas.onboard.processor import DEFAULT_PROVIDER
 from deploynas.onboard.timing import Level, Round, Samples, StopRule
 
@@ -349,14 +349,14 @@ class RemoteDevice:
 
     def rounds(
         self, models: Mapping[str, Path], rule: StopRule, samples: dict[str, Samples], seed: int
-    ) -> Iterator[Round]:
+    ) -> Generator[Round, None, None]:
         """See :class:`deploynas.device.base.Device`."""
         link = self._connected()
         before = link.bytes_sent
         finished = False
         try:
-            with TemporaryDirectory(prefix="deploynas-") as folder:
-                references = [link.put(path) for path in write_references(Path(folder))]
+            with temporary_folder() as folder:
+                references = [link.put(path) for path in write_references(folder)]
             sent = {name: link.put(path) for name, path in models.items()}
             link.send(
                 {
@@ -385,13 +385,13 @@ class RemoteDevice:
                 link.close()
                 self._link = None
 
-    def examine(self, model: Path) -> Examination:
+    def examine(self, model: Path, session: int = 0) -> Examination:
         """See :class:`deploynas.device.base.Device`."""
         link = self._connected()
         link.send(
             {
                 "do": "examine", "digest": link.put(model), "runtime": self.identity.runtime,
-                "threads": self._threads, "provider": self._provider,
+                "session": session, "threads": self._threads, "provider": self._provider,
             }
         )  # fmt: skip
         return Examination.of(link.receive())

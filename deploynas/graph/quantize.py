@@ -6,14 +6,14 @@ import contextlib
 import io
 import logging
 import re
-import tempfile
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+
+from deploynas.onboard.folders import temporary_folder
 
 Images = npt.NDArray[np.float32]
 
@@ -42,8 +42,7 @@ def quantize(model: bytes, images: Images, float_layers: Collection[str] = ()) -
     whole = onnx.load_from_string(model)
     metadata = {entry.key: entry.value for entry in whole.metadata_props}
     (image,) = whole.graph.input
-    with tempfile.TemporaryDirectory(prefix="deploynas-") as name, _quiet():
-        folder = Path(name)
+    with temporary_folder() as folder, _quiet():
         source, prepared, target = (folder / f"{n}.onnx" for n in ("float", "prepared", "int8"))
         source.write_bytes(model)
         # shapes alone: batch norms are folded, and its optimizer would take HardSwish apart

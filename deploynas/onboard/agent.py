@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 from deploynas.errors import DeviceError, ModelError
 from deploynas.onboard.conversation import Examination, open_worker
+from deploynas.onboard.folders import own, sweep
 from deploynas.onboard.parts import ModelFolder
 from deploynas.onboard.processor import worker_command
 from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
@@ -41,6 +42,8 @@ def serve(source: BinaryIO, folder: Path) -> None:
         source: The conversation.
         folder: Holds this package, and what is received; removed at the end.
     """
+    sweep(folder.parent)
+    owned = own(folder)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else prints must not reach the conversation
     lock = threading.Lock()
@@ -88,7 +91,8 @@ def serve(source: BinaryIO, folder: Path) -> None:
     for work in (listen, beat):
         threading.Thread(target=work, daemon=True).start()
     try:
-        answer_all(questions, models, folder, say)
+        with owned:
+            answer_all(questions, models, folder, say)
     finally:
         leave()
 
@@ -157,7 +161,7 @@ def described(provider: str, threads: int, folder: Path) -> dict[str, object]:
 
 def examined(message: Mapping[str, Any], models: ModelFolder) -> Examination:
     """Peak memory and times of nodes of the model that a message names."""
-    command = worker_command(message["provider"], message["threads"], 0)
+    command = worker_command(message["provider"], message["threads"], message["session"])
     with open_worker(command, [], message["runtime"]) as worker:
         return worker.examine(models.path(message["digest"]), "the model")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deploynas.errors import DeviceError, ModelError
+from deploynas.onboard.folders import temporary_folder
 
 END_SECONDS = 5.0  # that a worker may take to end
 ANSWER_HINT = "run it again: what was measured is kept"
@@ -91,8 +92,9 @@ class Worker:
 
     def examine(self, path: Path, name: str | None = None) -> Examination:
         """What a model takes beside time; it needs not be loaded."""
-        answer = self._ask({"examine": str(path)}, path.stem if name is None else name)
-        return Examination.of(answer)
+        with temporary_folder() as folder:  # ours: a worker that is killed leaves it to us
+            question = {"examine": str(path), "folder": str(folder)}
+            return Examination.of(self._ask(question, path.stem if name is None else name))
 
     def _ask(self, question: object, model: str = "") -> dict[str, object]:
         busy = f" with {model}" if model else ""

@@ -16,6 +16,7 @@ from typing import Any
 
 from deploynas.errors import DeviceError
 from deploynas.onboard.agent import described
+from deploynas.onboard.folders import own, sweep
 from deploynas.onboard.parts import ModelFolder
 from deploynas.onboard.processor import BUSY_CORES, worker_command
 from deploynas.onboard.timing import Level, Samples, StopRule, run_rounds
@@ -26,7 +27,9 @@ SAY_SECONDS = 5.0
 def main(folder: Path, results: Path) -> None:
     """Measure what the plan in ``folder``, the unpacked bundle, asks for into ``results``."""
     try:
-        _run(folder, results)
+        sweep(folder.parent)
+        with own(folder):
+            _run(folder, results)
     except KeyboardInterrupt:
         sys.exit("stopped; run it again, it goes on")
     except (DeviceError, ValueError) as error:
@@ -60,10 +63,13 @@ def _run(folder: Path, results: Path) -> None:
     if lines and "end" in lines[-1]:
         return
     samples: dict[str, Samples] = {}
-    for line in lines[1:]:
-        one = line["round"]
-        for name, (ms, level) in one["touches"].items():
-            samples.setdefault(name, Samples(0)).add(one["number"] == 0, ms, Level(**level))
+    try:
+        for line in lines[1:]:
+            one = line["round"]
+            for name, (ms, level) in one["touches"].items():
+                samples.setdefault(name, Samples(0)).add(one["number"] == 0, ms, Level(**level))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        raise ValueError(f"{results} is damaged: name another file") from None
     with results.open("a") as out:
 
         def write(entry: dict[str, Any]) -> None:
@@ -112,11 +118,13 @@ def _so_far(results: Path) -> list[dict[str, Any]]:
     whole = content[: content.rfind(b"\n") + 1]
     try:
         lines = [json.loads(line) for line in whole.splitlines()]
+        if not all(isinstance(line, dict) for line in lines):
+            raise ValueError
         if lines and not ("plan" in lines[0] and "identity" in lines[0]):
             raise ValueError
         if not all("round" in line for line in lines[1:-1]):
             raise ValueError
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise ValueError(f"{results} holds something else: name another file") from None
     if len(whole) < len(content):
         results.write_bytes(whole)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -260,11 +260,12 @@ def run_rounds(
     rule: StopRule,
     samples: dict[str, Samples],
     seed: int,
-) -> Iterator[Round]:
+) -> Generator[Round, None, None]:
     """The engine: time ``models`` (name -> ONNX file), a round after the other.
 
     Args:
-        command: Command line of a worker, by the session's number.
+        command: Command line of a worker, by the session's number: it goes on from the sessions
+            that are there, so that cores rotate over several measurements of the same samples.
         runtime: What errors call it.
         references: Files of the reference set.
         models: What.
@@ -279,6 +280,7 @@ def run_rounds(
     rng = np.random.default_rng([seed, *(len(s.ms) for s in samples.values())])
     start = time.monotonic()
     total = max(rule.min_sessions - len(samples[name].ms) for name in models)
+    before = max(len(samples[name].ms) for name in models)
     for session in range(rule.max_sessions):
         elapsed = time.monotonic() - start
         late = elapsed > rule.soft_seconds
@@ -289,7 +291,7 @@ def run_rounds(
         names = [open_names[i] for i in rng.permutation(len(open_names))]
         files = [*[("the reference model", path) for path in references] * COPIES]
         files += [(name, models[name]) for name in names]
-        with open_worker(command(session), files, runtime) as worker:
+        with open_worker(command(before + session), files, runtime) as worker:
             plan = _Plan(worker, names, rule.touch_ms)
             load = BusyCores(worker.pid)
             opened, round_number, done = time.monotonic(), 0, 0.0

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import sys
-import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,21 +24,23 @@ EXAMINE_SECONDS = 1.0  # of a slow model fewer runs are enough
 
 
 def main() -> None:
-    """Answer one JSON document a line until standard input ends."""
+    """Answer one JSON document a line until standard input ends, in the middle of one or not."""
     provider, threads, cores = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     if cores and hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the runtime prints must not reach the conversation
+    questions: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=listen, args=(questions,), daemon=True).start()
     import numpy as np
     import onnxruntime as ort
 
     ort.set_default_logger_severity(3)
     sessions: list[tuple[Any, dict[str, Any]]] = []
     rng = np.random.default_rng(0)
-    for line in sys.stdin:
-        question = json.loads(line)
+    while True:
+        question = json.loads(questions.get())
         try:
             if "load" in question:
                 session = open_session(ort, question["load"], provider, threads)
@@ -45,7 +48,8 @@ def main() -> None:
                 sessions.append((session, feeds))
                 answer: dict[str, object] = {"loaded": len(sessions)}
             elif "examine" in question:
-                answer = examine(ort, np, rng, question["examine"], provider, threads)
+                path, folder = question["examine"], Path(question["folder"])
+                answer = examine(ort, np, rng, path, provider, threads, folder)
             else:
                 answer = {"ms": [touch(sessions[m], runs) for m, runs in question["time"]]}
         except Exception as error:  # reported to the engine, which names the model
@@ -54,10 +58,24 @@ def main() -> None:
         out.flush()
 
 
+def listen(questions: queue.SimpleQueue[str]) -> None:
+    """Pass questions on, and end the process when there will be no more.
+
+    This thread does nothing but wait, so that it takes no time from what is measured.
+    """
+    with contextlib.suppress(OSError, ValueError), os.fdopen(os.dup(0)) as source:
+        for line in source:
+            questions.put(line)
+    os._exit(0)
+
+
 def examine(
-    ort: Any, np: Any, rng: Any, path: str, provider: str, threads: int
+    ort: Any, np: Any, rng: Any, path: str, provider: str, threads: int, folder: Path
 ) -> dict[str, object]:
-    """What a model takes beside time: memory, and which of its nodes the time goes to."""
+    """What a model takes beside time: memory, and which of its nodes the time goes to.
+
+    ``folder`` takes the runtime's trace; the asker removes it.
+    """
     before = peak_bytes(reset=True)
     session = open_session(ort, path, provider, threads)
     feeds = {i.name: random_input(np, rng, i) for i in session.get_inputs()}
@@ -65,14 +83,13 @@ def examine(
         session.run(None, feeds)
     peak = peak_bytes()
     del session
-    with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
-        session = open_session(ort, path, provider, threads, str(Path(folder) / "trace"))
-        started = time.monotonic()
-        for number in range(EXAMINED_RUNS + 1):
-            session.run(None, feeds)
-            if number >= 3 and time.monotonic() - started > EXAMINE_SECONDS:
-                break
-        events = json.loads(Path(session.end_profiling()).read_text())
+    session = open_session(ort, path, provider, threads, str(folder / "trace"))
+    started = time.monotonic()
+    for number in range(EXAMINED_RUNS + 1):
+        session.run(None, feeds)
+        if number >= 3 and time.monotonic() - started > EXAMINE_SECONDS:
+            break
+    events = json.loads(Path(session.end_profiling()).read_text())
     times: dict[str, list[float]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):

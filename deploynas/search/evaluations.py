@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 from deploynas.artifacts import Record
 from deploynas.journal import Journal
@@ -29,7 +29,7 @@ class Evaluation(Record):
     accuracy: float
 
 
-class Evaluations:
+class Evaluations(AbstractContextManager["Evaluations"]):
     """The evaluations of one evaluator in a run, those of earlier processes among them.
 
     A context manager. A search that was stopped asks the same networks again, and is answered
@@ -77,15 +77,7 @@ class Evaluations:
         (found,) = self._space.decode(arch[None])
         return found  # type: ignore[return-value]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._journal is not None:
             self._journal.close()
 

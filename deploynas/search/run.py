@@ -228,11 +228,14 @@ class _Judged:
 
     def scores(self, archs: Archs) -> Floats:
         """``(n,)`` quick evaluations."""
+        new = []
         for arch in archs:
-            known = self._kept.get(arch, "quick")
-            if known is not None:
-                self._quick.setdefault(arch.tobytes(), known)
-        new = [arch for arch in archs if arch.tobytes() not in self._quick]
+            if arch.tobytes() not in self._quick:
+                known = self._kept.get(arch, "quick")
+                if known is None:
+                    new.append(arch)
+                else:
+                    self._quick[arch.tobytes()] = known
         chunk = self._evaluator.chunk
         for start in range(0, len(new), chunk):
             part = np.stack(new[start : start + chunk])

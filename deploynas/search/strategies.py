@@ -113,14 +113,18 @@ def uniform_samples(
             (space.sums(one.values), one.limit - one.intercept)
             for one in limited_sums(model, budget)
         ]
-        if sums:
-            tightest, left = min(sums, key=lambda pair: pair[0].log_count(pair[1]))
-            before = -1
-            for number in range(MAX_DRAWS):
-                found = admitted(found, space.as_rows(tightest.sample(size, left, rng)))
-                if len(found) >= n or (number >= EASY_DRAWS and len(found) == before):
-                    break
-                before = len(found)
+        tightest, left = min(sums, key=lambda pair: pair[0].log_count(pair[1]), default=(None, 0))
+        stuck = 0
+        for _ in range(MAX_DRAWS):
+            before = len(found)
+            if tightest is None:
+                drawn = space.sample_networks(size, rng)
+            else:
+                drawn = space.as_rows(tightest.sample(size, left, rng))
+            found = admitted(found, drawn)
+            stuck = 0 if len(found) > before else stuck + 1
+            if len(found) >= n or stuck > 2 * EASY_DRAWS:
+                break
     if not len(found):
         one = budget.witness(model, rng)
         if one is None:

@@ -6,6 +6,7 @@ recipe once, and kept in the run's folder, so that a search that was killed goes
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,13 @@ from deploynas.train.evaluate import CALIBRATION_IMAGES
 from deploynas.workflows import steps
 from deploynas.workflows.networks import save_chosen
 from deploynas.workflows.steps import OnProgress
-from deploynas.workflows.trainings import Cost, images_per_second, key_of, train_all
+from deploynas.workflows.trainings import (
+    Cost,
+    executor_for,
+    images_per_second,
+    key_of,
+    train_all,
+)
 
 ETA, RUNGS = 3, 3  # one in so many goes on, so many times
 LEAST_STEPS = 30  # of a rung
@@ -83,6 +90,12 @@ class TrainedCandidates:
         self._seen: list[dict[bytes, float]] = [{} for _ in self.rungs]
         self._seconds: dict[str, float] = {}
         self._num_asked = 0
+        self._executor = executor_for(dataset, num_workers) if num_workers > 1 else None
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._executor is not None:
+            self._executor.__exit__()
 
     @property
     def seconds(self) -> float:
@@ -146,7 +159,7 @@ class TrainedCandidates:
         jobs = [(self.space.layers(arch), self.rungs[rung]) for arch in archs]
         done = train_all(
             jobs, self._dataset, self._folder, self._num_workers, lambda: False, self._told,
-            keep_weights=rung == len(self.rungs) - 1,
+            keep_weights=rung == len(self.rungs) - 1, executor=self._executor,
         )  # fmt: skip
         found = []
         for (nodes, recipe), one in zip(jobs, done, strict=True):
@@ -228,11 +241,12 @@ def search(
         f"candidates{', of which one in 9 in full' if len(evaluator.rungs) == RUNGS else ''}, "
         f"{recipe.epochs:g} epochs"
     )
-    outcome = run_search(
-        model, evaluator, budget, strategy=strategy, seed=seed, num_evaluations=num_evaluations,
-        measure_ms=steps.measured_by(device, evaluator.extract, precision), beside=False,
-        options=own, on_progress=on_progress,
-    )  # fmt: skip
+    with contextlib.closing(evaluator):
+        outcome = run_search(
+            model, evaluator, budget, strategy=strategy, seed=seed,
+            num_evaluations=num_evaluations, beside=False, options=own, on_progress=on_progress,
+            measure_ms=steps.measured_by(device, evaluator.extract, precision),
+        )  # fmt: skip
     job = steps.job_of(
         model, dataset, budget, strategy, evaluator_of(recipe, halving=halving), seed,
         num_evaluations, device, own,

@@ -7,6 +7,7 @@ done is kept in the run's folder: a comparison that was stopped goes on, and tra
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -332,7 +333,7 @@ def _search(
             trained=trained, on_progress=told, on_note=lambda text: None,
         )  # fmt: skip
         return
-    with clocked(folder, told) as (told, more):
+    with clocked(folder, told) as (told, more), contextlib.ExitStack() as stack:
         if strategy in GRADIENT:
             own = _gradient_recipe(strategy, dataset, settings, seed)
             gradient.search(
@@ -346,6 +347,7 @@ def _search(
             alone = candidates.TrainedCandidates(
                 model.space, dataset, recipe, trained, num_workers=num_workers, on_progress=told,
             )  # fmt: skip
+            stack.callback(alone.close)
 
             def judge(archs: Archs) -> Floats:
                 started, before = time.monotonic(), alone.seconds

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -93,6 +93,7 @@ def train_all(
     on_progress: OnProgress,
     *,
     keep_weights: bool = False,
+    executor: LocalExecutor[ImageDataset] | None = None,
 ) -> list[Trained | None]:
     """Train networks from scratch, several at a time, each of them once.
 
@@ -104,6 +105,7 @@ def train_all(
         time_is_up: Asked before each training: after that none begins.
         on_progress: Called with what is going on and its share done.
         keep_weights: Beside the accuracies, as ``.safetensors``.
+        executor: Of :func:`executor_for`, which lives on; one of this call alone where None.
 
     Returns:
         One a job; None where time was up.
@@ -126,9 +128,10 @@ def train_all(
 
             train_alone(nodes, dataset, recipe, file, each, keep_weights=keep_weights)
     elif num:
-        num_workers = min(num_workers, num)
-        threads = max(1, torch.get_num_threads() // num_workers)
-        with LocalExecutor(num_workers, partial(_in_worker, dataset, threads)) as executor:
+        with ExitStack() as stack:
+            if executor is None:
+                num_workers = min(num_workers, num)
+                executor = stack.enter_context(executor_for(dataset, num_workers))
             waiting, running = list(todo.items()), set[Future[None]]()
             while waiting or running:
                 while waiting and len(running) < num_workers and not time_is_up():
@@ -142,6 +145,12 @@ def train_all(
                 done = num - len(waiting) - len(running)
                 on_progress(f"training: {done} of {num} networks", done / num)
     return [Trained.read(file) if file.exists() else None for file in files]
+
+
+def executor_for(dataset: ImageDataset, num_workers: int) -> LocalExecutor[ImageDataset]:
+    """Processes that train networks on a data set, among which the cores are shared."""
+    threads = max(1, torch.get_num_threads() // num_workers)
+    return LocalExecutor(num_workers, partial(_in_worker, dataset, threads))
 
 
 def _in_worker(dataset: ImageDataset, num_threads: int) -> ImageDataset:

@@ -57,7 +57,8 @@ VERBS = {
                 "--data", "--profile", "--workers", "--max-minutes", "--output", "--resume",
                 "--json", "--quiet"},
     "inspect": {"--profile", "--space", "--json", "--quiet"},
-    "demo": {"--data", "--download", "--json", "--quiet"},
+    "profiles": {"list", "show"},
+    "demo": {"--data", "--download", "--minutes", "--epochs", "--json", "--quiet"},
 }  # fmt: skip
 
 

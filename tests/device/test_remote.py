@@ -576,6 +576,19 @@ def test_an_error_of_our_own_is_not_swallowed_by_a_fleet(models):
         measure(Fleet({"a": Broken(), "b": CpuDevice()}), models, ONCE)
 
 
+def test_an_interrupt_ends_every_member_of_a_fleet(models):
+    before = set(threading.enumerate())
+    fleet = Fleet({"a": CpuDevice(), "b": open_device(HERE)})
+
+    def on_round(number, touches):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(fleet, models, LONG, on_round=on_round)
+    wait_until(lambda: set(threading.enumerate()) <= before, 5)
+    assert not agents()
+
+
 def test_fleets_that_cannot_be(tmp_path):
     with pytest.raises(DeviceMismatchError, match="not of one kind: threads: 1 / 2"):
         Fleet({"one": CpuDevice(1), "two": open_device(HERE, threads=2)})

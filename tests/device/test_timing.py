@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import shlex
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from deploynas.device import CpuDevice, Identity, Level, Samples, StopRule, measure
+from deploynas.check.regression import slower_layers
+from deploynas.device import (
+    CpuDevice,
+    Identity,
+    Level,
+    Samples,
+    StopRule,
+    measure,
+    open_device,
+)
 from deploynas.device.base import open_worker
 from deploynas.device.reference import write_references
 from deploynas.errors import DeviceError, InvalidInputError, UnknownNameError, require_positive
 from deploynas.graph.emit import RandomWeights, emit
 from deploynas.onboard.conversation import Worker
+from deploynas.onboard.processor import available_cores
 from deploynas.onboard.timing import MEMORY_BYTES, estimate
 from deploynas.spaces import Layer
 from deploynas.spaces.layers import chain
@@ -324,3 +338,58 @@ def test_a_disturbed_session_changes_nothing():
     assert estimate(disturbed).num_samples == 18
     two_kinds = [*quiet, *(1.3 * session for session in quiet)]
     assert estimate(two_kinds).median > 1.1  # what happens half of the time is no outlier
+
+
+class Watched(CpuDevice):
+    """Remembers the sessions that it was asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.sessions = []
+
+    def command(self, session):
+        self.sessions.append(session)
+        return super().command(session)
+
+
+def cores_of_workers():
+    """The cores of each worker below this process."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            arguments = (folder / "cmdline").read_bytes().split(b"\0")
+            if len(arguments) > 1 and arguments[1].endswith(b"onboard/worker.py"):
+                found[folder.name] = frozenset(os.sched_getaffinity(int(folder.name)))
+    return found
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no core can be chosen here")
+@pytest.mark.parametrize("name", ["cpu", f"exec:{shlex.quote(sys.executable)}"])
+def test_cores_rotate_over_measurements_of_the_same_samples(name, models):
+    device, samples, used, before = open_device(name), {}, [], cores_of_workers()
+    for number in range(1, 4):
+        rule = replace(QUICK, min_sessions=number, max_sessions=number, rounds=2)
+
+        def on_round(session, touches):
+            new = {w: cores for w, cores in cores_of_workers().items() if w not in before}
+            used.append(*new.values()) if session == 0 else None
+
+        measure(device, models, rule, samples=samples, on_round=on_round)
+    assert [len(one) for one in samples["small"].ms] == [2, 2, 2]
+    cores = available_cores()
+    assert used == [frozenset({cores[i % len(cores)]}) for i in range(3)]
+
+
+def test_sessions_go_on_from_those_that_are_there(models):
+    device = Watched()
+    samples = {"small": synthetic([[1.0, 1.1], [1.0, 1.1], [1.0, 1.1]]), "large": synthetic([])}
+    rule = replace(QUICK, min_sessions=2, max_sessions=4, precision=math.inf)
+    measure(device, models, rule, samples=samples)
+    assert device.sessions == [3, 4]  # what the large one lacks; the small one has enough
+    assert [len(samples[name].ms) for name in models] == [3, 2]
+
+
+def test_layers_are_compared_on_every_core(models):
+    device = Watched()
+    slower_layers(device, models["large"], models["small"])
+    assert device.sessions == [0, 0, 1, 1, 2, 2]

@@ -4,7 +4,7 @@
 // when standard input ends; where this relay is killed, the browser goes by itself.
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { createReadStream, mkdtempSync, rmSync } from 'node:fs';
+import { createReadStream, mkdtempSync, rmSync, utimesSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
@@ -14,6 +14,8 @@ import { fileURLToPath } from 'node:url';
 const [dist, browser, ...flags] = process.argv.slice(2);
 const here = dirname(fileURLToPath(import.meta.url));
 const profile = mkdtempSync(join(tmpdir(), 'deploynas-chromium-'));
+// a folder that nobody has touched for a day is removed by who makes the next one
+setInterval(() => utimesSync(profile, new Date(), new Date()), 3_600_000);
 const token = randomBytes(16).toString('hex');
 const OPEN_MS = 120_000; // a browser that takes longer to open the page never will
 const types = { '.mjs': 'text/javascript', '.wasm': 'application/wasm', '.html': 'text/html' };

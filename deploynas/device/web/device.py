@@ -92,7 +92,7 @@ class WebDevice(LocalDevice):
             },
         )
 
-    def examine(self, model: Path) -> Examination:
+    def examine(self, model: Path, session: int = 0) -> Examination:
         """See :class:`deploynas.device.base.Device`; a browser does not tell."""
         raise InvalidInputError(
             f"{self._name} tells neither the memory of a model nor the times of its nodes",

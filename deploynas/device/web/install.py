@@ -8,10 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from deploynas.errors import DeviceError, MissingDependencyError, OutputError
+from deploynas.onboard.folders import temporary_folder
 
 HERE = Path(__file__).parent
 MIN_NODE = 18
@@ -98,8 +98,8 @@ def install_runtime() -> tuple[Path, bool]:
         return target, False
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            staged = Path(folder) / "runtime"
+        with temporary_folder(target.parent) as folder:
+            staged = folder / "runtime"
             staged.mkdir()
             for name in ("package.json", "package-lock.json"):
                 shutil.copy(HERE / name, staged)
