@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types contracts format bench venv clean debian-data
+.PHONY: help demo test test-fast test-kill lint types contracts format bench wheel venv clean debian-data
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,12 @@ test: $(STAMP) ## run the tests (PYTEST_ARGS="-k name" to choose)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS); status=$$?; \
 	if [ $$status -eq 5 ]; then echo "make test: pytest found no test to run" >&2; fi; \
 	exit $$status
+
+test-fast: $(STAMP) ## the tests that take a moment each: for the inner loop
+	@$(MAKE) --no-print-directory test PYTEST_ARGS='-m "not slow" $(PYTEST_ARGS)'
+
+test-kill: $(STAMP) ## every long search killed at 20 random moments, and gone on with (an hour)
+	DEPLOYNAS_KILLS=20 $(BIN)/python -m pytest tests/workflows/test_killed.py $(PYTEST_ARGS)
 
 lint: $(STAMP) ## style: ruff's rules and its format
 	$(BIN)/python -m ruff check .
@@ -37,6 +43,11 @@ format: $(STAMP) ## let ruff rewrite what it can
 
 bench: $(STAMP) ## list the benchmarks; run one with .venv/bin/python benchmarks/NAME.py
 	@ls benchmarks
+
+wheel: $(STAMP) ## build dist/deploynas-VERSION-py3-none-any.whl
+	rm -rf build
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build
 
 venv: $(STAMP) ## create .venv and install everything into it
 
