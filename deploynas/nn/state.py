@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,16 @@ def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list
     common = expected.keys() & state.keys()
     reshaped = {name for name in common if expected[name].shape != state[name].shape}
     return sorted((expected.keys() ^ state.keys()) | reshaped)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A short hash of named tensors: of their values, types and shapes."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        plain = tensor.detach().cpu().contiguous()
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def require_finite(state: Mapping[str, Tensor], path: Path) -> None:

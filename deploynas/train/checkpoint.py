@@ -96,7 +96,8 @@ def load_checkpoint(
         raise InvalidInputError(f"{path} is damaged: {error}", f"delete {path}") from None
     if metadata.get("identity") != identity:
         raise InvalidInputError(
-            f"{path} belongs to another data set, space or recipe", f"delete {path} to start anew"
+            f"{path} belongs to another data set, space, recipe or start",
+            f"delete {path} to start anew",
         )
     try:
         module.load_state_dict(_part(tensors, "model."))

@@ -13,6 +13,7 @@ from torch import nn
 from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
 from deploynas.nn import CellNetwork, MixedNetwork, StaticNetwork, Supernet, recalibrate
+from deploynas.nn.state import digest
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train.batches import Batches
 
@@ -99,11 +100,9 @@ class SupernetEvaluator:
     @cached_property
     def identity(self) -> str:
         """Of the weights and of the images that recalibrate and judge."""
-        digest = hashlib.sha256(f"{self._of_data} {QUICK_IMAGES} {QUICK_CALIBRATION}".encode())
-        for name, tensor in sorted(self._supernet.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        images = f"{self._of_data} {QUICK_IMAGES} {QUICK_CALIBRATION}"
+        whole = f"{digest(self._supernet.state_dict())} {images}"
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
     def promising(self, archs: Archs, scores: np.ndarray) -> list[int]:
         """Indices, the highest score first."""

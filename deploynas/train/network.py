@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from deploynas.data import ImageDataset
 from deploynas.nn import StaticNetwork, recalibrate
+from deploynas.nn.state import digest
 from deploynas.train.batches import Batches
 from deploynas.train.evaluate import CALIBRATION_IMAGES
 from deploynas.train.loop import Recipe, StepImages, TrainingProgress, run_training
@@ -36,9 +37,10 @@ def train_network(
         loss.backward()
         return loss
 
+    layers = " ".join(node.layer.key for node in network.nodes)
     run_training(
         network, dataset, recipe, accumulate,
-        identity=" ".join(node.layer.key for node in network.nodes),
+        identity=f"{layers} {digest(dict(network.named_parameters()))}",  # where it starts, too
         checkpoint=checkpoint, on_progress=on_progress,
     )  # fmt: skip
     device = next(network.parameters()).device

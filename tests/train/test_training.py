@@ -86,8 +86,26 @@ def test_a_checkpoint_of_another_recipe_is_refused(digits, space, tmp_path, monk
     path = tmp_path / "checkpoint"
     train_supernet(new_supernet(space), digits, RECIPE, checkpoint=path)
     other = RECIPE.model_copy(update={"learning_rate": 0.1})
-    with pytest.raises(InvalidInputError, match="another data set, space or recipe"):
+    with pytest.raises(InvalidInputError, match="another data set, space, recipe or start"):
         train_supernet(new_supernet(space), digits, other, checkpoint=path)
+
+
+def test_a_checkpoint_from_another_start_is_refused(digits, space, tmp_path, monkeypatch):
+    """Retraining from a supernet's weights is not gone on with as training from scratch."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    path, recipe = tmp_path / "checkpoint", Recipe(epochs=0.2, batch_size=64)
+    arch = space.smallest()[0]
+
+    def start(seed):
+        torch.manual_seed(seed)
+        return build(space, arch)
+
+    train_network(start(0), digits, recipe, checkpoint=path)
+    steps = []
+    train_network(start(0), digits, recipe, checkpoint=path, on_progress=steps.append)
+    assert not steps  # it was done
+    with pytest.raises(InvalidInputError, match="another data set, space, recipe or start"):
+        train_network(start(1), digits, recipe, checkpoint=path)
 
 
 def test_a_training_that_diverges_says_so(digits, space):
