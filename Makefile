@@ -5,9 +5,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 PYTEST_ARGS ?=
+TESTS ?= not long
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-kill lint types contracts format bench wheel venv clean debian-data
+.PHONY: help demo test test-fast test-long test-kill lint types contracts format bench wheel venv clean debian-data
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -16,12 +17,15 @@ demo: $(STAMP) debian-data ## specialise a network for this machine, the whole c
 	$(BIN)/deploynas demo --download
 
 test: $(STAMP) ## run the tests (PYTEST_ARGS="-k name" to choose)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS); status=$$?; \
+	@$(BIN)/python -m pytest -m "$(TESTS)" $(PYTEST_ARGS); status=$$?; \
 	if [ $$status -eq 5 ]; then echo "make test: pytest found no test to run" >&2; fi; \
 	exit $$status
 
-test-fast: $(STAMP) ## the tests that take a moment each: for the inner loop
-	@$(MAKE) --no-print-directory test PYTEST_ARGS='-m "not slow" $(PYTEST_ARGS)'
+test-fast: $(STAMP) ## those that take a moment each: for the inner loop
+	@$(MAKE) --no-print-directory test TESTS="not slow and not long"
+
+test-long: $(STAMP) ## those that are not in `make test`: the wheel, torchrun, killed searches
+	@$(MAKE) --no-print-directory test TESTS=long
 
 test-kill: $(STAMP) ## every long search killed at 20 random moments, and gone on with (an hour)
 	DEPLOYNAS_KILLS=20 $(BIN)/python -m pytest tests/workflows/test_killed.py $(PYTEST_ARGS)

@@ -18,7 +18,7 @@ from deploynas.profile.shipped import names
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "deploynas", "profiles")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def shell(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -107,7 +107,7 @@ def slow(tmp_path):
     return write_model(tmp_path / "slow.onnx", chain([SLOW]), RandomWeights())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["cpu", "web", HERE])
 def test_a_worker_in_the_middle_of_a_long_question_ends_with_its_asker(name, slow, start):
     if name == "web":
@@ -195,7 +195,7 @@ def search(board_profile, tmp_path_factory):
     ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "code", "worked"),
     [(signal.SIGKILL, -9, 4.0), (signal.SIGINT, 130, 0.5)],  # while they train; while they start

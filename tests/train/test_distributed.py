@@ -249,7 +249,7 @@ def arguments_for(strategy, name, images, board_profile, folder):
     ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_gradient_search_under_torchrun(images, board_profile, tmp_path, monkeypatch):
     """Finds what one process finds, and one process alone decides, writes and talks."""
     search = arguments_for("proxyless", "proxyless-small", images, board_profile, tmp_path)
@@ -284,7 +284,7 @@ def test_a_gradient_search_under_torchrun(images, board_profile, tmp_path, monke
     assert np.abs(end - start).max() > 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_error_of_the_first_process_ends_all(images, board_profile, tmp_path):
     """Said once; the other process ends without one of its own, so that it cannot be faster."""
     search = arguments_for("darts", CELLS, images, board_profile, tmp_path)

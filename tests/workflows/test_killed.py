@@ -127,7 +127,7 @@ def essence(file):
     return {k: v for k, v in found.items() if k not in ("inputs", "profile")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("case", SEARCHES if NUM_KILLS else ALWAYS)
 def test_killed_at_random_moments(case, images, board_profile, tmp_path):
     whole, file = command(case, tmp_path / "whole", images, board_profile)
