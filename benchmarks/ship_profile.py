@@ -66,7 +66,7 @@ def packed(profile: Path) -> bytes:
 def table(folder: Path) -> str:
     """A row a shipped profile."""
     rows = []
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
+    for path in sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.name.removesuffix(SUFFIX)):
         profile = DeviceProfile.read(path)
         held = calibrations(profile)
         spaces = "; ".join(

@@ -68,6 +68,11 @@ def wait_until(condition, seconds=60):
     assert condition()
 
 
+def hears_interrupts():
+    """What a shell starts in the background ignores them, and so does what that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path):
     """Starts a command in a folder of the test's own, and sees to its end."""
@@ -78,7 +83,7 @@ def start(tmp_path):
         environment["DEPLOYNAS_FASHION_MNIST"] = str(tmp_path)  # has none: the digits are used
         process = subprocess.Popen(
             command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.PIPE, preexec_fn=hears_interrupts,
         )  # fmt: skip
         processes.append(process)
         return process

@@ -57,8 +57,9 @@ def test_prediction_equals_the_fitted_regression(profile_path: Path) -> None:
     records = profile.networks[KEY]
     measured = np.array([profile.estimate(r.samples).median for r in records])
     predicted = model.predict_ms(SPACE.encode([r.architecture for r in records]))
+    noise = profile.validations[KEY].noise_floor  # of short sessions, perhaps beside others
     # in the fitted range a model that lost its intercept is off by far more
-    assert np.median(np.abs(predicted / measured - 1)) < 0.05
+    assert np.median(np.abs(predicted / measured - 1)) < max(0.05, noise)
     assert kendall_tau(predicted, measured) > 0.8
 
 
