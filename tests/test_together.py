@@ -80,6 +80,7 @@ def test_a_first_writing_that_was_whole_is_found(
     assert not exists(tmp_path / "r.json")
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     random.seed(0)
     seen = set()

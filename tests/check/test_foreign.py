@@ -40,6 +40,7 @@ def test_there_are_nine():
     assert len(LIGHT) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
 def test_classic_networks(path):
     result = check(path, CpuDevice(), latency_ms=1e6, max_bytes=1e9)
@@ -61,6 +62,7 @@ def relu(path, shape=("n", 3, "h", "w"), *, names="x", kind="Relu", opset=17, ir
     return path
 
 
+@pytest.mark.slow
 def test_dynamic_inputs_need_a_shape(tmp_path):
     path = relu(tmp_path / "dynamic.onnx")
     with pytest.raises(InvalidInputError, match=r"\[n, 3, h, w\] .*--input-shape 1,3,1,1"):
@@ -161,6 +163,7 @@ def test_inputs_of_an_unknown_kind(tmp_path):
         check(path, CpuDevice())
 
 
+@pytest.mark.slow
 def test_accuracy_of_what_takes_no_images(tmp_path):
     data = _load_digits((), seed=0, max_size=64)
     examples = Examples.of(data, None)
@@ -205,6 +208,7 @@ def _web():
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 def test_slower_layers_are_named(tmp_path):
     """One block of the candidate is twice as wide: its nodes come first."""
     chosen = space("mobile-small", 10, 3, [32])
@@ -250,6 +254,7 @@ def real_file(real_network, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_real_network_passes_every_gate(real_file, tmp_path):
     twin = tmp_path / "twin.onnx"
     twin.write_bytes(real_file.read_bytes())
@@ -351,6 +356,7 @@ def classifier(path, shape, num_classes=10, kind=TensorProto.FLOAT):
     return path
 
 
+@pytest.mark.slow
 def test_accuracy_is_a_gate(tmp_path):
     digits = _load_digits((), seed=0, max_size=64)
     path = classifier(tmp_path / "m.onnx", (1, 1, 8, 8))

@@ -49,6 +49,7 @@ def test_the_whole_interval_decides(low, high, expected):
     assert decide(Estimate((low + high) / 2, low, high, 100), 0.05) == expected
 
 
+@pytest.mark.slow
 def test_a_slower_model_regresses_and_a_faster_one_does_not(models):
     device = CpuDevice(1)
     slower = compare(device, models["large"], Baseline(models["small"]))
@@ -71,6 +72,7 @@ def test_a_limit_that_nothing_can_tell_ends_with_the_timeout(models):
     pytest.fail("twelve times an interval of equal models lay beside 1")
 
 
+@pytest.mark.slow
 def test_against_a_record(models, record, tmp_path):
     device = CpuDevice(1)
     path = tmp_path / "record.json"
@@ -89,6 +91,7 @@ def test_against_a_record(models, record, tmp_path):
     assert compare(device, models["large"], allowed).outcome == "inconclusive"
 
 
+@pytest.mark.slow
 def test_a_slower_machine_is_taken_out_of_a_record(models, record, tmp_path):
     """A record whose references took half as long: of a machine at twice the clock."""
     device = CpuDevice(1)
@@ -126,6 +129,7 @@ def test_refusals(models, tmp_path):
         compare(device, models["small"], Baseline(not_a_record))
 
 
+@pytest.mark.slow
 def test_the_gravest_verdict_wins(models):
     size = models["large"].stat().st_size
     result = check(

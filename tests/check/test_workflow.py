@@ -32,6 +32,7 @@ def git(folder, *arguments):
     return subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
 @pytest.mark.parametrize(("change", "code"), [("none", 0), ("larger", 3)])
 def test_a_pull_request_is_gated(change, code, tmp_path):

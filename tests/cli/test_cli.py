@@ -179,6 +179,7 @@ def make_images(folder: Path, per_class: int = 160) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     data = str(make_images(tmp_path / "images"))
     done = run(
@@ -408,6 +409,7 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_precision_is_part_of_the_choice(tmp_path: Path) -> None:
     """An INT8 profile, a search under its budget, an INT8 file that says which is faster."""
     data = str(make_images(tmp_path / "images", per_class=80))
@@ -446,6 +448,7 @@ def test_precision_is_part_of_the_choice(tmp_path: Path) -> None:
     assert manifest["quantization"] is None
 
 
+@pytest.mark.slow
 def test_a_gradient_search_from_profile_to_checked_file(
     board_profile: Callable[[StagedSpace], DeviceProfile], tmp_path: Path
 ) -> None:
@@ -514,6 +517,7 @@ def test_a_gradient_search_from_profile_to_checked_file(
     assert "is not what" in done.stderr
 
 
+@pytest.mark.slow
 def test_candidates_that_are_trained_and_several_costs(
     board_profile: Callable[[StagedSpace], DeviceProfile], tmp_path: Path
 ) -> None:
@@ -548,6 +552,7 @@ def test_candidates_that_are_trained_and_several_costs(
     assert found["random_best"] is None
 
 
+@pytest.mark.slow
 def test_a_published_supernet_without_training(
     published_weights: Path, board_profile: Callable[[StagedSpace], DeviceProfile], tmp_path: Path
 ) -> None:
@@ -714,6 +719,7 @@ def test_a_full_disk_is_one_line(limit: int, tmp_path: Path) -> None:
     assert not (tmp_path / "p" / "cpu.json").exists()
 
 
+@pytest.mark.slow
 def test_a_named_device(tmp_path: Path) -> None:
     """From its name to a profile, and a model that is measured on it."""
     command = f"{shlex.quote(sys.executable)} -W ignore"

@@ -143,6 +143,7 @@ def test_a_worker_in_the_middle_of_a_long_question_ends_with_its_asker(name, slo
     assert err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
@@ -167,6 +168,7 @@ def test_a_measurement_that_is_ended(number, code, tmp_path, start):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once_without_a_traceback(tmp_path, start):
     model = write_model(tmp_path / "model.onnx", chain([FAST]), RandomWeights())
     # a link that does not end with its input: it is given some seconds

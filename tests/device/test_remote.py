@@ -110,6 +110,7 @@ def wait_until(condition, seconds=20):
 # what every kind of device passes
 
 
+@pytest.mark.slow
 def test_conformance(name, models, tmp_path):
     device = open_device(name)
     identity = device.identity
@@ -189,6 +190,7 @@ def test_draws_never_change():
 EXPECTED_DRAWS = ["0x1.e9b4c80000000p-2", "-0x1.f956780000000p-3", "0x1.4480f00000000p-4"]
 
 
+@pytest.mark.slow
 def test_a_file_goes_once(models):
     device = open_device(HERE)
     measure(device, models, ONCE)
@@ -200,6 +202,7 @@ def test_a_file_goes_once(models):
 # what goes wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "said"),
     [
@@ -228,6 +231,7 @@ def test_a_command_that_talks_without_end_is_ended_with_what_it_started(own_fold
     wait_until(lambda: mark not in subprocess.run(listed, capture_output=True, text=True).stdout)
 
 
+@pytest.mark.slow
 def test_a_greeting_is_passed_over(models):
     python = shlex.quote(sys.executable)
     device = open_device(f"exec:sh -c 'echo Welcome to the board; exec {python} \"$@\"' sh")
@@ -297,6 +301,7 @@ def worker_of(pid):
     return [child for child, parent in pairs if parent == pid][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["agent", "worker"])
 def test_something_is_killed_in_mid_measurement(victim, models, own_folder):
     device = open_device(HERE)
@@ -313,6 +318,7 @@ def test_something_is_killed_in_mid_measurement(victim, models, own_folder):
     assert measure(device, models, QUICK)["small"].num_samples == 6  # it connects again
 
 
+@pytest.mark.slow
 def test_a_device_that_falls_silent(models, monkeypatch):
     monkeypatch.setattr(remote_module, "SILENCE_SECONDS", 7.0)  # it speaks every five
     device = open_device(HERE)
@@ -323,6 +329,7 @@ def test_a_device_that_falls_silent(models, monkeypatch):
     assert "said nothing for 7 seconds" in said
 
 
+@pytest.mark.slow
 def test_nothing_is_left_when_the_tool_is_killed(models, own_folder):
     code = (
         "import sys; from pathlib import Path\n"
@@ -472,6 +479,7 @@ def test_an_agent_that_meets_the_unforeseen_says_so():
         link.receive()  # what cannot hear does not stay
 
 
+@pytest.mark.slow
 def test_files_of_the_folder_shadow_nothing(tmp_path, monkeypatch, models):
     for name in ("json", "numpy", "zipfile", "queue", "tempfile"):
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('shadowed')\n")
@@ -517,6 +525,7 @@ def six_models(folder):
     }
 
 
+@pytest.mark.slow
 def test_a_fleet_shares_the_work(tmp_path):
     named = NamedDevices.load()
     for name in ("pi1", "pi2", "pi3"):
@@ -536,6 +545,7 @@ def test_a_fleet_shares_the_work(tmp_path):
     assert any("on the same models, against their median: pi1" in note for note in fleet.notes)
 
 
+@pytest.mark.slow
 def test_a_member_that_drops_out_does_not_stop_the_rest(tmp_path):
     before = agents()
     first = open_device(HERE)
@@ -558,6 +568,7 @@ def test_a_member_that_drops_out_does_not_stop_the_rest(tmp_path):
     assert fleet.disagreement == {}  # one is left
 
 
+@pytest.mark.slow
 def test_a_member_that_is_off_does_not_stop_the_rest(models):
     fleet = Fleet({"off": open_device("exec:/nowhere/python3"), "on": open_device(HERE)})
     assert measure(fleet, models, ONCE)["small"].num_samples == 1
@@ -576,6 +587,7 @@ def test_an_error_of_our_own_is_not_swallowed_by_a_fleet(models):
         measure(Fleet({"a": Broken(), "b": CpuDevice()}), models, ONCE)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_every_member_of_a_fleet(models):
     before = set(threading.enumerate())
     fleet = Fleet({"a": CpuDevice(), "b": open_device(HERE)})
@@ -589,6 +601,7 @@ def test_an_interrupt_ends_every_member_of_a_fleet(models):
     assert not agents()
 
 
+@pytest.mark.slow
 def test_fleets_that_cannot_be(tmp_path):
     with pytest.raises(DeviceMismatchError, match="not of one kind: threads: 1 / 2"):
         Fleet({"one": CpuDevice(1), "two": open_device(HERE, threads=2)})

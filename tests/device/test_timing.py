@@ -52,6 +52,7 @@ def models(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_measure_on_this_machine(models):
     progress, rounds = [], []
     samples = measure(
@@ -363,6 +364,7 @@ def cores_of_workers():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no core can be chosen here")
 @pytest.mark.parametrize("name", ["cpu", f"exec:{shlex.quote(sys.executable)}"])
 def test_cores_rotate_over_measurements_of_the_same_samples(name, models):
@@ -389,6 +391,7 @@ def test_sessions_go_on_from_those_that_are_there(models):
     assert [len(samples[name].ms) for name in models] == [3, 2]
 
 
+@pytest.mark.slow
 def test_layers_are_compared_on_every_core(models):
     device = Watched()
     slower_layers(device, models["large"], models["small"])

@@ -169,6 +169,7 @@ def site(photo: Path) -> Iterator[Site]:
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", ["/examples/ankle-boot.png", "/given/photo.png"])
 def test_browser(image: str, browser: str, site: Site, photo: Path, tmp_path: Path) -> None:
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]

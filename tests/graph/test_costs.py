@@ -21,6 +21,7 @@ def write(path, nodes):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", spaces.space_names())
 def test_emitted_networks(name, tmp_path):
     """MACs are equal. Params are equal once each folded norm's C numbers are counted as 2 C."""
@@ -122,6 +123,7 @@ def test_what_cannot_be_counted(tmp_path):
         node_costs(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["n", None])
 def test_a_dynamic_shape_names_the_command_that_fixes_it(first, tmp_path):
     path = tmp_path / "m.onnx"

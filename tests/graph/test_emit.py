@@ -64,6 +64,7 @@ def small_net():
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", spaces.space_names())
 @torch.no_grad()
 def test_network_equals_torch(name):

@@ -71,6 +71,7 @@ def test_gates_one_and_zero_are_the_active_path(network):
     torch.testing.assert_close(network.forward_gated(x, active, other, gates), network(x, active))
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_gate_is_that_of_finite_differences(network):
     """Cai et al. 2019, section 3.2: dL/dg, the gates taken as real numbers."""
     network.double()

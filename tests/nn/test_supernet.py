@@ -51,6 +51,7 @@ def some_archs(space, n=3):
     return np.concatenate([space.smallest(), space.largest(), drawn])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_extract_equals_the_supernet(name):

@@ -67,6 +67,7 @@ def results(bundle, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_results_become_a_profile(results, tmp_path):
     found, precision, device = read_results(results)
     assert precision == "fp32"
@@ -125,6 +126,7 @@ def rewritten(bundle, path, name, content):
     return path
 
 
+@pytest.mark.slow
 def test_a_bundle_that_was_tampered_with(bundle, tmp_path):
     with zipfile.ZipFile(bundle) as archive:
         plan = archive.read("plan.json")
@@ -147,6 +149,7 @@ def test_a_bundle_that_was_tampered_with(bundle, tmp_path):
     assert run(cut, tmp_path)[0] == 1
 
 
+@pytest.mark.slow
 def test_what_a_device_may_lack(bundle, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     code, _, err = run(bundle, tmp_path, python=str(tmp_path / "bare/bin/python"))

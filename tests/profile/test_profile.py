@@ -43,6 +43,7 @@ def profile_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_second_run_measures_nothing_and_keeps_the_file(profile_path: Path) -> None:
     before = DeviceProfile.load(profile_path)
     after, measured = profile_space(SPACE, CpuDevice(), profile_path)
@@ -194,6 +195,7 @@ def test_validation_table() -> None:
     assert judgement.table.within_5_percent == pytest.approx(0.6)
 
 
+@pytest.mark.slow
 def test_killed_profile_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "cpu.json"
     code = (
@@ -266,6 +268,7 @@ def test_lines_that_are_no_records_are_cut_off(tmp_path: Path, line: bytes) -> N
         assert journal.entries[1:] == [one_round(1.0), one_round(2.0)]
 
 
+@pytest.mark.slow
 def test_a_damaged_journal_blocks_no_profile(tmp_path: Path, short_sessions: None) -> None:
     path = tmp_path / "cpu.json"
     path.with_name("cpu.json.journal").write_bytes(b"5\nnull\n\xff")
@@ -314,6 +317,7 @@ def test_fit_recovers_a_scale_and_judge_counts() -> None:
     assert table.kendall_tau == 1
 
 
+@pytest.mark.slow
 def test_int8_stands_beside_float(
     profile_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

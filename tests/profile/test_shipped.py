@@ -60,6 +60,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str
     return ended.value.code, out.getvalue(), err.getvalue()
 
 
+@pytest.mark.slow
 def test_packing_keeps_every_sample_and_repeats_to_the_byte(measured: Path, folder: Path) -> None:
     path = shipped.locate(Path("shipped:here-ort"))
     assert path.read_bytes() == ship_profile.packed(measured)

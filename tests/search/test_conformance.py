@@ -29,6 +29,7 @@ BUDGETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
 @pytest.mark.parametrize("num", [1, 40])
@@ -60,6 +61,7 @@ def test_an_impossible_budget_ends(name):
         budget.require_reachable(LAND, np.random.default_rng(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["evolution", "pareto"])
 def test_better_than_random(name):
     found = [bench.finds_the_top(name, seed) for seed in range(8)]
@@ -67,6 +69,7 @@ def test_better_than_random(name):
     assert sum(found) > sum(at_random) + 2
 
 
+@pytest.mark.slow
 def test_no_strategy_here_imports_torch():
     """The predictor needs scikit-learn, which does not bring it."""
     code = (
@@ -81,6 +84,7 @@ def test_no_strategy_here_imports_torch():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_predictor_spends_few_evaluations_too():
     for num in (4, 14):
         history = STRATEGIES["predictor"](

@@ -77,6 +77,7 @@ def test_a_mixture_of_one_operation_an_edge_is_the_architecture(network):
         torch.testing.assert_close(mixed, network(x, arch), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_the_strongest_cells_by_brute_force(nodes, board_profile):
     """Every cell of a smaller space: the strongest within the limits, and without any."""
@@ -193,6 +194,7 @@ def test_the_second_order_is_the_derivative_of_the_unrolled_loss(
     assert checked >= 2
 
 
+@pytest.mark.slow
 def test_the_second_order_unrolls_the_very_step_that_follows(space, digits, model, monkeypatch):
     """Its images, its loss with the labels smoothed, its learning rate at that point.
 
@@ -338,6 +340,7 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"gate": "sigmoid", "prune": 0.5, "order": "second"}])
 def test_resume_equals_uninterrupted(space, digits, model, changes, tmp_path, monkeypatch):
     recipe = DartsRecipe(epochs=1.5, architecture=DartsArchitectureRecipe(**changes))
@@ -380,6 +383,7 @@ def test_wrong_options(digits):
             gradient.darts_recipe_for(digits, None, 0, changes)
 
 
+@pytest.mark.slow
 def test_a_search_ends_in_files_and_says_when_it_collapsed(
     space, digits, model, board_profile, tmp_path
 ):

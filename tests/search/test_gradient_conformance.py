@@ -82,6 +82,7 @@ def learned(strategy, model, digits, budget, checkpoint=None, kill_at=None):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "name"), FITS)
 @pytest.mark.parametrize("share", SHARES.values(), ids=SHARES)
 def test_the_budget_holds_and_a_search_can_be_repeated_and_resumed(
@@ -105,6 +106,7 @@ def test_the_budget_holds_and_a_search_can_be_repeated_and_resumed(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "name"), FITS)
 def test_an_impossible_budget_ends(strategy, name, models, digits):
     model = models[name]

@@ -35,6 +35,7 @@ def depths(space, archs):
     return np.array(found) / 20
 
 
+@pytest.mark.slow
 def test_it_is_taken_where_the_graph_decides(space):
     archs = space.sample(200, np.random.default_rng(0))
     accuracies = depths(space, archs)
@@ -46,6 +47,7 @@ def test_it_is_taken_where_the_graph_decides(space):
     np.testing.assert_array_equal(predictor.predict(archs[80:]), again.predict(archs[80:]))
 
 
+@pytest.mark.slow
 def test_the_order_of_nodes_does_not_matter(space):
     archs = space.sample(40, np.random.default_rng(1)).astype(np.float64)
     predict = graph_predictor.fit(space, archs, depths(space, archs.astype(int)))

@@ -229,6 +229,7 @@ def test_a_two_path_step_is_equation_4_on_the_pair(network, model, loss, monkeyp
             np.testing.assert_allclose(seen[number], expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_reinforce_step_is_the_gradient_of_the_expectation(network, monkeypatch):
     """The mean of many steps, with a reward a path that no gradient can see."""
     spread_alphas(network)
@@ -401,6 +402,7 @@ def run(network, digits, model, recipe=RECIPE, **arguments):
     return learn(network, digits, model, middle(model), recipe, **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["two-path", "reinforce"])
 def test_a_killed_search_goes_on(update, digits, space, model, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)

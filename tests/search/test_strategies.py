@@ -37,6 +37,7 @@ def budgets(model):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("limit", ["latency", "tight", "both"])
 @pytest.mark.parametrize("num", [4, 60, 3_000])
@@ -60,6 +61,7 @@ def test_promises(name, limit, num, model):
     assert np.array_equal(again.archs, history.archs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "num"), [("ofa", 400), ("predictor", 60)])
 def test_beats_random_search(name, num, model):
     budget = budgets(model)["latency"]
@@ -75,6 +77,7 @@ def test_beats_random_search(name, num, model):
     assert np.median(best[name]) > np.median(best["random"])
 
 
+@pytest.mark.slow
 def test_the_best_kind_of_predictor_is_used(model):
     archs = SPACE.sample(150, np.random.default_rng(0))
     predictor = fit_predictor(SPACE, archs[:100], accuracy(archs[:100]))
@@ -131,6 +134,7 @@ def test_draws_of_networks_do_not_prefer_shallow_ones(name):
     assert deepest == pytest.approx(own[-1] / own.sum(), abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [("latency_ms",), ("latency_ms", "params"), ("macs",)])
 def test_the_random_baseline_is_uniform_over_the_admitted(limits, board_profile):
     space = spaces.space(TINY, resolutions=[16])
@@ -157,6 +161,7 @@ def test_a_corner_that_draws_hardly_meet_is_drawn_from_evenly(model):
     assert len(inside) == 300 > 20 * len(met)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["latency_ms", "macs", "params", "peak_memory_bytes"])
 @pytest.mark.parametrize("space_name", ["mobile-small", "proxyless-small", "ofa-mbv3-w1.0"])
 def test_the_lowest_reachable_value_is_exact(name, space_name, board_profile):

@@ -146,6 +146,7 @@ def test_costs_are_sums_over_layers(space, archs, cost):
     assert getattr(space, cost)(archs).tolist() == expected
 
 
+@pytest.mark.slow
 def test_peak_memory(space, archs):
     expected = [layers.peak_memory_bytes(space.layers(arch)) for arch in archs]
     assert space.peak_memory_bytes(archs).tolist() == expected

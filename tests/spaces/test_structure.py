@@ -103,6 +103,7 @@ def test_several_limits_are_kept_together_where_any_network_keeps_them(space, nu
     assert seen == {True, False}
 
 
+@pytest.mark.slow
 def test_more_than_255_options_do_not_wrap():
     """24 nodes: the last one's inputs are one of 300 pairs."""
     space = spaces.space("darts:nodes=24")

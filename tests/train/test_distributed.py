@@ -102,6 +102,7 @@ def run_well(script, *arguments, count=2):
         assert code == 0, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["progressive"])
 def test_two_processes_are_one(schedule, tmp_path):
     run_well(SCRIPT, tmp_path, schedule, count=1)
@@ -188,6 +189,7 @@ def parts(tmp_path_factory):
     return given, *(torch.load(folder / f"{name}.pt", weights_only=True) for name in names)
 
 
+@pytest.mark.slow
 def test_batch_norm_over_two_processes_where_the_mean_is_far_from_zero(parts):
     """Outputs, statistics and gradients; E[x^2] - E[x]^2 would be noise."""
     given, _, first, second = parts

@@ -54,6 +54,7 @@ def assert_same(first, second):
     assert all(torch.equal(v, second[k]) for k, v in first.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("schedule", "last"), [("sandwich", 4), ("progressive", 15)])
 def test_a_killed_training_goes_on(schedule, last, digits, space, tmp_path, monkeypatch):
     """Killed in the progressive schedule after its teacher was taken and channels sorted."""
@@ -81,6 +82,7 @@ def test_a_killed_training_goes_on(schedule, last, digits, space, tmp_path, monk
     assert_same(state(whole), state(resumed))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_recipe_is_refused(digits, space, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     path = tmp_path / "checkpoint"
@@ -115,6 +117,7 @@ def test_a_training_that_diverges_says_so(digits, space):
         train_network(network, digits, wild)
 
 
+@pytest.mark.slow
 def test_fine_tuning_improves_on_the_supernet(digits, space):
     supernet = new_supernet(space)
     train_supernet(supernet, digits, SupernetRecipe(epochs=3, batch_size=64))
@@ -141,6 +144,7 @@ def test_batch_norms_are_calibrated_after_training(digits, space):
     np.testing.assert_allclose(norm.running_mean, mean, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_progressive_shrinking_opens_phase_by_phase(digits, space, monkeypatch):
     """What each step trains, and that every subnet has learnt something in the end."""
     seen: list[set] = []
@@ -178,6 +182,7 @@ def test_progressive_shrinking_opens_phase_by_phase(digits, space, monkeypatch):
     assert (evaluator.final(ends) > 0.5).all()
 
 
+@pytest.mark.slow
 def test_a_log_that_tensorboard_reads(digits, space, tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with ScalarLog(tmp_path / "log") as log:

@@ -64,6 +64,7 @@ def counted(monkeypatch):
     return epochs
 
 
+@pytest.mark.slow
 def test_what_is_behind_stops_early(space, digits, tmp_path, monkeypatch):
     epochs = counted(monkeypatch)
     archs = space.sample(40, np.random.default_rng(0))
@@ -109,6 +110,7 @@ def test_rungs_of_too_few_steps_are_left_out(digits):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "halving", "workers", "num"),
     [("evolution", True, 1, 8), ("ofa", False, 1, 8), ("pareto", False, 2, 8)],
@@ -162,6 +164,7 @@ def test_a_search_that_was_killed_goes_on_and_ends_in_a_network(
     assert seconds > 0
 
 
+@pytest.mark.slow
 def test_several_costs_on_the_front(space, digits, profile, tmp_path):
     result = candidates.search(
         space, digits, profile, Budget(latency_ms=1e9), tmp_path,

@@ -62,6 +62,7 @@ def run(space, digits, profile, folder, given, **changes):
     return found, notes
 
 
+@pytest.mark.slow
 def test_a_comparison_stops_resumes_and_trains_nothing_twice(
     space, digits, profile, budget, tmp_path, monkeypatch
 ):
@@ -102,6 +103,7 @@ def test_a_comparison_stops_resumes_and_trains_nothing_twice(
     assert again == found
 
 
+@pytest.mark.slow
 def test_candidates_that_are_trained_are_trained_once(
     space, digits, profile, budget, tmp_path, monkeypatch
 ):
@@ -138,6 +140,7 @@ def test_every_strategy_that_fits_is_compared_where_none_is_named(space, budget)
         settings(space, budget, None, evaluator="guess")
 
 
+@pytest.mark.slow
 def test_several_workers_train_what_one_does(space, digits, tmp_path):
     nodes = [space.layers(arch) for arch in space.uniform()[:2]]
     jobs = [(n, RECIPE) for n in [*nodes, nodes[0]]]  # one of them twice
@@ -167,6 +170,7 @@ def cells(digits, board_profile, tmp_path):
     return space, path, Budget(latency_ms=float(np.median(model.upper_ms(space.everything()))))
 
 
+@pytest.mark.slow
 def test_nothing_is_reused_under_another_job(cells, digits, tmp_path, monkeypatch):
     """A comparison that was stopped, then asked for with another budget, profile, recipe, ..."""
     space, profile, budget = cells
@@ -213,6 +217,7 @@ def test_nothing_is_reused_under_another_job(cells, digits, tmp_path, monkeypatc
     assert len(searches) == 7
 
 
+@pytest.mark.slow
 def test_every_seed_has_a_supernet_of_its_own(cells, digits, tmp_path):
     space, profile, budget = cells
     given = settings(space, budget, ("random",), supernet_epochs=0.1)

@@ -102,6 +102,7 @@ def test_a_frame_holds_what_the_model_crops():
     assert frame.sum() == image.sum()
 
 
+@pytest.mark.slow
 def test_accuracy_is_the_same_whoever_preprocesses(tmp_path):
     digits = _load_digits((), seed=0, max_size=64)
     space = dn.space("mobile-small", digits.num_classes, digits.channels, [16])

@@ -39,6 +39,7 @@ def told(images):
     return (images[:, 4, 4].astype(int) // 25) @ [100, 10, 1]
 
 
+@pytest.mark.slow
 def test_labels_follow_the_sorted_folders(imagenet):
     images, labels = load_imagenet(imagenet, 8, 3)
     assert images.shape == (3000, 8, 8, 3)

@@ -58,6 +58,7 @@ def operators(content):
     return [node.op_type for node in onnx.load_from_string(content).graph.node]
 
 
+@pytest.mark.slow
 def test_int8_is_accurate_and_measured(model, digits, preprocessing):
     content, record = Int8(digits, 0.02, CpuDevice())(
         model, preprocessing, lambda text, share: None
@@ -86,6 +87,7 @@ def test_layers_in_float(model, digits):
     assert np.abs(run(nothing, images) - run(model, images)).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_sensitive_layers_stay_in_float(model, digits, preprocessing, monkeypatch):
     """One layer's weights are such that 8 bits cannot hold them: it is found."""
     broken = onnx.load_from_string(model)
@@ -139,6 +141,7 @@ def test_layers_in_float_are_priced_as_float(digits, board_profile, tmp_path):
     assert _priced(manifest, path, nodes) is None
 
 
+@pytest.mark.slow
 def test_a_drop_that_cannot_be_kept(model, digits, preprocessing, monkeypatch):
     monkeypatch.setattr(quantized, "_error", lambda model, other, images: 0.0)
     with pytest.raises(InvalidInputError, match="even with half of the layers in float"):
