@@ -82,6 +82,7 @@ def test_dynamic_inputs_need_a_shape(tmp_path):
     assert result.regression.outcome == "pass"
 
 
+@pytest.mark.slow
 def test_two_inputs(tmp_path):
     path = relu(tmp_path / "two.onnx", (1, 3), names="ab", kind="Add")
     assert check(path, CpuDevice()).verdict == "pass"
@@ -106,6 +107,7 @@ def external(folder):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "exec"])
 def test_external_data(device, tmp_path):
     import shlex
@@ -188,6 +190,7 @@ def test_a_model_larger_than_memory(tmp_path, monkeypatch):
         ModelFile(path)
 
 
+@pytest.mark.slow
 def test_memory_is_a_gate(tmp_path):
     chosen = space("mobile-small", 10, 3, [32])
     path = write_model(tmp_path / "m.onnx", chosen.layers(chosen.largest()[0]), RandomWeights())
@@ -268,6 +271,7 @@ def test_a_real_network_passes_every_gate(real_file, tmp_path):
     assert result.verdict == "pass"
 
 
+@pytest.mark.slow
 def test_photographs_through_a_real_network(real_network, real_file):
     """Pixels in, probabilities out: the same class as torchvision and PyTorch give."""
     import torch
@@ -299,6 +303,7 @@ def test_photographs_through_a_real_network(real_network, real_file):
         np.testing.assert_allclose(found, expected, atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["record.json", "graph.pbtxt", "graph.onnxtxt", "model.bin"])
 def test_a_file_is_read_as_onnx_whatever_it_is_called(name, tmp_path):
     good = relu(tmp_path / "good.onnx", (1, 3, 8, 8))

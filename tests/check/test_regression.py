@@ -63,6 +63,7 @@ def test_a_slower_model_regresses_and_a_faster_one_does_not(models):
     assert result.regression.ratio.median > 1.05
 
 
+@pytest.mark.slow
 def test_a_limit_that_nothing_can_tell_ends_with_the_timeout(models):
     equal = Baseline(models["small"], max_regression=0.0, timeout_seconds=0.1)
     for _ in range(12):  # equal models: the interval mostly holds 1, of few sessions too

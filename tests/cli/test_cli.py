@@ -699,6 +699,7 @@ def test_a_published_space_needs_no_data(name, numbers, expected):
     assert (chosen.num_classes, chosen.in_channels, tuple(chosen.resolutions)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [20_000, 0])
 def test_a_full_disk_is_one_line(limit: int, tmp_path: Path) -> None:
     """The system refuses to let files grow, as it does on a full disk."""

@@ -492,6 +492,7 @@ def damage(path: Path, how: str) -> None:
         path.symlink_to("nowhere.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["empty", "truncated", "text", "foreign", "dangling"])
 def test_corrupt_image_is_skipped_and_named(many, how):
     damage(many / "b" / "0007.png", how)

@@ -271,6 +271,7 @@ def test_a_device_that_answers_nonsense(answer, tmp_path):
         open_device(f"exec:{HERE[5:]} {shlex.quote(str(script))}").identity  # noqa: B018
 
 
+@pytest.mark.slow
 def test_options_that_it_does_not_have():
     with pytest.raises(DeviceError, match="--threads 1000: it offers 1 to"):
         open_device(HERE, threads=1000).identity  # noqa: B018
@@ -421,6 +422,7 @@ def test_names_that_cannot_be(name):
 # names and fleets
 
 
+@pytest.mark.slow
 def test_a_file_runs_no_command_that_nobody_typed(tmp_path):
     """A profile or an export may come from anywhere."""
     identity = CpuDevice().identity
@@ -437,6 +439,7 @@ def test_a_file_runs_no_command_that_nobody_typed(tmp_path):
     assert NamedDevices.load().typed == (HERE,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rounds",
     [
@@ -487,6 +490,7 @@ def test_files_of_the_folder_shadow_nothing(tmp_path, monkeypatch, models):
     assert measure(open_device(HERE), models, ONCE)["small"].num_samples == 1
 
 
+@pytest.mark.slow
 def test_named_devices(models):
     with pytest.raises(UnknownNameError, match="unknown device 'pi'"):
         open_device("pi")

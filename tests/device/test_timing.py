@@ -308,6 +308,7 @@ def test_require_positive(value):
         require_positive(value, "the budget")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("opset", "ir_version", "operator", "said"),
     [
@@ -382,6 +383,7 @@ def test_cores_rotate_over_measurements_of_the_same_samples(name, models):
     assert used == [frozenset({cores[i % len(cores)]}) for i in range(3)]
 
 
+@pytest.mark.slow
 def test_sessions_go_on_from_those_that_are_there(models):
     device = Watched()
     samples = {"small": synthetic([[1.0, 1.1], [1.0, 1.1], [1.0, 1.1]]), "large": synthetic([])}

@@ -58,6 +58,7 @@ def refusal(state, tmp_path, name="ofa-mbv3-w1.0"):
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_weights_of_another_space(checkpoint, tmp_path):
     assert "weights of another network" in refusal(checkpoint, tmp_path, "ofa-mbv3-w1.2")
     assert "weights of another network" in refusal(checkpoint, tmp_path, "ofa-proxyless-w1.3")

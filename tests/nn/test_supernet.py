@@ -65,6 +65,7 @@ def test_extract_equals_the_supernet(name):
         torch.testing.assert_close(network.train()(images()), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_extract_has_the_shapes_of_the_static_network(name):
     net = supernet(name)

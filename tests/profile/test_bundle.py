@@ -17,6 +17,8 @@ from deploynas.profile import LatencyModel, profile_space
 from deploynas.profile.bundle import read_results, write_bundle
 from deploynas.spaces import space
 
+pytestmark = pytest.mark.slow
+
 SPACE = space("mobile-small", 10, 1, [20])
 
 

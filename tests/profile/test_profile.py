@@ -27,6 +27,8 @@ from deploynas.profile.latency_model import fit, judge, kendall_tau
 from deploynas.profile.validate import Judgement, fresh_archs, profiled_spaces
 from deploynas.spaces import space
 
+pytestmark = pytest.mark.slow
+
 SPACE = space("mobile-small", 10, 1, [20])
 SHORT = StopRule(min_sessions=2, max_sessions=2, rounds=4)
 KEY = "fp32/mobile-small/10/1"

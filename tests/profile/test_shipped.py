@@ -17,6 +17,8 @@ from deploynas.errors import IncompleteProfileError, InvalidInputError, UnknownN
 from deploynas.profile import DeviceProfile, profile_space, profiler, shipped
 from deploynas.spaces import space
 
+pytestmark = pytest.mark.slow
+
 SPACE = space("mobile-small", 10, 1, [20])
 SHORT = StopRule(min_sessions=1, max_sessions=1, rounds=2, touch_ms=0.1)
 

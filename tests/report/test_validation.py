@@ -19,6 +19,7 @@ JUDGEMENT = Judgement(
 )
 
 
+@pytest.mark.slow
 def test_picture_is_drawn(tmp_path):
     path = tmp_path / "new" / "validation.png"
     draw_validation(JUDGEMENT, "a space\na device", path)

@@ -145,6 +145,7 @@ def test_soft_fitness_passes_through_what_is_too_slow():
     np.testing.assert_allclose(soft(rows, scores, budget, LAND), scores - 0.5 * excess)
 
 
+@pytest.mark.slow
 def test_pareto_under_two_costs_keeps_both():
     costs, sizes = ("latency_ms", "params"), []
     for seed in range(6):

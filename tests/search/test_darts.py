@@ -116,6 +116,7 @@ def test_the_strongest_cells_by_brute_force(nodes, board_profile):
             assert strength(mixtures, row) == pytest.approx(np.array(strengths)[kept].max())
 
 
+@pytest.mark.slow
 def test_the_budget_and_the_limit_on_skips_hold(network, model):
     space = network.space
     low, high = (model.upper_ms(row)[0] for row in (space.smallest(), space.largest()))
@@ -139,6 +140,7 @@ def batch(n=16):
     return x, torch.randint(10, (n,), generator=generator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gate", "rate", "smoothing"),
     [("softmax", 0.05, 0.0), ("softmax", 0.01, 0.3), ("sigmoid", 0.05, 0.3)],

@@ -298,6 +298,7 @@ def test_the_better_candidate_gains(network, monkeypatch):
 # the budget
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_the_expectation_comes_to_the_limit(network, model, share, monkeypatch):
     rng = np.random.default_rng(0)
@@ -342,6 +343,7 @@ def test_the_decision_keeps_the_budget_and_uses_it(network, model, share, seed):
         assert likelihood <= decision.log_probability + 1e-9
 
 
+@pytest.mark.slow
 def test_nothing_learned_yet(board_profile):
     """Uniform probabilities on the published space: the network that uses the budget."""
     space = spaces.space("proxyless-mobile", 10, 3, [64])
@@ -436,6 +438,7 @@ def test_a_killed_search_goes_on(update, digits, space, model, tmp_path, monkeyp
         assert torch.equal(tensor, resumed.state_dict()[key]), key
 
 
+@pytest.mark.slow
 def test_the_architecture_learns_after_the_warm_up_on_its_own_images(digits, network, model):
     own, held = split_for_architecture(digits, 0.2, 0)
     assert len(own.train) + len(held) == len(digits.train)

@@ -160,6 +160,7 @@ def test_where_nothing_evaluated_measures_within_budget_the_evaluations_stay(tmp
     assert budget.admits(row_of(outcome.best), Model()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [0, 1, 7, 30, 75])
 def test_an_interrupted_search_asks_nothing_twice_and_ends_the_same(tmp_path, most):
     budget = Budget(latency_ms=float(np.quantile(COSTS, 0.5)))

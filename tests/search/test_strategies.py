@@ -182,6 +182,7 @@ def test_the_lowest_reachable_value_is_exact(name, space_name, board_profile):
     assert Budget(**{name: highest * (1 - 1e-6)}).require_reachable(model, rng) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["random", "ofa", "evolution", "pareto"])
 def test_the_smallest_reachable_budget_is_reached(strategy, model):
     lowest = float(cost_of("latency_ms", SPACE.smallest(), model)[0])

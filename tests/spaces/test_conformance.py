@@ -139,6 +139,7 @@ def test_sample_spread(space):
     assert macs[:50].mean() < macs[-50:].mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cost", ["macs", "params", "weight_bytes"])
 def test_costs_are_sums_over_layers(space, archs, cost):
     function = getattr(layers, cost)
@@ -152,6 +153,7 @@ def test_peak_memory(space, archs):
     assert space.peak_memory_bytes(archs).tolist() == expected
 
 
+@pytest.mark.slow
 def test_sum_and_max_over_layers(space, archs):
     values = np.random.default_rng(3).random(len(space.layer_table))
     index = {layer: i for i, layer in enumerate(space.layer_table)}
@@ -169,6 +171,7 @@ def test_large_batches_equal_small_ones(space):
     assert space.macs(rows[:0]).shape == (0,)
 
 
+@pytest.mark.slow
 def test_costs_grow_from_smallest_to_largest(space):
     ends = np.concatenate([space.smallest(), space.largest()])
     for cost in (space.macs, space.params, space.weight_bytes, space.peak_memory_bytes):

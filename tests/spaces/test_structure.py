@@ -40,6 +40,7 @@ def space(request):
     return SMALL[request.param]
 
 
+@pytest.mark.slow
 def test_everything_is_every_canonical_row_once(space):
     everything = space.everything()
     assert len(everything) == space.size == len(np.unique(everything, axis=0))
@@ -83,6 +84,7 @@ def test_counts_and_draws(space, share):
     assert stats.chi2.sf(total, int(groups.max())) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num", [1, 2, 3])
 def test_several_limits_are_kept_together_where_any_network_keeps_them(space, num):
     rng, seen = np.random.default_rng(3), set()

@@ -34,6 +34,7 @@ from deploynas.workflows import (
 )
 from deploynas.workflows.gradient import GradientRecord
 
+pytestmark = pytest.mark.slow
 PACKAGE = str(Path(deploynas.__file__).parents[1])
 ENVIRONMENT = os.environ | {"PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1"}
 SCRIPT = """
@@ -137,6 +138,7 @@ from deploynas.search import Budget
 from deploynas.search.darts import DartsArchitectureRecipe, DartsOptimizer
 from deploynas.search.gradient import WeightStep
 from deploynas.train.distributed import place, processes
+
 
 folder = Path(sys.argv[1])
 given = torch.load(folder / "given.pt", weights_only=True)

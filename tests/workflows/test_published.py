@@ -49,6 +49,7 @@ def test_labels_follow_the_sorted_folders(imagenet):
     assert np.array_equal(again, images)
 
 
+@pytest.mark.slow
 def test_no_image_calibrates_and_judges(imagenet):
     calibration, validation = _images(8, None, imagenet, 0, lambda text, share: None)
     images, labels = validation
@@ -91,6 +92,7 @@ def test_folders_without_images(tmp_path):
         load_unlabelled(tmp_path, 8, 10)
 
 
+@pytest.mark.slow
 def test_measured_where_there_are_images():
     torch.manual_seed(0)
     supernet = Supernet(SPACE).eval()

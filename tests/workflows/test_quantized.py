@@ -76,6 +76,7 @@ def test_int8_is_accurate_and_measured(model, digits, preprocessing):
     assert same.mean() > 0.9
 
 
+@pytest.mark.slow
 def test_layers_in_float(model, digits):
     images = normalise(digits.train.resized(SIDE)[:16], digits.mean, digits.std)
     names = layer_names(model)
