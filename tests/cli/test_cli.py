@@ -179,7 +179,7 @@ def make_images(folder: Path, per_class: int = 160) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     data = str(make_images(tmp_path / "images"))
     done = run(
@@ -409,7 +409,7 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_precision_is_part_of_the_choice(tmp_path: Path) -> None:
     """An INT8 profile, a search under its budget, an INT8 file that says which is faster."""
     data = str(make_images(tmp_path / "images", per_class=80))
@@ -552,7 +552,7 @@ def test_candidates_that_are_trained_and_several_costs(
     assert found["random_best"] is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_published_supernet_without_training(
     published_weights: Path, board_profile: Callable[[StagedSpace], DeviceProfile], tmp_path: Path
 ) -> None:

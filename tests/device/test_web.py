@@ -33,7 +33,7 @@ from deploynas.onboard.conversation import Worker
 from deploynas.spaces import Layer
 from deploynas.spaces.layers import chain
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SMALL = Layer("conv", 3, 8, 16, 16, kernel_size=3, activation="relu")
 LARGE = Layer("conv", 32, 32, 48, 48, kernel_size=3, activation="relu")
@@ -91,7 +91,6 @@ def own_folder(temporary, monkeypatch):
         yield Path(folder)
 
 
-@pytest.mark.slow
 def test_measure(device, models, own_folder):
     samples = measure(device, models, QUICK)
     small, large = (samples[name].estimate(samples[name].level) for name in ("small", "large"))
@@ -108,7 +107,6 @@ def worker(device, tmp_path_factory):
         yield opened
 
 
-@pytest.mark.slow
 def test_answers_repeat(worker):
     """Compiled once, by the optimising compiler: the first samples are like the last."""
     times = np.array(worker.time([(1, 10)] * 20))
@@ -162,7 +160,6 @@ def test_threads_and_providers_are_refused(device):
         open_device(name, provider="CPUExecutionProvider")
 
 
-@pytest.mark.slow
 def test_nothing_is_left_when_the_tool_is_killed(device, models, own_folder):
     """The worker and the browser end when the process that asked does, whatever ended it."""
     code = (
@@ -184,7 +181,6 @@ def test_nothing_is_left_when_the_tool_is_killed(device, models, own_folder):
     assert not list(own_folder.iterdir())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["relay", "page"])
 def test_a_browser_without_its_relay_or_page_ends(victim, models, own_folder):
     """A killed relay leaves no browser behind, and a dead page is an error, not silence."""
@@ -243,7 +239,6 @@ def test_node_is_missing(monkeypatch):
         install_runtime()
 
 
-@pytest.mark.slow
 def test_an_installation_that_fails_leaves_nothing(monkeypatch, tmp_path):
     if shutil.which("npm") is None:
         pytest.skip("npm is not here")

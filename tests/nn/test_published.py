@@ -13,7 +13,7 @@ from deploynas.nn import StaticNetwork, Supernet
 SIDE = 64  # small: weights and wiring do not depend on it
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["ofa-mbv3-w1.0", "ofa-mbv3-w1.2", "ofa-proxyless-w1.3"])
 @torch.no_grad()
 def test_every_subnet_equals_the_package(name, published_supernet, tmp_path):

@@ -69,7 +69,7 @@ def results(bundle, tmp_path_factory):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_results_become_a_profile(results, tmp_path):
     found, precision, device = read_results(results)
     assert precision == "fp32"

@@ -197,7 +197,7 @@ def test_validation_table() -> None:
     assert judgement.table.within_5_percent == pytest.approx(0.6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_profile_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "cpu.json"
     code = (

@@ -35,7 +35,7 @@ def depths(space, archs):
     return np.array(found) / 20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_is_taken_where_the_graph_decides(space):
     archs = space.sample(200, np.random.default_rng(0))
     accuracies = depths(space, archs)

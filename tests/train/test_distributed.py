@@ -103,7 +103,7 @@ def run_well(script, *arguments, count=2):
         assert code == 0, errors
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("schedule", ["progressive"])
 def test_two_processes_are_one(schedule, tmp_path):
     run_well(SCRIPT, tmp_path, schedule, count=1)

@@ -54,7 +54,7 @@ def assert_same(first, second):
     assert all(torch.equal(v, second[k]) for k, v in first.items())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("schedule", "last"), [("sandwich", 4), ("progressive", 15)])
 def test_a_killed_training_goes_on(schedule, last, digits, space, tmp_path, monkeypatch):
     """Killed in the progressive schedule after its teacher was taken and channels sorted."""
@@ -144,7 +144,7 @@ def test_batch_norms_are_calibrated_after_training(digits, space):
     np.testing.assert_allclose(norm.running_mean, mean, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_progressive_shrinking_opens_phase_by_phase(digits, space, monkeypatch):
     """What each step trains, and that every subnet has learnt something in the end."""
     seen: list[set] = []

@@ -110,7 +110,7 @@ def test_rungs_of_too_few_steps_are_left_out(digits):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("strategy", "halving", "workers", "num"),
     [("evolution", True, 1, 8), ("ofa", False, 1, 8), ("pareto", False, 2, 8)],

@@ -62,7 +62,7 @@ def run(space, digits, profile, folder, given, **changes):
     return found, notes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_comparison_stops_resumes_and_trains_nothing_twice(
     space, digits, profile, budget, tmp_path, monkeypatch
 ):
@@ -103,7 +103,7 @@ def test_a_comparison_stops_resumes_and_trains_nothing_twice(
     assert again == found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_candidates_that_are_trained_are_trained_once(
     space, digits, profile, budget, tmp_path, monkeypatch
 ):
