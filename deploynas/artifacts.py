@@ -237,9 +237,9 @@ def finish_writing(first: Path) -> None:
     note = _note_of(first)
     try:
         files = json.loads(note.read_text())["files"]
-    except FileNotFoundError:
+    except OSError:  # none is there; where nothing can be read, reading the file itself says so
         return
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         raise InvalidInputError(f"{note} is damaged", f"delete {note}") from None
     try:
         for name in map(str, files):

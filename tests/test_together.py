@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from deploynas.artifacts import exists, newest, read_json, write_together
+from deploynas.errors import InvalidInputError
 
 WRITER = """
 import itertools, json, sys
@@ -99,3 +100,10 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     assert len(seen) > 1
+
+
+def test_below_a_file_there_is_nothing_to_finish(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert not exists(tmp_path / "file" / "r.json")
+    with pytest.raises(InvalidInputError, match="Not a directory"):
+        read_json(tmp_path / "file" / "r.json")

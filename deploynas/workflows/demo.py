@@ -178,6 +178,8 @@ def run_demo(
     require_one_process("demo")
     started = time.monotonic()
     deadline = started + 60 * require_positive(minutes, "--minutes")
+    if epochs is not None:
+        require_positive(epochs, "--epochs")
     device = CpuDevice()
     path = PROFILES / "cpu.json"
     chosen = space_for("mobile-small", dataset)

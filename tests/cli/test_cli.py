@@ -126,6 +126,8 @@ def test_light_imports(tmp_path: Path) -> None:
         (("check", "m.onnx", "--max-regression", "2%"), 1, "goes with --baseline"),
         (("check", "m.onnx", "--timeout", "9"), 1, "--timeout goes with --baseline"),
         (("train", "--epochs", "nan"), 1, "--epochs must be a positive number"),
+        (("demo", "--epochs", "nan"), 1, "--epochs must be a positive number"),
+        (("demo", "--minutes", "0"), 1, "--minutes must be a positive number"),
         (("export",), 1, "deploynas search"),
         (("retrain",), 1, "deploynas search"),
         (("nonsense",), 2, "No such command"),
