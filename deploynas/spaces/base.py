@@ -18,7 +18,8 @@ import numpy.typing as npt
 from deploynas.errors import InvalidInputError
 from deploynas.spaces import layers as layer_costs
 from deploynas.spaces.layers import Layer, Node
-from deploynas.spaces.structure import Sums, Tree, independent
+from deploynas.spaces.sums import Sums
+from deploynas.spaces.tree import Tree, independent
 
 Archs = npt.NDArray[np.integer]
 ArchDict = Mapping[str, object]

@@ -20,7 +20,7 @@ from deploynas.spaces.base import ArchDict, Archs, Choice
 from deploynas.spaces.layers import Layer
 from deploynas.spaces.mobile import MOBILE_SMALL, ofa_proxyless
 from deploynas.spaces.staged import Block, StagedSpace, StageTable
-from deploynas.spaces.structure import All, Leaf, One, Tree
+from deploynas.spaces.tree import All, Leaf, One, Tree
 
 ZERO = "zero"
 

@@ -20,7 +20,7 @@ import numpy as np
 from deploynas.errors import InvalidInputError
 from deploynas.spaces.base import ArchDict, Archs, Choice, SearchSpace, Slot
 from deploynas.spaces.layers import Layer
-from deploynas.spaces.structure import All, Leaf, One, Tree
+from deploynas.spaces.tree import All, Leaf, One, Tree
 
 KINDS = ("normal", "reduction")
 NUM_INPUTS = 2  # of a cell, and of a node

@@ -17,7 +17,7 @@ from deploynas.errors import InvalidInputError
 from deploynas.spaces.base import ArchDict, Archs, Choice
 from deploynas.spaces.layers import Layer, make_divisible
 from deploynas.spaces.staged import Block, Stage, StagedSpace, StageTable
-from deploynas.spaces.structure import All, Leaf, One, Tree
+from deploynas.spaces.tree import All, Leaf, One, Tree
 
 _D = (2, 3, 4)
 _OFA_RESOLUTIONS = (128, 144, 160, 176, 192, 208, 224)

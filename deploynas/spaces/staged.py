@@ -11,7 +11,7 @@ import numpy as np
 
 from deploynas.spaces.base import Archs, Choice, SearchSpace, Slot
 from deploynas.spaces.layers import Activation, Layer, make_divisible
-from deploynas.spaces.structure import All, Leaf, One, Tree
+from deploynas.spaces.tree import All, Leaf, One, Tree
 
 
 @dataclass(frozen=True, slots=True)
