@@ -29,13 +29,13 @@ import deploynas as dn
 from deploynas.artifacts import Record
 from deploynas.data import ImageDataset, load_dataset
 from deploynas.device import open_device
-from deploynas.nn import MixedCells
 from deploynas.profile import LatencyModel, profile_space
-from deploynas.search import Budget, cells, darts
+from deploynas.search import Problem, cells, darts
+from deploynas.search.strategies.darts import STRATEGY as DARTS
 from deploynas.spaces import CellSpace
 from deploynas.spaces.cells import genotype
 from deploynas.train import Recipe
-from deploynas.workflows.gradient import darts_recipe_for
+from deploynas.workflows.recipes import for_data
 from deploynas.workflows.trainings import Trained, key_of, train_alone
 
 RUNS = Path(__file__).parent / "runs" / "collapse"
@@ -152,7 +152,8 @@ def searched(
     model: LatencyModel, dataset: ImageDataset, epochs: float, way: str, seed: int
 ) -> Found:
     """What is derived, found now or before."""
-    recipe = darts_recipe_for(dataset, epochs, seed, SEARCHES[way])
+    options = DARTS.options(**SEARCHES[way])
+    recipe = for_data(DARTS.recipe(options, seed), dataset, epochs)
     space = model.space
     assert isinstance(space, CellSpace)
     text = f"{space.spec} {dataset.fingerprint} {recipe.model_dump_json()}"
@@ -162,16 +163,17 @@ def searched(
     if not file.exists():
         watch = Stopwatch(RUNS / f"search-{key}.seconds")
         torch.manual_seed(seed)
-        network = MixedCells(space)
-        learned = darts.learn(
-            network, dataset, model, Budget(), recipe,
-            checkpoint=RUNS / f"search-{key}.safetensors", on_progress=lambda state: watch.tick(),
+        learner, problem = darts.CellsLearner(space, recipe), Problem(model)
+        network = learner.network
+        learned = learner.learn(
+            dataset, problem, checkpoint=RUNS / f"search-{key}.safetensors",
+            on_progress=lambda state: watch.tick(),
         )  # fmt: skip
         over_time = [
-            cells.derive(network, np.array(point.probabilities), model, Budget())
+            cells.derive(network, np.array(point.probabilities), problem)
             for point in learned.history
         ]
-        limited = cells.derive(network, np.stack(learned.probabilities), model, Budget(), 2)
+        limited = cells.derive(network, np.stack(learned.probabilities), problem, 2)
         assert limited is not None
         record = Found(
             arch=tuple(learned.decision.arch.tolist()), limited=tuple(limited[0].tolist()),

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 import deploynas as dn
-from deploynas.search import Budget
-from deploynas.search.strategies import evolution
+from deploynas.search import Budget, Effort, Problem, explore
+from deploynas.search.strategies.ofa import STRATEGY as OFA
 from deploynas.spaces import Archs
 from deploynas.workflows.published import NUM_EVALUATIONS
 
@@ -176,10 +176,9 @@ def run_ours(predictor, encoder, max_flops, seed, target):
             reached = time.perf_counter() - start
         return np.atleast_1d(scores)
 
-    evolution(
-        Budget(macs=max_flops), SimpleNamespace(space=SPACE, upper_ms=None), evaluate,
-        np.random.default_rng(seed), NUM_EVALUATIONS,
-    )  # fmt: skip
+    problem = Problem(SimpleNamespace(space=SPACE), Budget(macs=max_flops))
+    rng, effort = np.random.default_rng(seed), Effort(NUM_EVALUATIONS)
+    explore(OFA, OFA.options(), problem, evaluate, rng, effort)
     return best, reached, time.perf_counter() - start, evaluations
 
 

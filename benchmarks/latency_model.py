@@ -24,8 +24,8 @@ import deploynas as dn
 from deploynas.device import DEVICE_NAMES, open_device
 from deploynas.profile import LatencyModel, profile_space
 from deploynas.profile.validate import SEED, fresh_archs, validate
-from deploynas.search import Budget
-from deploynas.search.strategies import evolution
+from deploynas.search import Budget, Effort, Problem, explore
+from deploynas.search.strategies.ofa import STRATEGY as OFA
 from deploynas.spaces import Archs
 
 
@@ -83,8 +83,8 @@ def searched(model: LatencyModel, num: int, rng: np.random.Generator) -> Archs:
     ends = model.upper_ms(np.concatenate([space.smallest(), space.largest()]))
     found = []
     for limit in np.geomspace(ends[0] * 1.1, ends[1] * 0.97, num):
-        budget = Budget(latency_ms=float(limit))
-        history = evolution(budget, model, space.macs, rng, 400)
+        problem = Problem(model, Budget(latency_ms=float(limit)))
+        history = explore(OFA, OFA.options(), problem, space.macs, rng, Effort(400))
         found.append(history.archs[history.best(1)[0]])
     return np.stack(found)
 

@@ -53,12 +53,16 @@ from deploynas.export.exporter import network_bytes
 from deploynas.graph import RandomWeights, write_model
 from deploynas.nn import MixedNetwork, build
 from deploynas.profile import LatencyModel, profile_space
-from deploynas.search import Budget, SearchResult
+from deploynas.search import Budget, Effort, Plan, SearchResult
 from deploynas.search.architecture import AdditiveCost, gate_gradients, score, softmax_gradient
+from deploynas.search.strategies.proxyless import STRATEGY as PROXYLESS
 from deploynas.spaces import CandidateSpace, Node
 from deploynas.spaces.staged import Stage, StageTable
 from deploynas.train import Recipe
-from deploynas.workflows import gradient
+from deploynas.workflows.gradient import Learning
+from deploynas.workflows.recipes import for_data
+from deploynas.workflows.search import search
+from deploynas.workflows.target import Target, Tell
 from deploynas.workflows.trainings import Trained, key_of, train_alone
 
 RUNS = Path(__file__).parent / "runs" / "proxyless"
@@ -318,7 +322,7 @@ def searched(
     device: Device | None = None,
 ) -> tuple[SearchResult, float]:
     """One search, now or before, and its seconds; without a device its prediction decides."""
-    recipe = gradient.recipe_for(dataset, epochs, seed, {})
+    recipe = for_data(PROXYLESS.recipe(PROXYLESS.options(), seed), dataset, epochs)
     name = _key(
         profile_path.name, dataset.fingerprint, recipe.model_dump_json(), f"{latency_ms:.6f}",
         "measured" if device else "predicted",
@@ -327,10 +331,10 @@ def searched(
     if not SearchResult.file_in(run).exists():
         run.mkdir(parents=True, exist_ok=True)
         watch = Stopwatch(run / "seconds")
-        gradient.search(
-            space, dataset, profile_path, Budget(latency_ms=latency_ms), run, recipe,
-            device=device, num_evaluations=4, on_progress=lambda text, share: watch.tick(),
-            on_note=lambda text: None,
+        search(
+            Budget(latency_ms=latency_ms), Plan(PROXYLESS, recipe.architecture, seed, Effort(4)),
+            Learning(space, dataset, PROXYLESS, recipe), Target(profile_path, device), run,
+            Tell(lambda text, share: watch.tick()),
         )  # fmt: skip
     return SearchResult.read(SearchResult.file_in(run)), float((run / "seconds").read_text())
 

@@ -17,9 +17,9 @@ import os
 import re
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, ClassVar, Self
+from typing import IO, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -41,13 +41,14 @@ class Artifact(Record):
     """A file that the tool writes and reads back.
 
     Subclasses set ``SCHEMA`` (the kind of file) and ``VERSION`` (an integer, raised by one
-    with every change of the format; the history stands in the subclass's docstring). ``READS``
-    are older versions that differ by fields alone which have a default.
+    with every change of the format; the history stands in the subclass's docstring). A file of
+    an older version is brought up to this one by ``MIGRATIONS``: version -> what makes the next
+    version's document of one, whose own fields have defaults where nothing is to be done.
     """
 
     SCHEMA: ClassVar[str]
     VERSION: ClassVar[int]
-    READS: ClassVar[tuple[int, ...]] = ()
+    MIGRATIONS: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {}
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -66,7 +67,16 @@ class Artifact(Record):
         if not isinstance(document, dict) or document.get("schema") != cls.SCHEMA:
             raise InvalidInputError(f"{path} is not a {cls.SCHEMA} file")
         version = document.get("version")
-        if version != cls.VERSION and version not in cls.READS:
+        body = {k: v for k, v in document.items() if k not in ("schema", "version")}
+        while isinstance(version, int) and version in cls.MIGRATIONS:
+            try:
+                body = cls.MIGRATIONS[version](body)
+            except (AttributeError, KeyError, TypeError, ValueError):
+                raise InvalidInputError(
+                    f"{path} is damaged or was edited: it is no {cls.SCHEMA} of format {version}"
+                ) from None
+            version += 1
+        if version != cls.VERSION:
             is_newer = isinstance(version, int) and version > cls.VERSION
             age = "newer" if is_newer else "other"
             raise InvalidInputError(
@@ -74,7 +84,6 @@ class Artifact(Record):
                 f"{cls.VERSION}",
                 "upgrade deploynas" if is_newer else "make it anew with this deploynas",
             )
-        body = {k: v for k, v in document.items() if k not in ("schema", "version")}
         try:
             return cls.model_validate(body)
         except ValidationError as error:
@@ -96,6 +105,11 @@ class Artifact(Record):
     def write(self, path: Path) -> Path:
         """Write atomically; returns ``path``."""
         return write_json(path, self.document())
+
+
+def unchanged(document: dict[str, Any]) -> dict[str, Any]:
+    """A migration where a version differs by fields alone that have a default."""
+    return document
 
 
 def read_json(path: Path) -> object:

@@ -7,6 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploynas.cli.asked import (
+    Evaluator,
+    LatencyMs,
+    Limits,
+    MaxFlops,
+    MaxMemory,
+    MaxParams,
+    Profiles,
+    RecipeSet,
+    Workers,
+    budget_of,
+    devices_of,
+    pairs,
+    target_of,
+)
 from deploynas.cli.console import (
     Json,
     Quiet,
@@ -30,28 +45,24 @@ def register(app: typer.Typer) -> None:
 def compare(
     strategies: Annotated[
         str | None,
-        typer.Option(
-            help="Names with commas between, random is added; all that the space fits.",
-            show_default=False,
-        ),
+        typer.Option(metavar="NAMES", help="Commas between; all that the space fits."),
     ] = None,
-    latency_ms: Annotated[float | None, typer.Option(help="Latency budget.")] = None,
-    max_flops: Annotated[float | None, typer.Option(help="MACs of one image.")] = None,
-    max_params: Annotated[float | None, typer.Option(help="Parameters.")] = None,
-    max_memory: Annotated[float | None, typer.Option(help="Peak memory in bytes.")] = None,
+    latency_ms: LatencyMs = None,
+    max_flops: MaxFlops = None,
+    max_params: MaxParams = None,
+    max_memory: MaxMemory = None,
+    limits: Limits = None,
     space_name: Annotated[str, typer.Option("--space", help="Searched by all.")] = (
         "proxyless-small"
     ),
-    profile: Annotated[Path | None, typer.Option(help="Device profile.")] = None,
+    profiles: Profiles = None,
     data: Annotated[Path | None, typer.Option(help="Image folder or IDX files.")] = None,
     images: Annotated[
         int | None,
         typer.Option(help="Train images that are used; all.", show_default=False, min=1),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Searches and trainings a strategy.", min=1)] = 3,
-    evaluator: Annotated[
-        str, typer.Option(help="What judges a candidate: inherited, training, halving.")
-    ] = "inherited",
+    evaluator: Evaluator = "inherited",
     evaluations: Annotated[
         int, typer.Option(help="Networks that a strategy may evaluate.", min=4)
     ] = 96,
@@ -64,56 +75,50 @@ def compare(
     epochs: Annotated[
         float | None, typer.Option(help="Of every winner's training; 12.", show_default=False)
     ] = None,
-    workers: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 1,
+    recipe_set: RecipeSet = None,
+    workers: Workers = 1,
     max_minutes: Annotated[
         float | None, typer.Option(help="Nothing begins later; run again to go on.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/compare"),
-    resume: Annotated[bool, typer.Option("--resume", help="Always on: nothing twice.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Search by several strategies, train what they find by one recipe, and compare."""
-    from deploynas.artifacts import PROFILES, newest
     from deploynas.data import space_for
-    from deploynas.device import open_attached
     from deploynas.errors import require_positive
-    from deploynas.profile import DeviceProfile
-    from deploynas.profile.shipped import locate
     from deploynas.spaces import space
     from deploynas.workflows import compare as workflow
-    from deploynas.workflows import steps
-    from deploynas.workflows.networks import FROM_SCRATCH
+    from deploynas.workflows.comparison import Settings
+    from deploynas.workflows.recipes import FROM_SCRATCH, for_data
+    from deploynas.workflows.target import Tell
 
-    budget = steps.budget_from(latency_ms, max_flops, max_params, max_memory)
-    if not budget.model_dump(exclude_none=True):
-        raise typer.BadParameter("give a budget, for example --latency-ms 0.1")
+    budget = budget_of(latency_ms, max_flops, max_params, max_memory, limits)
     space(space_name)  # one that is not known ends here
     dataset = open_data(data, space_name=space_name).with_fewer(images)
     chosen = space_for(space_name, dataset)
-    settings = workflow.settings_for(
-        chosen,
-        None if strategies is None else [s.strip() for s in strategies.split(",") if s.strip()],
+    asked = Settings(
+        strategies=tuple(s.strip() for s in (strategies or "").split(",") if s.strip()),
         evaluator=evaluator, num_seeds=seeds, budget=budget, num_evaluations=evaluations,
-        supernet_epochs=search_epochs, recipe=steps.for_data(FROM_SCRATCH, dataset, epochs, 0),
+        supernet_epochs=search_epochs,
+        recipe=for_data(FROM_SCRATCH, dataset, epochs, pairs(recipe_set, "--recipe-set")),
     )  # fmt: skip
-    hint = f"make one: deploynas profile --device cpu --space {space_name}"
-    path = locate(profile or newest("*.json", PROFILES, "device profile", hint))
-    identity = DeviceProfile.read(path).identity
+    settings = workflow.checked(asked, chosen)
 
     def note(text: str) -> None:
         if not quiet:
             say(text, as_json=True)
 
-    note(f"profile {path}: {identity.title}")
-    device = open_attached(identity, warn)
+    hint = f"make one: deploynas profile --device cpu --space {space_name}"
+    target = target_of(profiles, "fp32", hint, note)
     limit = float("inf") if max_minutes is None else require_positive(max_minutes, "--max-minutes")
     with progress(quiet) as on_progress:
         comparison = workflow.compare(
-            chosen, dataset, path, output, settings, device=device, num_workers=workers,
-            max_minutes=limit, on_progress=on_progress, on_note=note,
+            chosen, dataset, target, output, settings, num_workers=workers, max_minutes=limit,
+            tell=Tell(on_progress, note),
         )  # fmt: skip
-    if device is not None:
+    for device in devices_of(target):
         warn_notes(device)
     if as_json:
         return print_json({"run": str(output), **comparison.model_dump(mode="json")})

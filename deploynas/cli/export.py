@@ -47,15 +47,15 @@ def export(
     from deploynas.device import open_attached
     from deploynas.errors import InvalidInputError
     from deploynas.export.exporter import InModel
-    from deploynas.workflows import networks
+    from deploynas.workflows import exporting
+    from deploynas.workflows.chosen import open_run
+    from deploynas.workflows.images import data_of
 
     if precision is not None:
         as_precision(precision)
-    run, result = networks.open_run(
-        run, lambda picked: say(f"exporting {picked}", as_json=as_json)
-    )
-    trained = networks.open_for_export(run, result, data, as_searched=inherited)
-    note = networks.profile_note(result)
+    run, result = open_run(run, lambda picked: say(f"exporting {picked}", as_json=as_json))
+    trained = exporting.open_for_export(run, result, data, as_searched=inherited)
+    note = exporting.profile_note(result)
     if note:
         warn(note)
     in_model = None
@@ -78,10 +78,10 @@ def export(
             raise InvalidInputError(
                 "int8 needs calibrated batch norms", "search again with --calibration-images DIR"
             )
-        quantize = Int8(networks.data_of(trained, data), percentage(max_accuracy_drop), device)
+        quantize = Int8(data_of(trained.data, data), percentage(max_accuracy_drop), device)
     folder = output / (name or (run.name if quantize is None else f"{run.name}-int8"))
     with progress(quiet or quantize is None) as on_progress:
-        manifest = networks.export(
+        manifest = exporting.export(
             result, trained, folder, opset, quantize, in_model,
             device if is_elsewhere else None, on_progress,
         )  # fmt: skip

@@ -23,7 +23,7 @@ app = typer.Typer(
     help="Hardware-aware architecture search that deploys what it finds.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    add_completion=True,
 )
 # typer brings its own click since 0.2x: take the class from where it surely comes from
 _ClickException: Any = next(
@@ -31,7 +31,7 @@ _ClickException: Any = next(
 )
 VERBS = (
     "spaces", "devices", "profile", "profiles", "train", "search", "retrain", "export", "check",
-    "inspect", "compare", "demo",
+    "inspect", "compare", "strategies", "demo",
 )  # fmt: skip
 for verb in VERBS:
     import_module(f"deploynas.cli.{verb}").register(app)

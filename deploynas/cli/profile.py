@@ -61,9 +61,7 @@ def profile(
         Path | None, typer.Option("--import", help="Read what a bundle measured.")
     ] = None,
     budget_minutes: Annotated[float, typer.Option(help="Stop measuring after this.")] = math.inf,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Always on: a run goes on where it was.")
-    ] = True,
+    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

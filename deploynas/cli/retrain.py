@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from deploynas.cli.asked import RecipeSet, pairs
 from deploynas.cli.console import Json, Quiet, print_json, progress, say, warn
 
 
@@ -33,17 +34,18 @@ def retrain(
         float | None, typer.Option(help="Peak; 0.1.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(help="Of order and weights.")] = 0,
+    recipe_set: RecipeSet = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train the chosen network of a search on its own; export then takes these weights."""
     from deploynas.errors import require_positive
-    from deploynas.workflows import networks, steps
+    from deploynas.workflows import retraining
+    from deploynas.workflows.chosen import open_chosen, open_run
+    from deploynas.workflows.recipes import FINE_TUNING, FROM_SCRATCH, for_data
 
-    run, result = networks.open_run(
-        run, lambda picked: say(f"retraining {picked}", as_json=as_json)
-    )
-    dataset = networks.data_for(result, data)
+    run, result = open_run(run, lambda picked: say(f"retraining {picked}", as_json=as_json))
+    dataset = retraining.data_for(result, data)
     for text in dataset.warnings:
         warn(text)
     is_new = dataset.fingerprint != result.data.fingerprint
@@ -54,20 +56,19 @@ def retrain(
             else f"{dataset.source} has the same classes as {result.data.source}",
             as_json=as_json,
         )  # fmt: skip
-    chosen = networks.FROM_SCRATCH if from_scratch else networks.FINE_TUNING
-    recipe = steps.for_data(chosen, dataset, epochs, seed)
+    chosen = FROM_SCRATCH if from_scratch else FINE_TUNING
+    base = chosen.model_copy(update={"seed": seed})
+    recipe = for_data(base, dataset, epochs, pairs(recipe_set, "--recipe-set"))
     if learning_rate is not None:
         rate = require_positive(learning_rate, "--learning-rate")
         recipe = recipe.model_copy(update={"learning_rate": rate})
     with progress(quiet) as on_progress:
         if from_scratch:
-            start = networks.from_scratch(result, dataset, seed)
+            start = retraining.from_scratch(result, dataset, seed)
         else:
-            start = networks.for_classes(
-                networks.open_chosen(run, result, dataset), result, dataset
-            )
+            start = retraining.for_classes(open_chosen(run, result, dataset), result, dataset)
         before = None if is_new or from_scratch else start.candidate.accuracy
-        record = networks.retrain_run(run, start, dataset, recipe, on_progress, before)
+        record = retraining.retrain_run(run, start, dataset, recipe, on_progress, before)
     accuracy = record.candidate.accuracy
     if as_json:
         document = record.model_dump(mode="json")

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploynas.cli.asked import (
+    Evaluator,
+    LatencyMs,
+    Limits,
+    MaxFlops,
+    MaxMemory,
+    MaxParams,
+    Profiles,
+    RecipeSet,
+    Workers,
+    budget_of,
+    devices_of,
+    pairs,
+    target_of,
+)
 from deploynas.cli.console import (
     Json,
     PrecisionName,
     Quiet,
-    as_precision,
     open_data,
     print_json,
     progress,
@@ -31,6 +45,7 @@ FINDERS = {
     "uniform": "the uniform networks beside it",
     "largest": "looking at the largest network",
 }
+MAX_SHOWN = 30  # networks of a front
 
 
 def register(app: typer.Typer) -> None:
@@ -39,307 +54,106 @@ def register(app: typer.Typer) -> None:
 
 
 def search(
-    latency_ms: Annotated[float | None, typer.Option(help="Latency budget.")] = None,
-    max_flops: Annotated[float | None, typer.Option(help="MACs of one image.")] = None,
-    max_params: Annotated[float | None, typer.Option(help="Parameters.")] = None,
-    max_memory: Annotated[float | None, typer.Option(help="Peak memory in bytes.")] = None,
-    strategy: Annotated[
-        str,
-        typer.Option(
-            help="ofa, evolution, one-shot, pareto, predictor, proxyless, darts, random."
-        ),
+    latency_ms: LatencyMs = None,
+    max_flops: MaxFlops = None,
+    max_params: MaxParams = None,
+    max_memory: MaxMemory = None,
+    limits: Limits = None,
+    profiles: Profiles = None,
+    strategy_name: Annotated[
+        str, typer.Option("--strategy", metavar="NAME", help="See: deploynas strategies.")
     ] = "ofa",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Option of the strategy."),
+    ] = None,
     space_name: Annotated[
         str | None,
-        typer.Option(
-            "--space",
-            help="mobile-small, or the strategy's own.",
-            show_default=False,
-        ),
-    ] = None,
-    profile: Annotated[Path | None, typer.Option(help="Device profile.")] = None,
-    supernet: Annotated[Path | None, typer.Option(help="Run of a trained supernet.")] = None,
-    ofa_weights: Annotated[
-        Path | None, typer.Option(help="Published checkpoint of --space: no training.")
-    ] = None,
-    calibration_images: Annotated[
-        Path | None,
-        typer.Option(help="Unlabelled images that set a published network's batch norms."),
+        typer.Option("--space", metavar="NAME", help="Search space; else the strategy's own."),
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(help="Image folder or IDX files; ImageNet's with --ofa-weights."),
+        Path | None, typer.Option(metavar="DIR", help="Images: a folder, or IDX files.")
     ] = None,
-    epochs: Annotated[
-        float | None,
-        typer.Option(
-            help="Of a training; 4, with proxyless 10, more over a small data set. What one-shot "
-            "retrains gets three times as many.",
-            show_default=False,
-        ),
+    supernet: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Run of a trained supernet.")
     ] = None,
+    ofa_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Published checkpoint: no training.")
+    ] = None,
+    calibration_images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="That set its batch norms; no labels.")
+    ] = None,
+    evaluator: Evaluator = "inherited",
     evaluations: Annotated[
-        int | None,
-        typer.Option(
-            help="Networks to evaluate; 96, 20000 with a predictor.", min=4, show_default=False
-        ),
+        int | None, typer.Option(metavar="N", help="Networks to evaluate.", min=4)
     ] = None,
-    evaluator: Annotated[
-        str,
-        typer.Option(
-            help="What judges a candidate: inherited (a supernet's weights), training (each from "
-            "scratch), halving (the same, stopped early where it is behind)."
-        ),
-    ] = "inherited",
-    workers: Annotated[
-        int, typer.Option(help="Candidates that are trained at a time.", min=1)
-    ] = 1,
-    costs: Annotated[
-        str | None,
-        typer.Option(
-            help="Of pareto, commas between: latency_ms (default), macs, params, "
-            "peak_memory_bytes.",
-            show_default=False,
-        ),
-    ] = None,
-    population: Annotated[
-        int | None,
-        typer.Option(help="Of evolution: networks alive; 100.", show_default=False, min=2),
-    ] = None,
-    tournament: Annotated[
-        int | None,
-        typer.Option(help="Of evolution: of so many the fittest; 10.", show_default=False, min=1),
-    ] = None,
-    soft_latency: Annotated[
-        float | None,
-        typer.Option(
-            help="Of evolution: accuracy lost by a latency of twice the budget, in place of "
-            "refusing it; the result keeps the budget.",
-            show_default=False,
-        ),
-    ] = None,
-    soft_flops: Annotated[
-        float | None,
-        typer.Option(help="Of evolution: the same for MACs.", show_default=False),
-    ] = None,
-    architecture_update: Annotated[
-        str | None,
-        typer.Option(help="Of proxyless: two-path (default) or reinforce.", show_default=False),
-    ] = None,
-    latency_loss: Annotated[
-        str | None,
-        typer.Option(help="Of proxyless: adaptive (default), sum, product.", show_default=False),
-    ] = None,
-    latency_weight: Annotated[
-        float | None,
-        typer.Option(help="Of the latency losses sum and product; 0.3.", show_default=False),
-    ] = None,
-    order: Annotated[
-        str | None,
-        typer.Option(help="Of darts: first (default) or second.", show_default=False),
-    ] = None,
-    gate: Annotated[
-        str | None,
-        typer.Option(help="Of darts: softmax (default) or sigmoid (fair).", show_default=False),
-    ] = None,
-    prune: Annotated[
-        float | None,
-        typer.Option(help="Of darts: share of candidates pruned on the way.", show_default=False),
-    ] = None,
-    max_skips: Annotated[
-        int | None,
-        typer.Option(help="Of darts: skip connections in the normal cell.", show_default=False),
-    ] = None,
-    own_weights: Annotated[
-        bool,
-        typer.Option(
-            "--own-weights", help="Of proxyless: no weights shared by candidates, as published."
-        ),
-    ] = False,
+    workers: Workers = 1,
+    epochs: Annotated[float | None, typer.Option(metavar="N", help="Of a training.")] = None,
+    recipe_set: RecipeSet = None,
     precision_name: PrecisionName = "fp32",
-    seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Always on: training goes on.")] = True,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of every draw.")] = 0,
+    output: Annotated[Path | None, typer.Option(metavar="RUN", help="Run directory.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Search a space under a profile's latency and other limits."""
+    """Search a space under a profile's latency and other limits; goes on where it stopped."""
     from deploynas.data import space_for
-    from deploynas.errors import InvalidInputError, UnknownNameError
+    from deploynas.errors import InvalidInputError
+    from deploynas.search import STRATEGIES, Effort, Plan
     from deploynas.spaces import space
-    from deploynas.workflows import steps
 
-    precision = as_precision(precision_name)
-    budget = steps.budget_from(latency_ms, max_flops, max_params, max_memory)
-    if not budget.model_dump(exclude_none=True):
-        raise typer.BadParameter("give a budget, for example --latency-ms 10")
-    from deploynas.search import STRATEGIES
-    from deploynas.workflows.candidates import EVALUATORS
-
-    own_spaces = {"proxyless": "proxyless-small", "darts": "darts-small", "one-shot": "one-shot"}
-    is_gradient = strategy in ("proxyless", "darts")
-    if not is_gradient and strategy not in STRATEGIES:
-        raise UnknownNameError("strategy", strategy, {*STRATEGIES, *own_spaces})
-    space_name = space_name or own_spaces.get(strategy, "mobile-small")
+    budget = budget_of(latency_ms, max_flops, max_params, max_memory, limits)
+    strategy = STRATEGIES.load(strategy_name)
+    options = strategy.options_from(pairs(option, "--set"))
+    changes = pairs(recipe_set, "--recipe-set")
+    space_name = space_name or strategy.home
     space(space_name)  # one that is not known ends here
-    if is_gradient and (ofa_weights or supernet):
-        raise InvalidInputError("a gradient search trains its own weights: leave out the others'")
-    if strategy == "one-shot" and (ofa_weights or supernet):
-        raise InvalidInputError("a one-shot search trains its own supernet: leave out the others")
-    architecture = {
-        "update": architecture_update,
-        "latency_loss": latency_loss,
-        "latency_weight": latency_weight,
-    }
-    architecture = {k: v for k, v in architecture.items() if v is not None}
-    of_darts: dict[str, object] = {
-        "order": order, "gate": gate, "prune": prune, "max_skips": max_skips,
-    }  # fmt: skip
-    of_darts = {k: v for k, v in of_darts.items() if v is not None}
-    of_proxyless = [key.replace("_", "-") for key in architecture] + ["own-weights"] * own_weights
-    if of_proxyless and strategy != "proxyless":
-        raise InvalidInputError(f"--{of_proxyless[0]} goes with proxyless")
-    if of_darts and strategy != "darts":
-        raise InvalidInputError(f"--{next(iter(of_darts)).replace('_', '-')} goes with darts")
-    options = _own_options(
-        strategy, costs=costs, population=population, tournament=tournament,
-        soft_latency=soft_latency, soft_flops=soft_flops,
-    )  # fmt: skip
-    if evaluator not in EVALUATORS:
-        raise UnknownNameError("evaluator", evaluator, EVALUATORS)
-    is_trained = evaluator != "inherited"
-    if is_trained and (is_gradient or strategy == "one-shot" or ofa_weights or supernet):
-        raise InvalidInputError(
-            f"--evaluator {evaluator} trains every candidate: it goes with "
-            f"{', '.join(s for s in STRATEGIES if s not in own_spaces)}, without a supernet"
-        )
-    if workers > 1 and not is_trained:
-        raise InvalidInputError("--workers goes with --evaluator training or halving")
     if ofa_weights is None and calibration_images is not None:
         raise InvalidInputError("--calibration-images goes with --ofa-weights")
     if ofa_weights is not None and supernet is not None:
         raise InvalidInputError("give one of --ofa-weights and --supernet")
-    from deploynas.artifacts import PROFILES, newest
-    from deploynas.device import open_attached
-    from deploynas.profile import DeviceProfile
-    from deploynas.profile.shipped import locate
-    from deploynas.train.distributed import is_first
 
-    hint = "make one: deploynas profile --device cpu"
-    path = locate(profile or newest("*.json", PROFILES, "device profile", hint))
-    identity = DeviceProfile.read(path).identity
+    from deploynas.train.distributed import is_first
+    from deploynas.workflows import search as workflow
+    from deploynas.workflows.sources import Training, source_of
+    from deploynas.workflows.target import Tell
+
+    how = Training(seed, epochs, changes, evaluator, workers, supernet)
+    how.require_fit(strategy)
+    quiet = quiet or not is_first()  # of the processes that torchrun started
 
     def note(text: str) -> None:
         if not quiet:
             say(text, as_json=True)
 
-    quiet = quiet or not is_first()  # of the processes that torchrun started
-    note(f"profile {path}: {identity.title}")
-    if "reached" in identity.recorded:
-        note(f"asking {identity.name} ...")
-    device = open_attached(identity, warn) if is_first() else None
+    hint = "make one: deploynas profile --device cpu"
+    target = target_of(profiles, precision_name, hint, note)
     with progress(quiet) as on_progress:
+        tell = Tell(on_progress, note)
+        source: workflow.Source
         if ofa_weights is not None:
-            from deploynas.workflows import published
+            from deploynas.workflows.published import PublishedWeights
 
+            source = PublishedWeights(ofa_weights, space_name, calibration_images, data)
+            source.require_fit(strategy)
             run = output or _own_run(f"{space_name}-published")
-            result = published.search(
-                ofa_weights, space_name, path, budget, run,
-                device=device, calibration_images=calibration_images, data=data,
-                strategy=strategy, seed=seed,
-                num_evaluations=evaluations or published.NUM_EVALUATIONS, options=options,
-                precision=precision,
-                on_progress=on_progress, on_note=note,
-            )  # fmt: skip
-        elif is_trained:
-            from deploynas.workflows import candidates
-            from deploynas.workflows.networks import FROM_SCRATCH
-
-            dataset = open_data(data, space_name=space_name)
-            run = output or _own_run(f"{space_name}-{dataset.name}-{evaluator}")
-            result = candidates.search(
-                space_for(space_name, dataset), dataset, path, budget, run,
-                steps.for_data(FROM_SCRATCH, dataset, epochs, seed),
-                halving=evaluator == "halving", device=device, strategy=strategy, seed=seed,
-                num_evaluations=evaluations or candidates.NUM_EVALUATIONS, num_workers=workers,
-                options=options, precision=precision, on_progress=on_progress, on_note=note,
-            )  # fmt: skip
-        elif is_gradient:
-            from deploynas.workflows import gradient
-
-            dataset = open_data(data, space_name=space_name)
-            run = output or _own_run(f"{space_name}-{dataset.name}")
-            recipe = (
-                gradient.darts_recipe_for(dataset, epochs, seed, of_darts)
-                if strategy == "darts"
-                else gradient.recipe_for(
-                    dataset, epochs, seed, architecture, share_weights=not own_weights
-                )
-            )
-            result = gradient.search(
-                space_for(space_name, dataset), dataset, path, budget, run, recipe,
-                device=device, num_evaluations=evaluations or gradient.NUM_EVALUATIONS,
-                precision=precision, on_progress=on_progress, on_note=note,
-            )  # fmt: skip
-        elif strategy == "one-shot":
-            from deploynas.workflows import one_shot
-
-            dataset = open_data(data, space_name=space_name)
-            run = output or _own_run(f"{space_name}-{dataset.name}-one-shot")
-            result = one_shot.search(
-                space_for(space_name, dataset), dataset, path, budget, run,
-                epochs=epochs, device=device, seed=seed,
-                num_evaluations=evaluations or steps.NUM_EVALUATIONS, precision=precision,
-                on_progress=on_progress, on_note=note,
-            )  # fmt: skip
         else:
             dataset = open_data(data, space_name=space_name)
-            run = output or _own_run(f"{space_name}-{dataset.name}")
-            result = steps.train_and_search(
-                space_for(space_name, dataset), dataset, path, budget, run,
-                supernet=supernet, epochs=epochs, device=device, strategy=strategy, seed=seed,
-                num_evaluations=evaluations or steps.NUM_EVALUATIONS, options=options,
-                precision=precision, on_progress=on_progress, on_note=note,
-            )  # fmt: skip
-    if device is not None:
+            own = [strategy.name] if strategy.weights == "single-path" else []
+            own += [evaluator] if evaluator != "inherited" else []
+            run = output or _own_run("-".join([space_name, dataset.name, *own]))
+            chosen = space_for(space_name, dataset)
+            source = source_of(strategy, options, chosen, dataset, how, run, tell)
+        effort = Effort(evaluations or source.num_evaluations, source.at_once)
+        plan = Plan(strategy, options, seed, effort, source.beside)
+        result = workflow.search(budget, plan, source, target, run, tell)
+    for device in devices_of(target):
         warn_notes(device)
     if as_json:
         return print_json(_document(result, run))
     _print(result, run)
     return None
-
-
-def _own_options(strategy: str, **given: Any) -> dict[str, Any]:
-    """Arguments of a strategy's own.
-
-    Raises:
-        InvalidInputError, UnknownNameError: They are another strategy's, or cannot be.
-    """
-    from deploynas.errors import InvalidInputError, UnknownNameError, require_positive
-    from deploynas.search.strategies import COSTS, SoftFitness
-
-    present = {name: value for name, value in given.items() if value is not None}
-    for name in present:
-        owner = "pareto" if name == "costs" else "evolution"
-        if strategy != owner:
-            raise InvalidInputError(f"--{name.replace('_', '-')} goes with {owner}")
-    options: dict[str, Any] = {k: present[k] for k in ("population", "tournament") if k in present}
-    if "costs" in present:
-        names = tuple(name.strip() for name in present["costs"].split(",") if name.strip())
-        for name in names:
-            if name not in COSTS:
-                raise UnknownNameError("cost", name, COSTS)
-        if not names or len(set(names)) < len(names):
-            raise InvalidInputError("--costs names one cost or more, each once")
-        options["costs"] = names
-    soft = {
-        k: require_positive(present[k], f"--{k.replace('_', '-')}")
-        for k in ("soft_latency", "soft_flops")
-        if k in present
-    }
-    if soft:
-        options["soft"] = SoftFitness(soft.get("soft_latency", 0.0), soft.get("soft_flops", 0.0))
-    return options
 
 
 def _own_run(name: str) -> Path:
@@ -357,11 +171,13 @@ def _document(result: SearchResult, run: Path) -> dict[str, object]:
         "not_binding": list(result.not_binding),
         "precision": result.precision,
         "strategy": result.strategy,
+        "options": result.options,
         "found_by": result.found_by,
         "job": result.job,
         "seed": result.seed,
         "run": str(run),
         "measured_latency_ms": result.measured_latency_ms,
+        "measured": result.measured,
         "random_best": result.random_best and result.random_best.model_dump(),
         "front": [point.model_dump() for point in result.front],
         "trade_off": result.trade_off and result.trade_off.model_dump(),
@@ -370,7 +186,7 @@ def _document(result: SearchResult, run: Path) -> dict[str, object]:
 
 
 def _print(result: SearchResult, run: Path) -> None:
-    from deploynas.workflows.networks import ChosenRecord
+    from deploynas.workflows.chosen import ChosenRecord
 
     best = result.best
     for name in result.not_binding:
@@ -381,6 +197,8 @@ def _print(result: SearchResult, run: Path) -> None:
         f"{best.macs / 1e6:.2f} M MACs, {best.params / 1e3:.0f} k params"
     )
     say(_accuracy(best))
+    for name, value in best.costs.items():
+        say(f"{name} {value:.4g}")
     if result.random_best:
         say(
             f"random search, {result.num_evaluations} networks with the same weights: "
@@ -408,24 +226,29 @@ def _print(result: SearchResult, run: Path) -> None:
 
 def _front(result: SearchResult, found: TradeOff) -> list[str]:
     """The trade-off, cheapest first; the knee is marked."""
-    units = {
-        "latency_ms": (1.0, "ms"), "macs": (1e6, "M MACs"), "params": (1e3, "k params"),
-        "peak_memory_bytes": (1e3, "kB"),
-    }  # fmt: skip
+    from deploynas.costs import COSTS
+    from deploynas.search.budget import own_name
 
     def costs(values: tuple[float, ...]) -> str:
         return "".join(
-            f"{value / units[name][0]:9.3f} {units[name][1]}"
+            f"{COSTS.load(own_name(name)).format(value):>16}"
             for name, value in zip(found.costs, values, strict=True)
         )
 
+    num = len(result.front)
+    shown = list(range(num))
+    if num > MAX_SHOWN:  # evenly, the knee among them
+        steps = (i * (num - 1) // (MAX_SHOWN - 1) for i in range(MAX_SHOWN))
+        shown = sorted({*steps, found.knee})
     lines = [
-        f"{costs(point.costs)}  {point.accuracy:7.2%}{'  knee' if i == found.knee else ''}"
-        for i, point in enumerate(result.front)
+        f"{costs(result.front[i].costs)}  {result.front[i].accuracy:7.2%}"
+        f"{'  knee' if i == found.knee else ''}"
+        for i in shown
     ]
     corner = re.sub(r" +", " ", f"{costs(found.worst)} {found.worst_accuracy:.2%}").strip()
+    fewer = f", {len(lines)} of them here" if len(lines) < num else ""
     return [
-        f"the front has {len(lines)} networks, hypervolume {found.hypervolume:.3f} (share of the "
+        f"the front has {num} networks{fewer}, hypervolume {found.hypervolume:.3f} (share of the "
         f"box between its best values and the worst evaluated: {corner}):",
         *lines,
     ]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from deploynas.cli.asked import RecipeSet, pairs
 from deploynas.cli.console import Json, Quiet, SpaceName, open_data, print_json, progress, say
 
 
@@ -34,9 +35,8 @@ def train(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of order, subnets and weights.")] = 0,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Always on: a run goes on where it was.")
-    ] = True,
+    recipe_set: RecipeSet = None,
+    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -45,18 +45,21 @@ def train(
     from deploynas.errors import UnknownNameError
     from deploynas.train import SCHEDULES
     from deploynas.train.distributed import is_first, processes
-    from deploynas.workflows import steps
+    from deploynas.workflows import supernets
+    from deploynas.workflows.recipes import supernet_recipe
 
     if schedule is not None and schedule not in SCHEDULES:
         raise UnknownNameError("schedule", schedule, SCHEDULES)
 
     dataset = open_data(data, space_name=space_name)
     chosen = space_for(space_name, dataset, resolution)
-    settings = steps.supernet_recipe(chosen, dataset, epochs, seed, schedule)
+    settings = supernet_recipe(
+        chosen, dataset, epochs, seed, schedule, pairs(recipe_set, "--recipe-set")
+    )
     with processes():
         talks = is_first()
         with progress(quiet or not talks) as on_progress:
-            steps.train(chosen, dataset, output, settings, on_progress)
+            supernets.train(chosen, dataset, output, settings, on_progress)
     if not talks:
         return None
     if as_json:

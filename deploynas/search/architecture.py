@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from deploynas.artifacts import Record
 from deploynas.nn.mixed import MixedNetwork
-from deploynas.profile import LatencyModel
-from deploynas.search.budget import Budget, limited_sums
+from deploynas.search.problem import Problem
+from deploynas.search.strategies.proxyless import ProxylessOptions
 from deploynas.train.distributed import average, share_of_mean
 from deploynas.train.loop import DivergedError
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from deploynas.search.gradient import WeightStep
 
 Floats = npt.NDArray[np.float64]
-Update = Literal["two-path", "reinforce"]
-LatencyLoss = Literal["adaptive", "sum", "product"]
 
 
 @dataclass(frozen=True)
@@ -59,15 +56,13 @@ class AdditiveCost:
         return self.constant + float(sum(chosen))
 
 
-def additive_costs(
-    network: MixedNetwork, model: LatencyModel, budget: Budget
-) -> list[AdditiveCost]:
+def additive_costs(network: MixedNetwork, problem: Problem) -> list[AdditiveCost]:
     """The budget's limits that are sums over blocks, and that the dearest network exceeds."""
     found = []
-    for one in limited_sums(model, budget):
+    for name, one in problem.layer_sums().items():
         padded = np.append(one.values, 0.0)  # index -1: the identity
         cost = AdditiveCost(
-            one.name,
+            name,
             one.limit,
             float(padded[network.fixed_layer_ids].sum()) + one.intercept,
             tuple(padded[layer.layer_ids] for layer in network.mixed),
@@ -76,31 +71,6 @@ def additive_costs(
         if cost.constant + sum(float(c.max()) for c in cost.candidates) > cost.limit:
             found.append(cost)
     return found
-
-
-class ArchitectureRecipe(Record):
-    """How the architecture parameters are learned.
-
-    Attributes:
-        update: ``two-path`` (Cai et al. 2019, section 3.2.1), or ``reinforce`` (section 3.3.2).
-        latency_loss: ``adaptive``: after every step the probabilities are projected towards those
-            whose E[cost] is the limit; ``sum``: a fixed multiplier on E[cost]/limit (equation 6);
-            ``product``: the loss times (E[cost]/limit)^weight, which, unlike a ratio of
-            logarithms, holds below 1 ms as well.
-        latency_weight: Of ``sum`` and ``product``; 0 leaves the cost to the final choice.
-        rate: Adam's, with beta1 = 0: no gradient, no momentum moves what was not sampled.
-        temperature, final_temperature: Of the softmax that paths are drawn from, from the first
-            architecture step to the last.
-        num_samples: Networks a step of ``reinforce``.
-    """
-
-    update: Update = "two-path"
-    latency_loss: LatencyLoss = "adaptive"
-    latency_weight: float = 0.3
-    rate: float = 0.02
-    temperature: float = 1.0
-    final_temperature: float = 1.0
-    num_samples: int = 4
 
 
 APPROACH = 0.2  # of the distance between E[cost] and its limit, a step
@@ -132,7 +102,7 @@ class ArchitectureOptimizer:
         self,
         network: MixedNetwork,
         costs: Sequence[AdditiveCost],
-        recipe: ArchitectureRecipe,
+        recipe: ProxylessOptions,
         objective: Callable[[float, Sequence[int]], float] | None = None,
     ) -> None:
         self._objective = objective or self._with_cost
@@ -280,12 +250,12 @@ class ArchitectureOptimizer:
             return loss
         ratio = max(c.of(options) / c.limit for c in self.costs)
         if self.recipe.latency_loss == "product":
-            return float(loss * ratio**self.recipe.latency_weight)
+            return float(loss * ratio**self.recipe.weight)
         return float(loss + self._weight * (ratio - 1))
 
     @property
     def _weight(self) -> float:
-        return self.recipe.latency_weight if self.recipe.latency_loss == "sum" else 0.0
+        return self.recipe.weight if self.recipe.latency_loss == "sum" else 0.0
 
     def _latency_terms(self, loss: float) -> tuple[float, float]:
         """Factor of the gates' gradients, and d loss / d (E[cost] / limit)."""
@@ -294,7 +264,7 @@ class ArchitectureOptimizer:
             return 1.0, 0.0
         if self.recipe.latency_loss != "product":
             return 1.0, self._weight
-        weight, ratio = self.recipe.latency_weight, binding[1]
+        weight, ratio = self.recipe.weight, binding[1]
         return ratio**weight, weight * loss * ratio ** (weight - 1)
 
     def _project(self) -> None:

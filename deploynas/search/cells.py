@@ -15,25 +15,25 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from deploynas.costs import Floats, LayerSum
 from deploynas.errors import InfeasibleBudgetError
 from deploynas.nn.mixtures import MixedCells
-from deploynas.profile import LatencyModel
-from deploynas.search.budget import Budget, Floats, LimitedSum, limited_sums
+from deploynas.search.budget import Budget
 from deploynas.search.discretise import Decision
 from deploynas.search.knapsack import knapsack
+from deploynas.search.problem import Problem
 from deploynas.spaces import Archs
 from deploynas.spaces.cells import KINDS, NUM_INPUTS, CellSpace
 
 SKIP = "skip_connect"
 COLLAPSED = 2  # skips of the normal cell that are not yet a collapse (Chen et al. 2019)
-ROUNDING = 1e-9  # of a latency: sums of floats
+ROUNDING = 1e-9  # of sums of floats
 
 
 def cells_decision(
     network: MixedCells,
     mixtures: Sequence[Floats],
-    model: LatencyModel,
-    budget: Budget,
+    problem: Problem,
     max_skips: int | None = None,
 ) -> Decision:
     """What :func:`derive` finds with the budget and without.
@@ -42,12 +42,12 @@ def cells_decision(
         InfeasibleBudgetError: No cells of at most ``max_skips`` keep every limit.
     """
     stacked = np.stack(mixtures)
-    without = derive(network, stacked, model, Budget(), max_skips)
-    within = derive(network, stacked, model, budget, max_skips)
+    without = derive(network, stacked, problem.within(Budget()), max_skips)
+    within = derive(network, stacked, problem, max_skips)
     if within is None or without is None:
         raise InfeasibleBudgetError(
             "no cells were found that keep every limit",
-            "raise the budget, or --max-skips",
+            "raise the budget, or --set max_skips",
         )
 
     def strength(row: Archs) -> float:
@@ -70,8 +70,7 @@ def cells_decision(
 def derive(
     network: MixedCells,
     mixtures: Floats,
-    model: LatencyModel,
-    budget: Budget,
+    problem: Problem,
     max_skips: int | None = None,
 ) -> tuple[Archs, bool] | None:
     """The strongest cells that keep one limit on a sum over layers, and a limit on skips.
@@ -83,8 +82,7 @@ def derive(
     Args:
         network: Its edges.
         mixtures: ``(num_edges, 1 + num_operations)``.
-        model: Space and latency.
-        budget: The latency, the MACs or the params; the tightest of several.
+        problem: Its limits that are sums over layers; the tightest of several.
         max_skips: Of the normal cell.
 
     Returns:
@@ -103,9 +101,7 @@ def derive(
                 )
                 value[number] = first[:, None] + second[None, :]
             values.append(value)
-    found = [
-        _strongest(space, values, options, model, budget) for options in _allowed(space, max_skips)
-    ]
+    found = [_strongest(space, values, options, problem) for options in _allowed(space, max_skips)]
     best = max((s for s in found if s.arch is not None), key=lambda s: s.strength, default=None)
     if best is None or best.arch is None:
         return None
@@ -152,8 +148,7 @@ def _strongest(
     space: CellSpace,
     values: Sequence[Floats],
     options: Sequence[npt.NDArray[np.intp]],
-    model: LatencyModel,
-    budget: Budget,
+    problem: Problem,
 ) -> _Strongest:
     strengths = [v.ravel()[own] for v, own in zip(values, options, strict=True)]
     at_most = sum(float(s.max()) for s in strengths)
@@ -163,7 +158,7 @@ def _strongest(
         for own, i, value in zip(options, chosen, values, strict=True):
             row += [int(part) for part in np.unravel_index(own[i], value.shape)]
         arch = space.as_rows(row)[0]
-        if not budget.admits(arch[None], model)[0]:
+        if not problem.admits(arch[None])[0]:
             return _Strongest(at_most, is_settled=False)
         strength = sum(float(s[i]) for s, i in zip(strengths, chosen, strict=True))
         return _Strongest(at_most, strength, arch, is_settled)
@@ -172,11 +167,11 @@ def _strongest(
     if free.arch is not None:
         return free
     kept = []
-    limits = limited_sums(model, budget)
+    limits = list(problem.layer_sums().values())
     for one in limits:
         costs = space.node_costs(one.values)
         own_costs = [c.ravel()[own] for c, own in zip(costs, options, strict=True)]
-        limit = one.limit * (1 - ROUNDING) if one.name == "latency_ms" else one.limit
+        limit = one.limit if one.is_whole else one.limit * (1 - ROUNDING)
         left = limit - one.intercept - constant_of(space, one)
         solution = knapsack(strengths, own_costs, left)
         if solution is None:
@@ -206,7 +201,7 @@ def num_skips(space: CellSpace, arch: Archs, kind: int = 0) -> int:
     return int((arch[columns] == skip).sum())
 
 
-def constant_of(space: CellSpace, limited: LimitedSum) -> float:
+def constant_of(space: CellSpace, limited: LayerSum) -> float:
     """What no choice of cells changes in a sum over layers."""
     (row,) = space.smallest()
     costs = space.node_costs(limited.values)

@@ -14,65 +14,30 @@ cell's skips (Chen et al. 2019, "Progressive differentiable architecture search"
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploynas.artifacts import Record
-from deploynas.data import ImageDataset
+from deploynas.errors import InvalidInputError
 from deploynas.nn.mixtures import MixedBlocks, MixedCells
-from deploynas.profile import LatencyModel
-from deploynas.search.architecture import (
-    Floats,
-    additive_costs,
-    restore_adam,
-)
-from deploynas.search.budget import Budget, limited_sums
-from deploynas.search.cells import cells_decision, constant_of, num_skips
+from deploynas.search.architecture import Floats, additive_costs, restore_adam
+from deploynas.search.cells import COLLAPSED, cells_decision, constant_of, num_skips
 from deploynas.search.discretise import Decision, discretise
-from deploynas.search.gradient import (
-    GradientRecipe,
-    Learned,
-    WeightStep,
-    search_by_gradients,
-)
-from deploynas.spaces.cells import NUM_INPUTS
-from deploynas.train import TrainingProgress
+from deploynas.search.gradient import Architecture, GradientRecipe, Learner, WeightStep
+from deploynas.search.problem import Problem
+from deploynas.search.proxyless import blocks_of
+from deploynas.search.strategies.darts import DartsOptions
+from deploynas.spaces import Archs, CellSpace, SearchSpace
+from deploynas.spaces.cells import NONE, NUM_INPUTS
 from deploynas.train.distributed import averages, mean_over_processes, share_of_mean
 from deploynas.train.loop import DivergedError, StepImages
 
 STEP_SHARE = 0.01  # of the weights' norm: the finite difference of section 2.3
-
-
-class DartsArchitectureRecipe(Record):
-    """How the mixtures are learned.
-
-    Attributes:
-        order: ``first``, or ``second``: through an unrolled weight step.
-        gate: ``softmax`` over an edge's operations, or ``sigmoid``, with which none has to lose
-            for another to win.
-        zero_one: With sigmoid gates: weight of the loss that drives them to 0 or 1 (Chu et al.
-            2020, equation 5).
-        prune: Share of the candidates of every edge that are pruned on the way, weakest first.
-        max_skips: Of the derived normal cell; None for no limit.
-        latency_weight: Of what E[latency] exceeds the budget by, relative.
-        rate, weight_decay: Adam's, with beta1 = 0.5, as published.
-    """
-
-    order: Literal["first", "second"] = "first"
-    gate: Literal["softmax", "sigmoid"] = "softmax"
-    zero_one: float = 1.0
-    prune: float = 0.0
-    max_skips: int | None = None
-    latency_weight: float = 0.5
-    rate: float = 3e-3
-    weight_decay: float = 1e-3
 
 
 class DartsRecipe(GradientRecipe):
@@ -85,7 +50,7 @@ class DartsRecipe(GradientRecipe):
     learning_rate: float = 0.05
     weights_only: float = 0.2
     held_out: float = 0.5
-    architecture: DartsArchitectureRecipe = DartsArchitectureRecipe()
+    architecture: DartsOptions = DartsOptions()
 
 
 @dataclass(frozen=True)
@@ -115,46 +80,12 @@ class Expectation:
         return self.constant + (self.shares * p * self.costs[:, self.first :]).sum()
 
 
-def expectations(
-    network: MixedCells | MixedBlocks, model: LatencyModel, budget: Budget
-) -> list[Expectation]:
-    """Of every limit on a sum over layers."""
-    if isinstance(network, MixedBlocks):
-        most = network.present.shape[1]
-        return [
-            Expectation(
-                cost.name, cost.limit, cost.constant,
-                torch.tensor(
-                    np.array([np.pad(c, (0, most - len(c))) for c in cost.candidates])
-                ).float(),
-                torch.ones(len(cost.candidates), 1), network.first, cost.unit,
-            )
-            for cost in additive_costs(network, model, budget)
-        ]  # fmt: skip
-    space = network.space
-    found = []
-    for one in limited_sums(model, budget):
-        edges = space.edge_costs(one.values)
-        # a node keeps two of its edges, each as often as any other
-        shares = [NUM_INPUTS / len(edge) for edge in edges for _ in edge]
-        costs = np.pad(np.concatenate(edges), ((0, 0), (network.first, 0)))
-        found.append(
-            Expectation(
-                one.name, one.limit, constant_of(space, one) + one.intercept,
-                torch.from_numpy(costs).float(), torch.tensor(shares)[:, None], network.first,
-                one.unit,
-            )
-        )  # fmt: skip
-    return found
-
-
 class DartsOptimizer:
     """Moves the mixtures, one held-out batch a step.
 
     Args:
         network: Whose mixtures.
-        model: Space and latency.
-        budget: What the expected costs are held against.
+        expectations: Of the costs that are limited.
         recipe: How.
 
     Attributes:
@@ -166,9 +97,8 @@ class DartsOptimizer:
     def __init__(
         self,
         network: MixedCells | MixedBlocks,
-        model: LatencyModel,
-        budget: Budget,
-        recipe: DartsArchitectureRecipe,
+        expectations: Sequence[Expectation],
+        recipe: DartsOptions,
     ) -> None:
         self.network, self.recipe = network, recipe
         self.num_steps, self.multiplier, self.temperature = 0, 0.0, 1.0
@@ -176,7 +106,7 @@ class DartsOptimizer:
         self._adam = torch.optim.Adam(
             alphas, recipe.rate, betas=(0.5, 0.999), weight_decay=recipe.weight_decay
         )
-        self._expectations = expectations(network, model, budget)
+        self._expectations = list(expectations)
 
     def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Of a held-out batch, with what drives the mixtures beside it."""
@@ -325,61 +255,141 @@ class DartsOptimizer:
         restore_adam(self._adam, state)
 
 
-def learn(
-    network: MixedCells | MixedBlocks,
-    dataset: ImageDataset,
-    model: LatencyModel,
-    budget: Budget,
-    recipe: DartsRecipe,
-    *,
-    checkpoint: Path | None = None,
-    on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
-) -> Learned:
-    """Train ``network`` in place and derive a network within budget.
+class MixturesLearner(Learner):
+    """All candidates at once; what they are of, a subclass says.
 
-    Arguments and errors as in :func:`search_by_gradients`.
+    Args:
+        space: At one resolution.
+        network: Its mixtures.
+        recipe: How.
     """
-    own = recipe.architecture
-    optimizer = DartsOptimizer(network, model, budget, own)
 
-    def logits(x: Tensor, images: StepImages) -> Tensor:
-        return network.forward_mixed(x, network.mixtures(own.gate).detach())
+    recipe: DartsRecipe
+    network: MixedCells | MixedBlocks
 
-    def decide(**options: int) -> Decision:
-        return decision(network, optimizer.probabilities(), model, budget, recipe, **options)
+    def __init__(
+        self, space: SearchSpace, network: MixedCells | MixedBlocks, recipe: DartsRecipe
+    ) -> None:
+        self.space, self.network, self.recipe = space, network, recipe
 
-    return search_by_gradients(
-        network, network.weights, network.space.resolutions[0], dataset, budget, recipe, optimizer,
-        logits=logits, decide=decide, short=lambda found: short(network, found),
-        identity=f"darts {network.space.spec} {budget.model_dump_json()} "
-        f"{model.layer_terms.tolist()}",
-        checkpoint=checkpoint, on_progress=on_progress,
-    )  # fmt: skip
+    @property
+    def weights(self) -> Sequence[nn.Parameter]:
+        """All but the mixtures."""
+        return self.network.weights
+
+    @abc.abstractmethod
+    def expectations(self, problem: Problem) -> list[Expectation]:
+        """Of every limit on a sum over layers."""
+
+    def architecture(self, problem: Problem) -> DartsOptimizer:
+        """First order, or second."""
+        return DartsOptimizer(self.network, self.expectations(problem), self.recipe.architecture)
+
+    def logits(self, x: Tensor, images: StepImages, architecture: Architecture) -> Tensor:
+        """Of all candidates, weighted."""
+        mixtures = self.network.mixtures(self.recipe.architecture.gate).detach()
+        return self.network.forward_mixed(x, mixtures)
 
 
-def short(network: MixedCells | MixedBlocks, found: Decision) -> str:
-    """A network for the progress line."""
-    if isinstance(network, MixedBlocks):
-        return network.digits(found.arch)
-    return f"{num_skips(network.space, found.arch)} skips in the normal cell"
+class BlocksLearner(MixturesLearner):
+    """Mixtures of candidate operations, a block each."""
+
+    network: MixedBlocks
+
+    def __init__(self, space: SearchSpace, recipe: DartsRecipe) -> None:
+        if recipe.architecture.max_skips is not None:
+            raise InvalidInputError(f"max_skips is of cells, and {space.name} has none")
+        super().__init__(space, MixedBlocks(space), recipe)
+
+    @property
+    def blocks(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Those that have a choice."""
+        return blocks_of(self.network)
+
+    def expectations(self, problem: Problem) -> list[Expectation]:
+        """Sums over the blocks."""
+        most = self.network.present.shape[1]
+        return [
+            Expectation(
+                cost.name, cost.limit, cost.constant,
+                torch.tensor(
+                    np.array([np.pad(c, (0, most - len(c))) for c in cost.candidates])
+                ).float(),
+                torch.ones(len(cost.candidates), 1), self.network.first, cost.unit,
+            )
+            for cost in additive_costs(self.network, problem)
+        ]  # fmt: skip
+
+    def decide(
+        self, probabilities: Sequence[Floats], problem: Problem, num_evaluations: int = 20_000
+    ) -> Decision:
+        """The strongest blocks, as :func:`discretise` finds them."""
+        rng = np.random.default_rng([self.recipe.seed, 10])
+        return discretise(self.network, probabilities, problem, rng, num_evaluations)
+
+    def short(self, found: Decision) -> str:
+        """Digits of the blocks' operations."""
+        return self.network.digits(found.arch)
 
 
-def decision(
-    network: MixedCells | MixedBlocks,
-    mixtures: Sequence[Floats],
-    model: LatencyModel,
-    budget: Budget,
-    recipe: DartsRecipe,
-    **options: int,
-) -> Decision:
-    """The strongest network that keeps the budget.
+class CellsLearner(MixturesLearner):
+    """Mixtures of a cell's edges."""
 
-    Of blocks as :func:`discretise` finds it, of cells as :func:`derive` does.
+    network: MixedCells
+
+    def __init__(self, space: CellSpace, recipe: DartsRecipe) -> None:
+        super().__init__(space, MixedCells(space), recipe)
+
+    @property
+    def blocks(self) -> list[tuple[str, tuple[str, ...]]]:
+        """The edges."""
+        operations = (NONE, *self.network.space.table.operations)
+        return [(name, operations) for name in self.network.edge_names]
+
+    def expectations(self, problem: Problem) -> list[Expectation]:
+        """A node keeps two of its edges, each as often as any other."""
+        space, found = self.network.space, []
+        for name, one in problem.layer_sums().items():
+            edges = space.edge_costs(one.values)
+            shares = [NUM_INPUTS / len(edge) for edge in edges for _ in edge]
+            costs = np.pad(np.concatenate(edges), ((0, 0), (self.network.first, 0)))
+            found.append(
+                Expectation(
+                    name, one.limit, constant_of(space, one) + one.intercept,
+                    torch.from_numpy(costs).float(), torch.tensor(shares)[:, None],
+                    self.network.first, one.unit,
+                )
+            )  # fmt: skip
+        return found
+
+    def decide(
+        self, probabilities: Sequence[Floats], problem: Problem, num_evaluations: int = 20_000
+    ) -> Decision:
+        """The strongest cells of at most ``max_skips``, as :func:`derive` finds them."""
+        most = self.recipe.architecture.max_skips
+        return cells_decision(self.network, probabilities, problem, most)
+
+    def short(self, found: Decision) -> str:
+        """How many skips."""
+        return f"{num_skips(self.network.space, found.arch)} skips in the normal cell"
+
+    def notes(self, best: Archs) -> list[str]:
+        """A collapse."""
+        skips = num_skips(self.network.space, best)
+        if skips <= COLLAPSED:
+            return []
+        return [
+            f"the normal cell has {skips} skip connections: DARTS is known to collapse like that; "
+            "--set gate=sigmoid, --set prune=0.5 or --set max_skips=2 counter it"
+        ]
+
+
+def learner_of(space: SearchSpace, recipe: DartsRecipe) -> MixturesLearner:
+    """Of a space of cells, or of candidate operations.
 
     Raises:
-        InfeasibleBudgetError: None was found; of cells, none of at most ``max_skips``.
+        InvalidInputError: It is neither, or comes at several resolutions.
     """
-    if isinstance(network, MixedBlocks):
-        rng = np.random.default_rng([recipe.seed, 10])
-        return discretise(network, mixtures, model, budget, rng, **options)
-    return cells_decision(network, mixtures, model, budget, recipe.architecture.max_skips)
+    if isinstance(space, CellSpace):
+        return CellsLearner(space, recipe)
+    return BlocksLearner(space, recipe)

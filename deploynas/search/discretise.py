@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploynas.nn.mixed import MixedNetwork
-from deploynas.profile import LatencyModel
 from deploynas.search.architecture import AdditiveCost, Floats, additive_costs
-from deploynas.search.budget import Budget
+from deploynas.search.drawing import admitted_samples
 from deploynas.search.knapsack import knapsack
-from deploynas.search.strategies import admitted_samples
+from deploynas.search.problem import Problem
 from deploynas.spaces import Archs
 
 USE = 0.97  # of a limit
@@ -54,8 +53,7 @@ class Decision:
 def discretise(
     network: MixedNetwork,
     probabilities: Sequence[Floats],
-    model: LatencyModel,
-    budget: Budget,
+    problem: Problem,
     rng: np.random.Generator,
     num_evaluations: int = 20_000,
 ) -> Decision:
@@ -70,8 +68,7 @@ def discretise(
     Args:
         network: Its blocks have the choices.
         probabilities: ``(num_candidates,)`` a mixed layer.
-        model: Space and latency.
-        budget: Hard limits.
+        problem: Hard limits.
         rng: Of the bounded search.
         num_evaluations: Networks that it may look at.
 
@@ -97,19 +94,17 @@ def discretise(
         return network.row(solution.options), solution.is_exact
 
     free = network.row([int(v.argmax()) for v in values])
-    costs = additive_costs(network, model, budget)
+    costs = additive_costs(network, problem)
     found = [(free, True), *(under(cost, 0.0) for cost in costs)]
     # each is the likeliest under some of the limits: one that keeps all is the likeliest
     kept = [
-        (row, exact)
-        for row, exact in found
-        if row is not None and budget.admits(row[None], model)[0]
+        (row, exact) for row, exact in found if row is not None and problem.admits(row[None])[0]
     ]
     if kept:
         likeliest, is_exact = max(kept, key=lambda pair: likelihood(pair[0][None])[0])
     else:
         seeds = np.stack([row for row, _ in found if row is not None])
-        likeliest = _bounded(network, likelihood, model, budget, rng, num_evaluations, seeds)
+        likeliest = _bounded(network, likelihood, problem, rng, num_evaluations, seeds)
         is_exact = False
     chosen = likeliest
     if kept and len(costs) == 1:
@@ -118,7 +113,7 @@ def discretise(
             if spent >= USE * costs[0].unit(costs[0].limit):
                 break
             dearer, _ = under(costs[0], float(worth))
-            if dearer is not None and budget.admits(dearer[None], model)[0]:
+            if dearer is not None and problem.admits(dearer[None])[0]:
                 chosen = dearer
     return Decision(
         arch=chosen,
@@ -134,8 +129,7 @@ def discretise(
 def _bounded(
     network: MixedNetwork,
     likelihood: Callable[[Archs], Floats],
-    model: LatencyModel,
-    budget: Budget,
+    problem: Problem,
     rng: np.random.Generator,
     num_evaluations: int,
     seeds: Archs,
@@ -147,9 +141,9 @@ def _bounded(
     Raises:
         InfeasibleBudgetError: No network within budget was found to start from.
     """
-    parents = admitted_samples(NUM_PARENTS, budget, model, rng)
+    parents = admitted_samples(NUM_PARENTS, problem, rng)
     columns = [layer.column for layer in network.mixed]
-    num_options = model.space.num_options[columns]
+    num_options = problem.space.num_options[columns]
     size = 4 * NUM_PARENTS
     for _ in range(max(1, num_evaluations // size)):
         likely = np.concatenate([parents, seeds])
@@ -160,7 +154,7 @@ def _bounded(
         redraw = rng.random((size, len(columns))) < 1 / len(columns)
         fresh = rng.integers(0, num_options, size=redraw.shape)
         children[:, columns] = np.where(redraw, fresh, children[:, columns])
-        children = children[budget.admits(children, model)]
+        children = children[problem.admits(children)]
         parents = np.unique(np.concatenate([parents, children]), axis=0)
         parents = parents[np.argsort(-likelihood(parents), kind="stable")[:NUM_PARENTS]]
     best: Archs = parents[0]

@@ -6,27 +6,32 @@ through one training loop, and one checkpoint holds all of it.
 
 from __future__ import annotations
 
+import abc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deploynas.artifacts import Record
+from deploynas.costs import COSTS
 from deploynas.data import ImageDataset, Split
 from deploynas.data.splits import stratified_mask
 from deploynas.errors import InvalidInputError
-from deploynas.search.budget import Budget
+from deploynas.search.budget import own_name
 from deploynas.search.discretise import Decision
+from deploynas.search.problem import Problem
+from deploynas.spaces import Archs, SearchSpace
 from deploynas.train import Batches, Recipe, TrainingProgress
 from deploynas.train.distributed import is_first, place
-from deploynas.train.loop import StepImages, run_training
+from deploynas.train.loop import MIN_STEPS, StepImages, run_training
 
 NUM_POINTS = 60  # of the history
+MAX_EPOCHS = 200.0  # of a search whose length nobody chose
 
 
 class GradientRecipe(Recipe):
@@ -45,6 +50,10 @@ class GradientRecipe(Recipe):
     weights_only: float = 0.5
     held_out: float = 0.2
     architecture_every: int = 1
+
+    def lengthened(self, num_images: int) -> Self:
+        """Four times as many steps as other trainings, of the weights' images."""
+        return self._with_steps(4 * MIN_STEPS, (1 - self.held_out) * num_images, MAX_EPOCHS)
 
 
 @dataclass(frozen=True)
@@ -169,79 +178,122 @@ def require_splittable(dataset: ImageDataset) -> None:
         )
 
 
-def search_by_gradients(
-    network: nn.Module,
-    weights: Sequence[nn.Parameter],
-    side: int,
-    dataset: ImageDataset,
-    budget: Budget,
-    recipe: GradientRecipe,
-    optimizer: Architecture,
-    *,
-    logits: Callable[[Tensor, StepImages], Tensor],
-    decide: Callable[..., Decision],
-    short: Callable[[Decision], str],
-    identity: str,
-    checkpoint: Path | None,
-    on_progress: Callable[[TrainingProgress], None],
-) -> Learned:
-    """Train ``network`` in place and decide.
+class Learner(abc.ABC):
+    """A network whose weights and architecture are learned together.
 
-    Args:
-        network: Weights and architecture parameters.
-        weights: The former.
-        side: Of the images.
-        dataset: Its train split is divided between weights and architecture.
-        budget: For the progress line.
-        recipe: How the two take turns.
-        optimizer: Of the architecture.
-        logits: ``(n, c, r, r)`` and the step -> what a weight step's loss is of.
-        decide: The network at the present probabilities; takes ``num_evaluations``.
-        short: A network for the progress line.
-        identity: What a checkpoint must have been written for, beside data and recipe.
-        checkpoint: As in :func:`run_training`.
-        on_progress: Called after every step.
-
-    Raises:
-        DivergedError: A loss is not finite; the last checkpoint is kept.
-        InvalidInputError: The data is too small to split, or the checkpoint is another's.
-        InfeasibleBudgetError: No network keeps the budget.
+    Attributes:
+        space: Searched.
+        recipe: How weights and architecture take turns, and the strategy's own options.
+        network: Weights and architecture parameters; ``extract(arch)`` is a static network.
     """
-    own, held = split_for_architecture(dataset, recipe.held_out, recipe.seed)
-    device = next(network.parameters()).device
-    search = _Search(optimizer, Batches(dataset, held, device), recipe, side)
-    if search.smallest_batch < place()[1]:
-        raise InvalidInputError(
-            f"{len(held)} images for the architecture cannot be shared by {place()[1]} processes"
-        )
 
-    def accumulate(images: StepImages) -> Tensor:
-        def loss_of(out: Tensor) -> Tensor:
-            smoothing = recipe.label_smoothing
-            return nn.functional.cross_entropy(out, images.labels, label_smoothing=smoothing)
+    space: SearchSpace
+    recipe: GradientRecipe
+    network: nn.Module
 
-        x = images.at(side)
-        search.architecture_step(images.share, WeightStep(x, loss_of, images.rate))
-        loss = loss_of(logits(x, images))
-        loss.backward()
-        return loss
+    @property
+    @abc.abstractmethod
+    def weights(self) -> Sequence[nn.Parameter]:
+        """What a weight step moves."""
 
-    def watch(state: TrainingProgress) -> None:
-        search.weight_steps = state.step
-        is_due = state.step % max(1, state.num_steps // NUM_POINTS) == 0
-        scalars: dict[str, float] = {}
-        if is_due or state.step == state.num_steps:
-            search.history.append(search.point(state.step))
-            if optimizer.num_steps and is_first():
-                search.best = short(decide(num_evaluations=400))
-            scalars = _scalars(search.history[-1])
-        on_progress(replace(state, scalars=scalars, detail=search.detail(budget)))
+    @property
+    @abc.abstractmethod
+    def blocks(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Name and candidates of every choice, in the order of the probabilities."""
 
-    run_training(
-        network, own, recipe, accumulate, identity=identity, checkpoint=checkpoint,
-        on_progress=watch, weights=weights, beside=search,
-    )  # fmt: skip
-    return Learned(decide(), optimizer.probabilities(), tuple(search.history))
+    @abc.abstractmethod
+    def architecture(self, problem: Problem) -> Architecture:
+        """What moves the architecture parameters, steered by the limits that are sums."""
+
+    @abc.abstractmethod
+    def logits(self, x: Tensor, images: StepImages, architecture: Architecture) -> Tensor:
+        """``(n, num_classes)`` that a weight step's loss is of; ``x`` is ``(n, c, r, r)``."""
+
+    @abc.abstractmethod
+    def decide(
+        self, probabilities: Sequence[np.ndarray], problem: Problem, num_evaluations: int = 20_000
+    ) -> Decision:
+        """The network at some probabilities that keeps every limit.
+
+        Raises:
+            InfeasibleBudgetError: None was found.
+        """
+
+    @abc.abstractmethod
+    def short(self, found: Decision) -> str:
+        """A network for the progress line."""
+
+    def identity(self, problem: Problem) -> str:
+        """What a checkpoint must have been written for, beside data and recipe."""
+        sums = {name: one.values.tolist() for name, one in problem.layer_sums().items()}
+        return f"{self.space.spec} {problem.budget.model_dump_json()} {sums}"
+
+    def notes(self, best: Archs) -> list[str]:
+        """What a user should know of a network that was decided on."""
+        return []
+
+    def learn(
+        self,
+        dataset: ImageDataset,
+        problem: Problem,
+        *,
+        checkpoint: Path | None = None,
+        on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
+    ) -> Learned:
+        """Train the network in place and decide.
+
+        Args:
+            dataset: Its train split is divided between weights and architecture.
+            problem: Steered to where a limit binds, and kept by the decision.
+            checkpoint: As in :func:`run_training`.
+            on_progress: Called after every step.
+
+        Raises:
+            DivergedError: A loss is not finite; the last checkpoint is kept.
+            InvalidInputError: The data is too small to split, or the checkpoint is another's.
+            InfeasibleBudgetError: No network keeps the limits.
+        """
+        recipe, side = self.recipe, self.space.resolutions[0]
+        optimizer = self.architecture(problem)
+        own, held = split_for_architecture(dataset, recipe.held_out, recipe.seed)
+        device = next(self.network.parameters()).device
+        search = _Search(optimizer, Batches(dataset, held, device), recipe, side)
+        if search.smallest_batch < place()[1]:
+            raise InvalidInputError(
+                f"{len(held)} images for the architecture cannot be shared by {place()[1]} "
+                "processes"
+            )
+
+        def accumulate(images: StepImages) -> Tensor:
+            def loss_of(out: Tensor) -> Tensor:
+                smoothing = recipe.label_smoothing
+                return nn.functional.cross_entropy(out, images.labels, label_smoothing=smoothing)
+
+            x = images.at(side)
+            search.architecture_step(images.share, WeightStep(x, loss_of, images.rate))
+            loss = loss_of(self.logits(x, images, optimizer))
+            loss.backward()
+            return loss
+
+        def watch(state: TrainingProgress) -> None:
+            search.weight_steps = state.step
+            is_due = state.step % max(1, state.num_steps // NUM_POINTS) == 0
+            scalars: dict[str, float] = {}
+            if is_due or state.step == state.num_steps:
+                search.history.append(search.point(state.step))
+                if optimizer.num_steps and is_first():
+                    search.best = self.short(
+                        self.decide(optimizer.probabilities(), problem, num_evaluations=400)
+                    )
+                scalars = _scalars(search.history[-1])
+            on_progress(replace(state, scalars=scalars, detail=search.detail(problem)))
+
+        run_training(
+            self.network, own, recipe, accumulate, identity=self.identity(problem),
+            checkpoint=checkpoint, on_progress=watch, weights=self.weights, beside=search,
+        )  # fmt: skip
+        found = optimizer.probabilities()
+        return Learned(self.decide(found, problem), found, tuple(search.history))
 
 
 class _Search:
@@ -305,18 +357,15 @@ class _Search:
             loss=self._loss,
         )
 
-    def detail(self, budget: Budget) -> str:
+    def detail(self, problem: Problem) -> str:
         """Expected costs beside their limits, entropy, and the best network so far."""
         if not self.history:
             return ""
         point = self.history[-1]
-        limits = budget.model_dump(exclude_none=True)
-        units = {"latency_ms": (1.0, "ms"), "macs": (1e6, "M MACs"), "params": (1e3, "k params")}
-        text = "".join(
-            f", expected {point.expected[name] / units[name][0]:.3g} of "
-            f"{limits[name] / units[name][0]:.3g} {units[name][1]}"
-            for name in point.expected
-        )
+        text = ""
+        for name, expected in point.expected.items():
+            shown = COSTS.load(own_name(name)).format
+            text += f", expected {shown(expected)} of {shown(problem.limits[name])}"
         best = f", best {self.best}" if self.best else ""
         return f"{text}, entropy {point.entropy:.2f}{best}"
 

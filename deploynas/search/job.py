@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from deploynas.artifacts import Record
 from deploynas.profile.device_profile import Precision
@@ -19,11 +20,13 @@ class Job(Record):
     Attributes:
         space: What rebuilds it.
         data: Fingerprint of the images.
-        profile: Fingerprint of what the latency model was fitted to.
+        profiles: Fingerprints of what the latency models were fitted to; the first device's
+            under the empty name.
         budget: Hard limits.
-        strategy, options: Its name, and its own options as text.
+        strategy, options: Its name, and its own options.
         evaluator: What judges a network: how it is trained, or with which weights.
-        num_evaluations: Networks that it may evaluate.
+        num_evaluations, at_once: Networks that it may evaluate, and at a time.
+        beside: Whether others are evaluated beside the strategy.
         precision: Of the latencies.
         seed: Of every draw.
         attached: Whether finalists are measured.
@@ -31,12 +34,14 @@ class Job(Record):
 
     space: dict[str, str | int | list[int]]
     data: str
-    profile: str
+    profiles: dict[str, str]
     budget: Budget
     strategy: str
-    options: str = ""
+    options: dict[str, Any]
     evaluator: str
     num_evaluations: int
+    at_once: int = 1
+    beside: bool = True
     precision: Precision = "fp32"
     seed: int
     attached: bool

@@ -7,24 +7,18 @@ the probabilities on images that the weights never see.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
-from deploynas.data import ImageDataset
 from deploynas.nn.mixed import MixedNetwork
-from deploynas.profile import LatencyModel
-from deploynas.search.architecture import (
-    ArchitectureOptimizer,
-    ArchitectureRecipe,
-    additive_costs,
-)
-from deploynas.search.budget import Budget
+from deploynas.search.architecture import ArchitectureOptimizer, additive_costs
 from deploynas.search.discretise import Decision, discretise
-from deploynas.search.gradient import GradientRecipe, Learned, search_by_gradients
-from deploynas.train import TrainingProgress
+from deploynas.search.gradient import Architecture, GradientRecipe, Learner
+from deploynas.search.problem import Problem
+from deploynas.search.strategies.proxyless import ProxylessOptions
+from deploynas.spaces import SearchSpace
 from deploynas.train.loop import StepImages
 
 
@@ -32,58 +26,61 @@ class ProxylessRecipe(GradientRecipe):
     """How to search by gradients.
 
     Attributes:
-        share_weights: Whether the candidates of a block that differ in kernel size and width alone
-            are parts of common weights, each of which learns at every step; as published each has
-            its own, and learns when its path is drawn.
         architecture: How its parameters move.
     """
 
-    share_weights: bool = True
-    architecture: ArchitectureRecipe = ArchitectureRecipe()
+    architecture: ProxylessOptions = ProxylessOptions()
 
 
-def learn(
-    network: MixedNetwork,
-    dataset: ImageDataset,
-    model: LatencyModel,
-    budget: Budget,
-    recipe: ProxylessRecipe,
-    *,
-    checkpoint: Path | None = None,
-    on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
-) -> Learned:
-    """Train ``network`` in place and decide.
+class PathsLearner(Learner):
+    """One path at a time.
 
     Args:
-        network: Of the model's space, at one resolution.
-        dataset: Its train split is divided between weights and architecture.
-        model: Latency of the candidates.
-        budget: Steered to where a limit binds, and kept by the decision.
+        space: Of candidate operations, at one resolution.
         recipe: How.
-        checkpoint: As in :func:`run_training`.
-        on_progress: Called after every step.
-
-    Raises:
-        DivergedError: A loss is not finite; the last checkpoint is kept.
-        InvalidInputError: The data is too small to split, or the checkpoint is another's.
-        InfeasibleBudgetError: No network keeps the budget.
     """
-    optimizer = ArchitectureOptimizer(
-        network, additive_costs(network, model, budget), recipe.architecture
-    )
 
-    def logits(x: Tensor, images: StepImages) -> Tensor:
-        out: Tensor = network(x, network.row(optimizer.sample(images.rng)))
+    recipe: ProxylessRecipe
+    network: MixedNetwork
+
+    def __init__(self, space: SearchSpace, recipe: ProxylessRecipe) -> None:
+        self.space, self.recipe = space, recipe
+        self.network = MixedNetwork(space, shared=recipe.architecture.share_weights)
+
+    @property
+    def weights(self) -> Sequence[nn.Parameter]:
+        """All but the architecture parameters."""
+        return self.network.weights
+
+    @property
+    def blocks(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Those that have a choice."""
+        return blocks_of(self.network)
+
+    def architecture(self, problem: Problem) -> ArchitectureOptimizer:
+        """Of two paths, or of rewards."""
+        costs = additive_costs(self.network, problem)
+        return ArchitectureOptimizer(self.network, costs, self.recipe.architecture)
+
+    def logits(self, x: Tensor, images: StepImages, architecture: Architecture) -> Tensor:
+        """Of a path that is drawn."""
+        assert isinstance(architecture, ArchitectureOptimizer)
+        out: Tensor = self.network(x, self.network.row(architecture.sample(images.rng)))
         return out
 
-    def decide(**options: int) -> Decision:
-        rng = np.random.default_rng([recipe.seed, 10])
-        return discretise(network, optimizer.probabilities(), model, budget, rng, **options)
+    def decide(
+        self, probabilities: Sequence[np.ndarray], problem: Problem, num_evaluations: int = 20_000
+    ) -> Decision:
+        """See :func:`discretise`."""
+        rng = np.random.default_rng([self.recipe.seed, 10])
+        return discretise(self.network, probabilities, problem, rng, num_evaluations)
 
-    return search_by_gradients(
-        network, network.weights, network.space.resolutions[0], dataset, budget, recipe, optimizer,
-        logits=logits, decide=decide, short=lambda decision: network.digits(decision.arch),
-        identity=f"proxyless {network.space.spec} {budget.model_dump_json()} "
-        f"{[c.tolist() for cost in optimizer.costs for c in cost.candidates]}",
-        checkpoint=checkpoint, on_progress=on_progress,
-    )  # fmt: skip
+    def short(self, found: Decision) -> str:
+        """Digits of the blocks' operations."""
+        return self.network.digits(found.arch)
+
+
+def blocks_of(network: MixedNetwork) -> list[tuple[str, tuple[str, ...]]]:
+    """Name and candidates of every mixed layer."""
+    choices = [network.space.choices[layer.column] for layer in network.mixed]
+    return [(choice.name, tuple(map(str, choice.options))) for choice in choices]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from deploynas.artifacts import Artifact, Record
+from deploynas.artifacts import Artifact, Record, unchanged
 from deploynas.device import Identity
 from deploynas.profile.device_profile import Precision
 from deploynas.search.budget import Budget
@@ -27,6 +28,7 @@ class Candidate(Record):
         accuracy: A fraction: measured on the whole validation split, or what a predictor expects.
         accuracy_error: Of a predicted accuracy: the predictor's held-out RMSE, a fraction.
         accuracy_extrapolated: The predictor was fitted to nothing like this network.
+        costs: Name -> prediction, of what else was limited.
     """
 
     architecture: ArchRecord
@@ -40,6 +42,7 @@ class Candidate(Record):
     accuracy_kind: AccuracyKind = "measured"
     accuracy_error: float | None = None
     accuracy_extrapolated: bool = False
+    costs: dict[str, float] = {}
 
 
 class FrontPoint(Record):
@@ -123,11 +126,16 @@ class DataRecord(Record):
     crop: float = 1.0
 
 
+def _one_measured(document: dict[str, Any]) -> dict[str, Any]:
+    latency = document.pop("measured_latency_ms")
+    return document | {"measured": {} if latency is None else {"latency_ms": latency}}
+
+
 class SearchResult(Artifact):
     """What a search found.
 
     Format 1: first version; 2: a front names its costs; 3 (0.1.0): the job, and who found the
-    network.
+    network; 4 (0.1.0): whatever was limited may be measured, and profiles may be several.
 
     Attributes:
         job: Hash of the whole :class:`~deploynas.search.job.Job`; empty before format 3.
@@ -140,8 +148,11 @@ class SearchResult(Artifact):
         front: The Pareto front among what the strategy evaluated, cheapest first; ``trade_off``
             says what it is worth.
         not_binding: Limits that even the dearest network keeps.
-        measured_latency_ms: Of the chosen network, where the device was attached.
+        measured: Of the chosen network: limited cost -> upper confidence bound, where the devices
+            were attached.
+        options: The strategy's own.
         profile: Path of the device profile; ``device`` is whose it is.
+        profiles: Of other devices whose latency was limited: name -> path.
         precision: Of the latencies: what the network is to be exported in.
         core_ms, memory_ms: The reference level of the predicted latencies.
         supernet: Run of a trained supernet, the file of a published one, or the search's own run.
@@ -152,8 +163,10 @@ class SearchResult(Artifact):
     """
 
     SCHEMA: ClassVar[str] = "deploynas-search-result"
-    VERSION: ClassVar[int] = 3
-    READS: ClassVar[tuple[int, ...]] = (2,)
+    VERSION: ClassVar[int] = 4
+    MIGRATIONS: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {
+        2: unchanged, 3: _one_measured
+    }  # fmt: skip
 
     job: str = ""
     found_by: FoundBy = "strategy"
@@ -170,8 +183,10 @@ class SearchResult(Artifact):
     smallest: Candidate | None
     front: tuple[FrontPoint, ...]
     trade_off: TradeOff | None = None
-    measured_latency_ms: float | None
+    measured: dict[str, float]
+    options: dict[str, Any] = {}
     profile: str
+    profiles: dict[str, str] = {}
     precision: Precision = "fp32"
     device: Identity
     core_ms: float
@@ -181,6 +196,11 @@ class SearchResult(Artifact):
     weights: SearchWeights
     decision: DecisionRecord | None = None
     inputs: dict[str, str]
+
+    @property
+    def measured_latency_ms(self) -> float | None:
+        """Of the chosen network, where the profile's device was attached."""
+        return self.measured.get("latency_ms")
 
     @classmethod
     def file_in(cls, run: Path) -> Path:

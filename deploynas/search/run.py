@@ -1,4 +1,4 @@
-"""One search: budget check, strategy, finalists, and the random search beside it."""
+"""The one driver of searches: limits, evaluations, finalists, and what stands beside them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from deploynas.costs import Floats
 from deploynas.errors import InfeasibleBudgetError
-from deploynas.profile import LatencyModel
-from deploynas.search.budget import Budget
+from deploynas.search.drawing import MAX_DRAWS
 from deploynas.search.evaluations import Evaluations
-from deploynas.search.fronts import hypervolume, knee
+from deploynas.search.fronts import front, hypervolume, knee
+from deploynas.search.problem import Problem
 from deploynas.search.result import AccuracyKind, Candidate, FoundBy, FrontPoint, TradeOff
-from deploynas.search.strategies import (
-    STRATEGIES,
-    Floats,
-    History,
-    costs_of,
-    random_search,
-)
+from deploynas.search.strategies.random import STRATEGY as RANDOM
+from deploynas.search.strategy import Effort, Evaluating, Searcher, Strategy
 from deploynas.spaces import Archs
 
 
@@ -70,11 +66,55 @@ def by_score(scores: Floats) -> list[int]:
     return [int(i) for i in np.argsort(-scores, kind="stable")]
 
 
-MeasureMs = Callable[[Archs], float]
+Measure = Callable[[Archs], Mapping[str, float]]  # limited cost -> upper confidence bound
 Decide = Callable[[float], Archs | None]
 Judge = Callable[[Archs], Floats]
 MAX_MEASURED, STEP_DOWN = 12, 0.005
 MAX_REFINED, USE = 2, 0.96
+
+
+@dataclass(frozen=True)
+class History:
+    """Every distinct architecture within the limits that a strategy had evaluated, in order.
+
+    Attributes:
+        archs: ``(n, num_choices)``.
+        accuracies: ``(n,)`` fractions.
+    """
+
+    archs: Archs
+    accuracies: Floats
+
+    def best(self, k: int) -> list[int]:
+        """Indices of the ``k`` most accurate, best first."""
+        return by_score(self.accuracies)[:k]
+
+    def front(self, costs: Floats) -> list[int]:
+        """Indices of the Pareto front, cheapest first: no other is as cheap and as accurate.
+
+        Args:
+            costs: ``(n,)``, or ``(n, num_costs)``, of which none may be beaten.
+        """
+        return front(costs, self.accuracies)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a problem is searched.
+
+    Attributes:
+        strategy, options: Which, and its own.
+        seed: Of every draw.
+        effort: Of the strategy, and of the random search beside it.
+        beside: Whether a random search of as many evaluations, uniform networks, and the space's
+            largest and smallest are evaluated beside the strategy.
+    """
+
+    strategy: Strategy
+    options: Any
+    seed: int
+    effort: Effort
+    beside: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,84 +131,118 @@ class Outcome:
     trade_off: TradeOff | None
     not_binding: tuple[str, ...]
     num_evaluations: int
-    measured_latency_ms: float | None
+    measured: dict[str, float]
+
+
+def explore(
+    strategy: Evaluating,
+    options: Any,
+    problem: Problem,
+    evaluate: Judge,
+    rng: np.random.Generator,
+    effort: Effort,
+    fidelity: str = "quick",
+) -> History:
+    """Run a strategy: ask it, evaluate, tell it, until it has nothing more or has had enough.
+
+    Networks that are equal are one, and are evaluated once; what a strategy asks for outside the
+    limits it is told about, but it is no result.
+
+    Raises:
+        InfeasibleBudgetError: No network within the limits was found.
+    """
+    searcher: Searcher = strategy.searcher(problem, options, rng, effort)
+    known: dict[bytes, float] = {}
+    rows: list[Archs] = []
+    stuck = 0
+    while len(known) < effort.num_evaluations and stuck < MAX_DRAWS:
+        asked = searcher.ask(effort.num_evaluations - len(known))
+        if not len(asked):
+            break
+        asked = problem.space.canonical(asked)
+        keys = [arch.tobytes() for arch in asked]
+        fresh = [i for i, key in enumerate(keys) if key not in known and key not in keys[:i]]
+        stuck = 0 if fresh else stuck + 1
+        if fresh:
+            scores = evaluate(asked[fresh])
+            known.update((keys[i], float(score)) for i, score in zip(fresh, scores, strict=True))
+            rows += [asked[i] for i in fresh]
+        searcher.tell(asked, np.array([known[key] for key in keys]), fidelity)
+    if not rows:
+        raise InfeasibleBudgetError(
+            f"{strategy.name} found no network of {problem.space.name} within the limits"
+        )
+    archs = np.stack(rows)
+    scores = np.array([known[arch.tobytes()] for arch in archs])
+    kept = problem.admits(archs)
+    if not kept.any():
+        raise InfeasibleBudgetError(f"{strategy.name} evaluated no network within the limits")
+    return History(archs[kept], scores[kept])
 
 
 def search(
-    model: LatencyModel,
+    problem: Problem,
     evaluator: Evaluator,
-    budget: Budget,
+    plan: Plan,
     *,
-    strategy: str,
-    seed: int,
-    num_evaluations: int,
-    measure_ms: MeasureMs | None,
+    measure: Measure | None = None,
     decide: Decide | None = None,
-    beside: bool = True,
     settle: tuple[int, Judge] | None = None,
-    options: Mapping[str, Any] | None = None,
     keep_in: Path | None = None,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> Outcome:
-    """Find the most accurate network within budget.
+    """Find the most accurate network within the limits.
 
     Whatever was evaluated may win: what the strategy found, what the random search beside it drew,
-    a uniform network. Where the device measures a network over budget, the next one is the best of
+    a uniform network. Where a device measures a network over a limit, the next one is the best of
     all evaluated whose prediction is lower by as much.
 
     Args:
-        model: Space and latency.
+        problem: Space, costs and limits.
         evaluator: Accuracy of architectures.
-        budget: Hard limits.
-        strategy: A key of ``STRATEGIES``; the strategy's name where it is ``decide`` that
-            searched.
-        seed: Of every draw.
-        num_evaluations: Architectures that the strategy, and the random search, may evaluate.
-        measure_ms: Measures a network on the attached device (its upper confidence bound);
-            None where the device is elsewhere, so that the prediction's bound decides.
-        decide: What a gradient search found for a share of the latency budget. What measures over
-            budget gives way to the network of as much less; what leaves much of it unused, to one
-            of more whose prediction alone still keeps it.
-        beside: Whether a random search of as many evaluations, uniform networks, and the space's
-            largest and smallest are evaluated beside the strategy.
+        plan: Strategy, seed, effort.
+        measure: Measures limited costs on the attached devices (upper confidence bounds); where
+            None, or of a limit that it does not tell, the predictions' bounds decide.
+        decide: What a gradient search found for a share of the measured limits. What measures over
+            one gives way to the network of as much less; what leaves much of it unused, to one of
+            more whose prediction alone still keeps it.
         settle: How many of the finalists are judged anew, and by what: they are ordered by it, and
             the result states it.
-        options: The strategy's own; ``costs`` are those of the front as well.
         keep_in: A run's directory, where every evaluation is kept, and looked up first.
         on_progress: Called with what is going on and its share done.
 
     Raises:
-        InfeasibleBudgetError: No network keeps the budget, by prediction or by measurement.
+        InfeasibleBudgetError: No network keeps the limits, by prediction or by measurement.
     """
-    rng = np.random.default_rng(seed)
-    not_binding = budget.require_reachable(model, rng)
-    space, num = model.space, evaluator.num_finalists
+    space, num = problem.space, evaluator.num_finalists
+    not_binding = problem.require_reachable(np.random.default_rng(plan.seed))
     identity = evaluator.identity if keep_in is not None else None
     with Evaluations(keep_in or Path(), identity, space) as kept:
-        judged = _Judged(
-            evaluator, kept, max(1, num_evaluations * (2 if beside else 1)), on_progress
-        )
+        expected = plan.effort.num_evaluations * (2 if plan.beside else 1)
+        judged = _Judged(evaluator, kept, max(1, expected), on_progress)
         pools: dict[FoundBy, Archs] = {}
         if decide is None:
-            history = STRATEGIES[strategy](
-                budget, model, judged.scores, rng, num_evaluations, **(options or {})
+            assert isinstance(plan.strategy, Evaluating)
+            rng = np.random.default_rng(plan.seed)
+            history = explore(
+                plan.strategy, plan.options, problem, judged.scores, rng, plan.effort
             )
             pools["strategy"] = history.archs
         else:
             first = decide(1.0)
             assert first is not None
             history = History(first[None], judged.scores(first[None]))
-        if beside and strategy != "random":
-            own = np.random.default_rng([seed, 1])
-            drawn = random_search(budget, model, judged.scores, own, num_evaluations)
+        if plan.beside and plan.strategy is not RANDOM:
+            own, effort = np.random.default_rng([plan.seed, 1]), plan.effort
+            drawn = explore(RANDOM, RANDOM.options(), problem, judged.scores, own, effort)
             pools["random"] = drawn.archs
         uniform = space.uniform()
-        uniform = np.unique(uniform[budget.admits(uniform, model)], axis=0)
-        if beside and len(uniform):
+        uniform = np.unique(uniform[problem.admits(uniform)], axis=0)
+        if plan.beside and len(uniform):
             dearest = uniform[np.argsort(-space.macs(uniform), kind="stable")][:24]
             judged.scores(dearest)
             pools["uniform"] = dearest
-        if len(not_binding) == len(budget.model_dump(exclude_none=True)) and decide is None:
+        if len(not_binding) == len(problem.limits) and decide is None:
             judged.scores(space.largest())
             pools["largest"] = space.largest()
         best_of = {name: judged.best(archs, num) for name, archs in pools.items()}
@@ -177,20 +251,18 @@ def search(
         if settle is not None:
             count, judge = settle
             finalists = judged.settled(finalists[:count], judge)
+        on_device = None if measure is None else _OnDevice(problem, measure)
         descent = _Descent(
-            judged, finalists, np.concatenate([*pools.values(), space.as_rows([])]), model,
-            budget.latency_ms, judge, num if settle is None else 1,
+            judged, finalists, np.concatenate([*pools.values(), space.as_rows([])]), on_device,
+            judge, num if settle is None else 1,
         )  # fmt: skip
-        limit = budget.latency_ms if measure_ms is not None else None
-        if limit is not None:
+        if on_device is not None:
             on_progress("measuring finalists", 0.0)
-        best, measured = _chosen(
-            decide, history.archs[0], descent, judged, model, limit, measure_ms
-        )
-        front, trade_off = _front(history, model, (options or {}).get("costs", ("latency_ms",)))
+        best, measured = _chosen(decide, history.archs[0], descent, judged, on_device)
+        shown, trade_off = _front(history, problem, plan.strategy.shown_costs(plan.options))
 
         def candidate(arch: Archs) -> Candidate:
-            return describe(model, arch, judged.accuracy(arch), evaluator.kind)
+            return describe(problem, arch, judged.accuracy(arch), evaluator.kind)
 
         def first_of(name: FoundBy) -> Candidate | None:
             return candidate(best_of[name][0]) if name in best_of else None
@@ -201,13 +273,13 @@ def search(
             found_by="strategy" if decide is not None and not held else held[0],
             random_best=first_of("random"),
             uniform_best=first_of("uniform"),
-            largest=candidate(space.largest()[0]) if beside else None,
-            smallest=candidate(space.smallest()[0]) if beside else None,
-            front=front,
+            largest=candidate(space.largest()[0]) if plan.beside else None,
+            smallest=candidate(space.smallest()[0]) if plan.beside else None,
+            front=shown,
             trade_off=trade_off,
             not_binding=tuple(not_binding),
-            num_evaluations=num_evaluations,
-            measured_latency_ms=measured,
+            num_evaluations=plan.effort.num_evaluations,
+            measured=measured,
         )
 
 
@@ -284,6 +356,54 @@ class _Judged:
         return ordered
 
 
+class _OnDevice:
+    """Limits that devices measure, as shares of what is allowed.
+
+    Args:
+        problem: Limits and predictions.
+        measure: As in :func:`search`.
+
+    Attributes:
+        limits: Name -> limit, of what is measured.
+    """
+
+    def __init__(self, problem: Problem, measure: Measure) -> None:
+        self._problem, self._measure = problem, measure
+        self._known: dict[bytes, dict[str, float]] = {}
+
+    def measured(self, arch: Archs) -> dict[str, float]:
+        """Cost -> upper confidence bound; measured once a network."""
+        key = arch.tobytes()
+        if key not in self._known:
+            found = self._measure(arch)
+            self._known[key] = {k: v for k, v in found.items() if k in self._problem.limits}
+        return self._known[key]
+
+    def worst(self, arch: Archs) -> tuple[float, str]:
+        """The largest share of a limit that a network was measured to take, and which that is."""
+        limits = self._problem.limits
+        shares = [
+            (value / limits[name], f"{name} {value:.4g} where {limits[name]:g} is allowed")
+            for name, value in self.measured(arch).items()
+        ]
+        return max(shares, default=(0.0, ""))
+
+    def predicted(self, archs: Archs) -> Floats:
+        """``(n,)`` the largest share of a limit on a latency that a bound predicts."""
+        shares = [
+            self._problem.cost(name).upper(archs) / limit
+            for name, limit in self._problem.latencies.items()
+        ]
+        found: Floats = np.max([np.zeros(len(archs)), *shares], axis=0)
+        return found
+
+    @property
+    def error(self) -> float:
+        """The least error that the latency models state."""
+        models = [self._problem.model, *(self._problem.others or {}).values()]
+        return min(model.half_width for model in models)
+
+
 class _Descent:
     """Networks to measure, ever lower: finalists, then the best of all that was evaluated.
 
@@ -291,8 +411,7 @@ class _Descent:
         judged: Accuracies.
         finalists: The most accurate first.
         pool: All that was evaluated.
-        model: Predicts.
-        limit: Latency budget.
+        on_device: Predicts; None where nothing is measured.
         judge: Of what comes after the finalists.
         num: Networks that it judges at a time.
     """
@@ -302,25 +421,23 @@ class _Descent:
         judged: _Judged,
         finalists: Archs,
         pool: Archs,
-        model: LatencyModel,
-        limit: float | None,
+        on_device: _OnDevice | None,
         judge: Judge,
         num: int,
     ) -> None:
         self._judged, self._judge, self._num = judged, judge, num
         self._waiting, self._pool = list(finalists), pool
-        self._upper = model.upper_ms
-        self._limit = limit
+        self._on_device = on_device
         self._seen = {arch.tobytes() for arch in finalists}
 
     def __call__(self, share: float) -> Archs | None:
-        """The best that is predicted to take at most such a share of the budget; each once."""
-        assert self._limit is not None
-        most = self._limit * share
-        fitting = [arch for arch in self._waiting if self._upper(arch[None])[0] <= most]
+        """The best that is predicted to take at most such a share of the limits; each once."""
+        assert self._on_device is not None
+        predicted = self._on_device.predicted
+        fitting = [arch for arch in self._waiting if predicted(arch[None])[0] <= share]
         if not fitting and len(self._pool):
             fresh = np.array([arch.tobytes() not in self._seen for arch in self._pool])
-            rest = self._pool[fresh & (self._upper(self._pool) <= most)]
+            rest = self._pool[fresh & (predicted(self._pool) <= share)]
             if len(rest):
                 picked = self._judged.best(rest, self._num)
                 if self._judge != self._judged.final:
@@ -344,103 +461,102 @@ def _chosen(
     first: Archs,
     descent: _Descent,
     judged: _Judged,
-    model: LatencyModel,
-    limit: float | None,
-    measure_ms: MeasureMs | None,
-) -> tuple[Archs, float | None]:
+    on_device: _OnDevice | None,
+) -> tuple[Archs, dict[str, float]]:
     """The network to return, and what it was measured to take.
 
     Args:
         decide: As in :func:`search`.
-        first: What it found for the whole budget.
+        first: What it found for the whole limits.
         descent: All else.
         judged: Accuracies.
-        model: Latency.
-        limit: Latency budget, where it is measured.
-        measure_ms: As in :func:`search`.
+        on_device: Measures; None where the devices are elsewhere.
 
     Raises:
-        InfeasibleBudgetError: Nothing measures within the limit.
+        InfeasibleBudgetError: Nothing measures within the limits.
     """
-    if limit is None or measure_ms is None:
+    if on_device is None:
         if decide is None:
-            return descent.better_than(-np.inf)[0], None
+            return descent.better_than(-np.inf)[0], {}
         more_accurate = descent.better_than(judged.accuracy(first))
-        return (more_accurate[0] if more_accurate else first), None
+        return (more_accurate[0] if more_accurate else first), {}
     if decide is None:
-        return _first_within(descent, limit, measure_ms)
+        best = _first_within(descent, on_device.worst)
+        return best, on_device.measured(best)
     try:
-        best, measured = _first_within(decide, limit, measure_ms, most=1 + model.half_width)
+        best = _first_within(decide, on_device.worst, most=1 + on_device.error)
     except InfeasibleBudgetError:
-        return _first_within(descent, limit, measure_ms)
+        best = _first_within(descent, on_device.worst)
+        return best, on_device.measured(best)
     for other in descent.better_than(judged.accuracy(best)):
-        upper = measure_ms(other)
-        if upper <= limit:
-            return other, upper
-    return best, measured
+        if on_device.worst(other)[0] <= 1:
+            return other, on_device.measured(other)
+    return best, on_device.measured(best)
 
 
 def _first_within(
     propose: Callable[[float], Archs | None],
-    latency_ms: float,
-    measure_ms: MeasureMs,
+    measured: Callable[[Archs], tuple[float, str]],
     *,
     most: float | None = None,
-) -> tuple[Archs, float]:
-    """The first network that measures within budget, and its upper confidence bound.
+) -> Archs:
+    """The first network that measures within the limits.
 
     Args:
-        propose: Share of the budget that the next network may be predicted to take, by what the
+        propose: Share of the limits that the next network may be predicted to take, by what the
             last one measured -> that network; None where there is no other.
-        latency_ms: Budget.
-        measure_ms: Upper confidence bound.
+        measured: Share of the limits that a network takes, and what to say of it.
         most: Where given, a network of a larger share may take the first one's place, where that
-            leaves more than 1 - :data:`USE` of the budget unused: of a share below what measured
+            leaves more than 1 - :data:`USE` of the limits unused: of a share below what measured
             over, and at most of this one, with which the prediction itself, its error left to the
-            measurement, still keeps the budget.
+            measurement, still keeps the limits.
 
     Raises:
-        InfeasibleBudgetError: All were predicted within budget and measure over it.
+        InfeasibleBudgetError: All were predicted within the limits and measure over them.
     """
-    uppers: list[float] = []
+    found: list[tuple[float, str]] = []
     share, beyond = 1.0, 1.0
-    while len(uppers) < MAX_MEASURED and (arch := propose(share)) is not None:
-        uppers.append(measure_ms(arch))
-        if uppers[-1] <= latency_ms:
+    while len(found) < MAX_MEASURED and (arch := propose(share)) is not None:
+        found.append(measured(arch))
+        if found[-1][0] <= 1:
             break
         beyond = share
-        share *= latency_ms / uppers[-1] * (1 - STEP_DOWN)
-    if not uppers or uppers[-1] > latency_ms or arch is None:
+        share *= (1 - STEP_DOWN) / found[-1][0]
+    if not found or found[-1][0] > 1 or arch is None:
+        nearest = ""
+        if found:
+            nearest = f", the nearest reaches {min(found)[1]}"
         raise InfeasibleBudgetError(
-            f"none of the {len(uppers)} finalists measures within {latency_ms:g} ms, the lowest "
-            f"reaches {min(uppers):.4g} ms: the machine is slower than its profile",
+            f"none of the {len(found)} finalists measures within the limits{nearest}: the machine "
+            "is slower than its profile",
             "every evaluation is kept: search again when it is quiet, under a larger budget, or "
             "under a new profile",
         )
-    best, upper = arch, uppers[-1]
+    best, used = arch, found[-1][0]
     for _ in range(0 if most is None else MAX_REFINED):
-        if upper >= USE * latency_ms:
+        if used >= USE:
             break
         if beyond > share:  # that measured over
             larger = (share + beyond) / 2
         else:
-            larger = min(most or share, share * latency_ms / upper * (1 - STEP_DOWN))
-        found = propose(larger)
-        if found is None or (found == best).all():
+            larger = min(most or share, share / used * (1 - STEP_DOWN))
+        tried = propose(larger)
+        if tried is None or (tried == best).all():
             share = larger
             continue
-        measured = measure_ms(found)
-        if measured <= latency_ms:
-            best, upper, share = found, measured, larger
+        took, _ = measured(tried)
+        if took <= 1:
+            best, used, share = tried, took, larger
         else:
             beyond = larger
-    return best, upper
+    return best
 
 
-def describe(model: LatencyModel, arch: Archs, accuracy: float, kind: AccuracyKind) -> Candidate:
+def describe(problem: Problem, arch: Archs, accuracy: float, kind: AccuracyKind) -> Candidate:
     """A network with its costs and its prediction."""
-    space, row = model.space, arch[None]
+    space, row, model = problem.space, arch[None], problem.model
     predicted = float(model.predict_ms(row)[0])
+    own = Candidate.model_fields
     return Candidate.model_validate(
         {
             "architecture": space.decode(row)[0],
@@ -450,6 +566,11 @@ def describe(model: LatencyModel, arch: Archs, accuracy: float, kind: AccuracyKi
             "macs": int(space.macs(row)[0]),
             "params": int(space.params(row)[0]),
             "peak_memory_bytes": int(space.peak_memory_bytes(row)[0]),
+            "costs": {
+                name: float(problem.cost(name).predict(row)[0])
+                for name in problem.limits
+                if name not in own and name != "latency_ms"
+            },
             "accuracy": accuracy,
             "accuracy_kind": kind,
         }
@@ -457,14 +578,14 @@ def describe(model: LatencyModel, arch: Archs, accuracy: float, kind: AccuracyKi
 
 
 def _front(
-    history: History, model: LatencyModel, names: Sequence[str]
+    history: History, problem: Problem, names: Sequence[str]
 ) -> tuple[tuple[FrontPoint, ...], TradeOff | None]:
     """The Pareto front among what the strategy evaluated, and its worth; None of a single one.
 
     What is equal in all that was evaluated is left out of the hypervolume.
     """
-    predicted, accuracies = model.predict_ms(history.archs), history.accuracies
-    costs = costs_of(model, history.archs, names)
+    predicted, accuracies = problem.model.predict_ms(history.archs), history.accuracies
+    costs = problem.values(history.archs, names)
     if "latency_ms" in names:  # of the prediction itself, as everywhere else
         costs[:, list(names).index("latency_ms")] = predicted
     rows = history.front(costs)
@@ -477,7 +598,7 @@ def _front(
                 "accuracy": float(accuracies[row]),
             }
         )
-        for row, arch in zip(rows, model.space.decode(history.archs[rows]), strict=True)
+        for row, arch in zip(rows, problem.space.decode(history.archs[rows]), strict=True)
     )
     if len(rows) < 2:
         return points, None

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from deploynas.train.distributed import (
 )
 
 CHECKPOINT_SECONDS = 30.0
+MIN_STEPS, MAX_EPOCHS = 600, 40.0  # of a training whose length nobody chose
 
 
 class Recipe(Record):
@@ -54,6 +56,14 @@ class Recipe(Record):
     augment_from: float = 8.0
     flip: bool = True
     seed: int = 0
+
+    def lengthened(self, num_images: int) -> Self:
+        """More epochs where a train split is so small that they would be few steps."""
+        return self._with_steps(MIN_STEPS, num_images, MAX_EPOCHS)
+
+    def _with_steps(self, num_steps: int, num_images: float, most: float) -> Self:
+        needed = num_steps * self.batch_size / num_images
+        return self.model_copy(update={"epochs": round(max(self.epochs, min(needed, most)), 1)})
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Candidates that are trained: in full, or by successive halving; and the search that does so.
+"""Candidates that are trained: in full, or by successive halving.
 
 No weights are shared: what a strategy asks for is trained from scratch, each network by each
 recipe once, and kept in the run's folder, so that a search that was killed goes on.
@@ -6,30 +6,24 @@ recipe once, and kept in the run's folder, so that a search that was killed goes
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
-from deploynas.artifacts import ensure_writable
+from deploynas.costs import Floats
 from deploynas.data import ImageDataset
-from deploynas.device import Device
 from deploynas.errors import InvalidInputError
 from deploynas.nn import StaticNetwork
-from deploynas.profile.device_profile import Precision
-from deploynas.search import Budget, SearchResult
-from deploynas.search import search as run_search
-from deploynas.search.strategies import Floats
+from deploynas.search import Plan, Problem, SearchResult
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train import Recipe, load_weights, pick_device
-from deploynas.train.distributed import require_one_process
 from deploynas.train.evaluate import CALIBRATION_IMAGES
-from deploynas.workflows import steps
-from deploynas.workflows.networks import save_chosen
-from deploynas.workflows.steps import OnProgress
+from deploynas.workflows.search import Opened
+from deploynas.workflows.supernets import data_record
+from deploynas.workflows.target import OnProgress, Tell
 from deploynas.workflows.trainings import (
     Cost,
     executor_for,
@@ -41,7 +35,6 @@ from deploynas.workflows.trainings import (
 ETA, RUNGS = 3, 3  # one in so many goes on, so many times
 LEAST_STEPS = 30  # of a rung
 NUM_EVALUATIONS = 24
-EVALUATORS = ("inherited", "training", "halving")
 
 
 class TrainedCandidates:
@@ -85,12 +78,18 @@ class TrainedCandidates:
         on_progress: OnProgress = lambda text, share: None,
     ) -> None:
         self.space, self._dataset, self._folder = space, dataset, folder
-        self._num_workers, self._on_progress = num_workers, on_progress
+        self.num_workers, self._on_progress = num_workers, on_progress
         self.rungs = rungs_of(recipe, dataset, halving=halving)
         self._seen: list[dict[bytes, float]] = [{} for _ in self.rungs]
         self._seconds: dict[str, float] = {}
         self._num_asked = 0
         self._executor = executor_for(dataset, num_workers) if num_workers > 1 else None
+
+    @property
+    def identity_of_trainings(self) -> str:
+        """How a network is trained."""
+        how = "halving" if len(self.rungs) > 1 else "training"
+        return f"{how} {self.rungs[-1].model_dump_json()}"
 
     def close(self) -> None:
         """End the workers."""
@@ -158,7 +157,7 @@ class TrainedCandidates:
     def _trained(self, archs: Sequence[Archs], rung: int) -> list[float]:
         jobs = [(self.space.layers(arch), self.rungs[rung]) for arch in archs]
         done = train_all(
-            jobs, self._dataset, self._folder, self._num_workers, lambda: False, self._told,
+            jobs, self._dataset, self._folder, self.num_workers, lambda: False, self._told,
             keep_weights=rung == len(self.rungs) - 1, executor=self._executor,
         )  # fmt: skip
         found = []
@@ -179,101 +178,83 @@ def rungs_of(recipe: Recipe, dataset: ImageDataset, *, halving: bool) -> list[Re
     ]
 
 
-def search(
-    chosen: SearchSpace,
-    dataset: ImageDataset,
-    profile_path: Path,
-    budget: Budget,
-    run: Path,
-    recipe: Recipe,
-    *,
-    halving: bool,
-    device: Device | None,
-    strategy: str,
-    seed: int,
-    num_evaluations: int,
-    num_workers: int = 1,
-    trained: Path | None = None,
-    options: Mapping[str, Any] | None = None,
-    precision: Precision = "fp32",
-    on_progress: OnProgress,
-    on_note: Callable[[str], None],
-) -> SearchResult:
-    """Search by training candidates; writes the run's files, the chosen network's weights too.
-
-    Arguments and errors as in :func:`deploynas.workflows.steps.train_and_search`, but for:
+class Candidates:
+    """Every network that is evaluated is trained.
 
     Args:
-        chosen: The space.
+        space: Searched.
         dataset: Images.
-        profile_path: Device profile.
-        budget: Hard limits.
-        run: Directory, created; ``cost.json`` in it has the seconds of all trainings.
-        recipe: Of a candidate's full training.
-        halving: See :class:`TrainedCandidates`.
-        device: The profile's, which measures finalists; None where it is elsewhere.
-        strategy: One that evaluates networks.
-        seed: Of every draw of the search.
-        num_evaluations: Candidates.
-        num_workers: Trainings at a time; as many children are bred at a time.
-        trained: Keeps every training, also those of other searches; in ``run`` where None.
-        options: The strategy's own.
-        precision: Of the latencies.
-        on_progress: Called with what is going on and its share done.
-        on_note: Called with what a user should know.
+        recipe: Of a full training.
+        halving: Whether to stop early what is behind.
+        num_workers: Trainings at a time; as many networks are asked for at a time.
+        trained: Keeps every training, also those of other searches; in the run where None.
+
+    Raises:
+        InvalidInputError: No worker.
     """
-    require_one_process("a search that trains its candidates")
-    if num_workers < 1:
-        raise InvalidInputError(f"--workers is 1 or more, got {num_workers}")
-    model = steps.latency_model(chosen, profile_path, device, precision, on_progress)
-    budget.require_reachable(model, np.random.default_rng(seed))
-    ensure_writable(run)
-    own = {"batch": num_workers, **(options or {})}
-    evaluator = TrainedCandidates(
-        model.space, dataset, recipe, trained or run / "trained", halving=halving,
-        num_workers=num_workers, on_progress=on_progress,
-    )  # fmt: skip
-    seconds = forecast(evaluator.rungs, model.space, dataset, num_evaluations) / at_once(
-        num_workers
-    )
-    on_note(
-        f"about {seconds / 60:.0f} minutes where nothing was trained before: {num_evaluations} "
-        f"candidates{', of which one in 9 in full' if len(evaluator.rungs) == RUNGS else ''}, "
-        f"{recipe.epochs:g} epochs"
-    )
-    with contextlib.closing(evaluator):
-        outcome = run_search(
-            model, evaluator, budget, strategy=strategy, seed=seed,
-            num_evaluations=num_evaluations, beside=False, options=own, on_progress=on_progress,
-            measure_ms=steps.measured_by(device, evaluator.extract, precision),
+
+    num_evaluations, beside, in_processes = NUM_EVALUATIONS, False, False
+    more_seconds = 0.0
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        dataset: ImageDataset,
+        recipe: Recipe,
+        *,
+        halving: bool,
+        num_workers: int = 1,
+        trained: Path | None = None,
+    ) -> None:
+        if num_workers < 1:
+            raise InvalidInputError(f"--workers is 1 or more, got {num_workers}")
+        self.space, self._dataset, self._recipe = space, dataset, recipe
+        self._halving, self.at_once, self._trained = halving, num_workers, trained
+
+    @property
+    def data(self) -> str:
+        """Fingerprint of the images."""
+        return self._dataset.fingerprint
+
+    @property
+    def identity(self) -> str:
+        """How candidates are trained."""
+        return f"{'halving' if self._halving else 'training'} {self._recipe.model_dump_json()}"
+
+    @property
+    def _rungs(self) -> list[Recipe]:
+        return rungs_of(self._recipe, self._dataset, halving=self._halving)
+
+    def forecast(self, space: SearchSpace, plan: Plan) -> float:
+        """From a few training steps."""
+        speed = images_per_second(space, self._recipe.batch_size)
+        passes = sum(rung.epochs * (1 / ETA) ** n for n, rung in enumerate(self._rungs))
+        seconds = plan.effort.num_evaluations * passes * len(self._dataset.train) / speed
+        return seconds / at_once(self.at_once)
+
+    def open(self, problem: Problem, plan: Plan, run: Path, tell: Tell) -> Opened:
+        """Nothing is trained yet."""
+        evaluator = TrainedCandidates(
+            problem.space, self._dataset, self._recipe, self._trained or run / "trained",
+            halving=self._halving, num_workers=self.at_once, on_progress=tell.progress,
         )  # fmt: skip
-    job = steps.job_of(
-        model, dataset, budget, strategy, evaluator_of(recipe, halving=halving), seed,
-        num_evaluations, device, own,
-    )  # fmt: skip
-    result = steps.as_result(
-        outcome, model, profile_path, job, inputs=[profile_path],
-        data=steps.data_record(dataset), supernet=run, weights="trained",
-    )  # fmt: skip
-    Cost(seconds=evaluator.seconds).write(run / "cost.json")
-    best = model.space.encode([outcome.best.architecture])[0]
-    num_images = min(CALIBRATION_IMAGES, len(dataset.train))
-    save_chosen(run, result, evaluator.extract(best), num_images=num_images)
-    return result
+        in_full = ", of which one in 9 in full" if len(evaluator.rungs) == RUNGS else ""
+        tell.note(
+            f"about {self.forecast(problem.space, plan) / 60:.0f} minutes where nothing was "
+            f"trained before: {plan.effort.num_evaluations} candidates{in_full}, "
+            f"{self._recipe.epochs:g} epochs"
+        )
 
+        def finish(result: SearchResult, arch: Archs) -> SearchResult:
+            Cost(seconds=evaluator.seconds).write(run / "cost.json")
+            return result
 
-def evaluator_of(recipe: Recipe, *, halving: bool) -> str:
-    """What a job calls candidates that are trained."""
-    return f"{'halving' if halving else 'training'} {recipe.model_dump_json()}"
-
-
-def forecast(
-    rungs: Sequence[Recipe], space: SearchSpace, dataset: ImageDataset, num_evaluations: int
-) -> float:
-    """Seconds that candidates take, one at a time, from a few training steps."""
-    speed = images_per_second(space, rungs[-1].batch_size)
-    passes = sum(rung.epochs * (1 / ETA) ** number for number, rung in enumerate(rungs))
-    return num_evaluations * passes * len(dataset.train) / speed
+        opened = Opened(
+            evaluator, evaluator.extract, data_record(self._dataset), "trained", run,
+            num_images=min(CALIBRATION_IMAGES, len(self._dataset.train)), finish=finish,
+        )  # fmt: skip
+        opened.close.callback(evaluator.close)
+        return opened
 
 
 def at_once(num_workers: int) -> float:

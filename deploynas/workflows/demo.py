@@ -16,13 +16,20 @@ from deploynas.device import CpuDevice
 from deploynas.errors import require_positive
 from deploynas.nn import supernet_of
 from deploynas.profile import LatencyModel, profile_space
-from deploynas.search import Budget, Candidate
+from deploynas.search import Budget, Candidate, Effort, Plan
+from deploynas.search.strategies.ofa import STRATEGY as OFA
 from deploynas.train import SupernetRecipe, pick_device
 from deploynas.train.distributed import require_one_process
 from deploynas.train.evaluate import QUICK_CALIBRATION, QUICK_IMAGES
 from deploynas.train.supernet import supernet_images_per_second
-from deploynas.workflows import networks, steps
-from deploynas.workflows.steps import OnProgress
+from deploynas.workflows.chosen import inherited
+from deploynas.workflows.exporting import export
+from deploynas.workflows.inherited import Inherited
+from deploynas.workflows.recipes import FINE_TUNING
+from deploynas.workflows.retraining import retrain
+from deploynas.workflows.search import search
+from deploynas.workflows.supernets import SupernetRecord, open_supernet, train
+from deploynas.workflows.target import OnProgress, Target, Tell
 from deploynas.workflows.trainings import images_per_second
 
 BUDGET_SHARE = 0.35  # of the way from the smallest to the largest network's latency
@@ -191,11 +198,11 @@ def run_demo(
     run = RUNS / f"demo-{dataset.name}"
     flip = dataset.name != "digits"
     on_progress("measuring how fast this machine trains", 0.0)
-    alone = images_per_second(chosen, networks.FINE_TUNING.batch_size)
+    alone = images_per_second(chosen, FINE_TUNING.batch_size)
     evaluated = min(QUICK_IMAGES, len(dataset.val)) + QUICK_CALIBRATION
     left = _Time(deadline, dataset, evaluated / (3 * alone) + EXTRACT_SECONDS)
-    if exists(run / "supernet.json"):
-        supernet = steps.open_supernet(run, dataset)
+    if exists(SupernetRecord.file_in(run)):
+        supernet = open_supernet(run, dataset)
         on_note(f"supernet {run}, trained before")
     else:
         recipe = SupernetRecipe(seed=seed, flip=flip)
@@ -207,11 +214,10 @@ def run_demo(
             + ("" if epochs else f", so that all takes about {minutes:g} minutes")
         )
         recipe = recipe.model_copy(update={"epochs": own})
-        supernet = steps.train(chosen, dataset, run, recipe, on_progress)
-    result = steps.search(
-        supernet, model, path, budget, run, device=device, strategy="ofa", seed=seed,
-        num_evaluations=left.num_evaluations, on_progress=on_progress,
-    )  # fmt: skip
+        supernet = train(chosen, dataset, run, recipe, on_progress)
+    source = Inherited(chosen, dataset, run, None)
+    plan = Plan(OFA, OFA.options(), seed, Effort(left.num_evaluations))
+    result = search(budget, plan, source, Target(path, device), run, Tell(on_progress))
     found = (
         result.best, result.random_best, result.uniform_best, result.largest, result.smallest
     )  # fmt: skip
@@ -221,9 +227,7 @@ def run_demo(
     }
     seconds = left.for_training / len(trained_further)
     fitting = left.epochs(seconds, alone, MOST_EPOCHS)
-    fine_tuning = networks.FINE_TUNING.model_copy(
-        update={"seed": seed, "flip": flip, "epochs": fitting}
-    )
+    fine_tuning = FINE_TUNING.model_copy(update={"seed": seed, "flip": flip, "epochs": fitting})
     on_note(f"{fitting:g} passes over the images for each network that is trained further")
     examples = Examples.of(dataset, None)
     rows: list[Row] = []
@@ -234,11 +238,11 @@ def run_demo(
         if same and title not in ENDS:
             rows.append(replace(same[0], title=title))
             continue
-        trained = networks.inherited(result, candidate, supernet)
+        trained = inherited(result, candidate, supernet)
         if title not in ENDS:
-            trained = networks.retrain(trained, dataset, fine_tuning, on_progress)
+            trained = retrain(trained, dataset, fine_tuning, on_progress)
         folder = EXPORTS / f"demo-{title.replace(' ', '-')}"
-        networks.export(result, trained, folder)
+        export(result, trained, folder)
         judged = check(folder, device, examples=examples, on_progress=on_progress)
         rows.append(Row(title, candidate, judged, folder))
     taken = (time.monotonic() - started) / 60

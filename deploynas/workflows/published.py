@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deploynas.artifacts import ensure_writable, sha256
+from deploynas.artifacts import sha256
+from deploynas.costs import Floats
 from deploynas.data import Pixels, normalise
 from deploynas.data.published import (
     CROP,
@@ -19,21 +19,17 @@ from deploynas.data.published import (
     load_imagenet,
     load_unlabelled,
 )
-from deploynas.device import Device
 from deploynas.errors import InvalidInputError
 from deploynas.nn import StaticNetwork, Supernet, recalibrate
-from deploynas.profile.device_profile import Precision
-from deploynas.search import Budget, Candidate, DataRecord, SearchResult
-from deploynas.search import search as run_search
+from deploynas.search import Candidate, DataRecord, Plan, Problem, SearchResult
 from deploynas.search.imagenet import ImageNetPredictor, imagenet_predictor
 from deploynas.search.result import AccuracyKind
 from deploynas.search.run import by_score
-from deploynas.search.strategies import Floats
-from deploynas.spaces import Archs
+from deploynas.search.strategy import Strategy
+from deploynas.spaces import Archs, SearchSpace
 from deploynas.train import pick_device
-from deploynas.train.distributed import require_one_process
-from deploynas.workflows.networks import save_chosen
-from deploynas.workflows.steps import OnProgress, as_result, job_of, latency_model, measured_by
+from deploynas.workflows.search import Opened
+from deploynas.workflows.target import OnProgress, Tell
 
 CALIBRATION_IMAGES = 2_000
 VALIDATION_PER_CLASS = 5
@@ -108,97 +104,83 @@ class Published:
             self._on_progress(what, min(1.0, (start + BATCH) / len(images)))
 
 
-def search(
-    weights: Path,
-    space_name: str,
-    profile_path: Path,
-    budget: Budget,
-    run: Path,
-    *,
-    device: Device | None,
-    calibration_images: Path | None,
-    data: Path | None,
-    strategy: str,
-    seed: int,
-    num_evaluations: int,
-    options: Mapping[str, Any] | None = None,
-    precision: Precision = "fp32",
-    on_progress: OnProgress,
-    on_note: Callable[[str], None],
-) -> SearchResult:
-    """Search a published supernet under a profile; writes ``run/search.json`` and the weights.
+class PublishedWeights:
+    """A published supernet's weights, which nothing here trains.
 
     Args:
         weights: The checkpoint.
         space_name: Its space.
-        profile_path: Device profile.
-        budget: Hard limits.
-        run: Directory, created.
-        device: The profile's, which measures finalists; None where it is elsewhere.
         calibration_images: Folder of unlabelled images that set batch-norm statistics.
         data: Folder of ImageNet's validation images: finalists are measured on part of them, and
             other ones among them calibrate where ``calibration_images`` is None.
-        strategy: A key of ``STRATEGIES``.
-        seed: Of every draw.
-        num_evaluations: Networks whose accuracy is predicted.
-        options: The strategy's own.
-        precision: Of the latencies.
-        on_progress: Called with what is going on and its share done.
-        on_note: Called with what a user should know.
 
     Raises:
         UnknownNameError: No predictor knows the space.
-        MissingFileError, InvalidInputError: Of the weights, images, profile, or strategy.
-        InfeasibleBudgetError: No network keeps the budget.
+        MissingFileError, InvalidInputError: Of the weights.
     """
-    require_one_process("a search under published weights")
-    if strategy == "predictor":
-        raise InvalidInputError(
-            "the strategy 'predictor' fits what a search measures, and here nothing is measured",
-            "leave out --strategy",
+
+    num_evaluations, at_once, beside, in_processes = NUM_EVALUATIONS, 1, True, False
+    more_seconds = 0.0
+    data = ""
+
+    def __init__(
+        self, weights: Path, space_name: str, calibration_images: Path | None, data: Path | None
+    ) -> None:
+        self.space: SearchSpace = imagenet_predictor(space_name).space
+        self._weights, self._calibration, self._images = weights, calibration_images, data
+        self._supernet = Supernet(self.space)
+        self._supernet.load_ofa(weights)
+
+    def require_fit(self, strategy: Strategy) -> None:
+        """Check that a strategy can go by these weights.
+
+        Raises:
+            InvalidInputError: It trains its own, or fits what a search measures: nothing is
+                measured here.
+        """
+        if strategy.weights != "any":
+            raise InvalidInputError(
+                f"{strategy.name} trains its own weights: leave out the others'"
+            )
+        if strategy.predicts:
+            raise InvalidInputError(
+                f"the strategy {strategy.name!r} fits what a search measures, and here nothing is "
+                "measured",
+                "leave out --strategy",
+            )
+
+    @property
+    def identity(self) -> str:
+        """Hash of the weights, and what calibrates and judges."""
+        return f"published {sha256(self._weights)} {self._calibration} {self._images}"
+
+    def forecast(self, space: SearchSpace, plan: Plan) -> float:
+        """A prediction takes about 20 microseconds."""
+        return plan.effort.num_evaluations * 4e-5
+
+    def open(self, problem: Problem, plan: Plan, run: Path, tell: Tell) -> Opened:
+        """Read the images."""
+        space = problem.space
+        predictor = imagenet_predictor(space)
+        sides = ", ".join(map(str, space.resolutions))
+        tell.note(f"searching at {sides} px: the accuracy predictor knows no other resolution")
+        supernet = self._supernet.to(pick_device()).eval()
+        size = max(space.resolutions)
+        calibration, validation = _images(
+            size, self._calibration, self._images, plan.seed, tell.progress
         )
-    space = imagenet_predictor(space_name).space
-    predictor = imagenet_predictor(space)
-    sides = ", ".join(map(str, space.resolutions))
-    on_note(f"searching at {sides} px: the accuracy predictor knows no other resolution")
-    model = latency_model(space, profile_path, device, precision, on_progress)
-    budget.require_reachable(model, np.random.default_rng(seed))
-    supernet = Supernet(space)
-    supernet.load_ofa(weights)
-    supernet.to(pick_device()).eval()
-    ensure_writable(run)
-    size = max(space.resolutions)
-    calibration, validation = _images(size, calibration_images, data, seed, on_progress)
-    evaluator = Published(supernet, predictor, calibration, validation, on_progress)
-    outcome = run_search(
-        model,
-        evaluator,
-        budget,
-        strategy=strategy,
-        seed=seed,
-        num_evaluations=num_evaluations,
-        measure_ms=measured_by(device, supernet.extract, precision),
-        options=options,
-        on_progress=on_progress,
-    )
-    job = job_of(
-        model, None, budget, strategy, f"published {sha256(weights)} {calibration_images} {data}",
-        seed, num_evaluations, device, options,
-    )  # fmt: skip
-    result = as_result(
-        outcome, model, profile_path, job,
-        inputs=[profile_path, weights], data=_imagenet_record(data, size), supernet=weights,
-        weights="published",
-    )  # fmt: skip
-    if evaluator.kind == "predicted":
-        result = _with_errors(result, predictor)
-    chosen = space.encode([result.best.architecture])[0]
-    save_chosen(
-        run, result, evaluator.extract(chosen),
-        num_images=0 if calibration is None else len(calibration),
-        images=None if calibration is None else calibration_images or data,
-    )  # fmt: skip
-    return result
+        evaluator = Published(supernet, predictor, calibration, validation, tell.progress)
+
+        def finish(result: SearchResult, arch: Archs) -> SearchResult:
+            return result if validation is not None else _with_errors(result, predictor)
+
+        folder = self._calibration or self._images
+        return Opened(
+            evaluator, evaluator.extract, _imagenet_record(self._images, size), "published",
+            self._weights, inputs=[self._weights],
+            num_images=0 if calibration is None else len(calibration),
+            images=None if calibration is None else folder, finish=finish,
+        )  # fmt: skip
 
 
 def _images(

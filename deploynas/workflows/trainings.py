@@ -30,7 +30,8 @@ from deploynas.train import (
     weights_of,
 )
 from deploynas.workflows.executor import LocalExecutor
-from deploynas.workflows.steps import OnProgress, told
+from deploynas.workflows.supernets import told
+from deploynas.workflows.target import OnProgress
 
 CLOCK_SECONDS = 10.0
 

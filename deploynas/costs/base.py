@@ -1,0 +1,153 @@
+"""A cost: its name, its unit, its direction; what networks of a space have of it."""
+
+from __future__ import annotations
+
+import abc
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from deploynas.errors import InvalidInputError
+from deploynas.profile import LatencyModel
+from deploynas.spaces import Archs, SearchSpace
+
+Floats = npt.NDArray[np.float64]
+NUM_DRAWS = 2_000  # where nothing is known of a cost's ends
+COUNT = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+BYTES = {
+    "": 1.0, "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20,
+    "GiB": 2.0**30,
+}  # fmt: skip
+MILLISECONDS = {"": 1.0, "us": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+@dataclass(frozen=True)
+class LayerSum:
+    """A cost that is a sum over layers, whatever the choices are, and how much it may be.
+
+    Attributes:
+        values: ``(len(layer_table),)``.
+        limit: Of the sum, ``intercept`` included; may be in other terms than the cost's own.
+        intercept: Of every network.
+        unit: From a sum to the cost's own unit.
+    """
+
+    values: Floats
+    limit: float
+    intercept: float = 0.0
+    unit: Callable[[float], float] = float
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether sums are whole numbers, which are exact."""
+        return bool((self.values % 1 == 0).all()) and self.intercept % 1 == 0
+
+
+class Cost(abc.ABC):
+    """A cost of the networks of one space.
+
+    A subclass says what it is by class attributes, and what networks have of it by
+    :meth:`upper`; that is all that limits, fronts and results need. Searches by gradients
+    are steered by a cost that is also a :meth:`layer_sum`.
+
+    Args:
+        model: Space, and device profile with its latency.
+
+    Attributes:
+        name: Unique, with its unit where it has one: ``latency_ms``.
+        help: One line.
+        suffixes: What may stand behind a number -> its worth.
+        shown: A unit for people and its worth.
+        at_least: Whether a limit is the least that is wanted, as of a throughput.
+    """
+
+    name: ClassVar[str]
+    help: ClassVar[str]
+    suffixes: ClassVar[Mapping[str, float]] = COUNT
+    shown: ClassVar[tuple[str, float]] = ("", 1.0)
+    at_least: ClassVar[bool] = False
+
+    def __init__(self, model: LatencyModel) -> None:
+        self.model = model
+
+    @property
+    def space(self) -> SearchSpace:
+        """Whose networks."""
+        return self.model.space
+
+    @abc.abstractmethod
+    def upper(self, archs: Archs) -> Floats:
+        """``(n,)`` what a limit is compared with: of a predicted cost the end of its interval."""
+
+    def predict(self, archs: Archs) -> Floats:
+        """``(n,)`` what is expected."""
+        return self.upper(archs)
+
+    def keeps(self, archs: Archs, limit: float) -> npt.NDArray[np.bool_]:
+        """``(n,)`` whether networks keep a limit."""
+        found = self.upper(archs)
+        return found >= limit if self.at_least else found <= limit
+
+    def ends(self, rng: np.random.Generator) -> Archs:
+        """Networks, among which are the cheapest and the dearest, as far as is known."""
+        space = self.space
+        known = [space.uniform(), space.smallest(), space.largest()]
+        return np.concatenate([*known, space.sample(NUM_DRAWS, rng)])
+
+    def layer_sum(self, limit: float) -> LayerSum | None:
+        """The cost as a sum over layers, held to ``limit``; None where it is none."""
+        return None
+
+    def ways(self, limit: float) -> Iterator[list[LayerSum]]:
+        """Sums over layers that keep the limit where all of them do; every way there is.
+
+        Nothing but an empty one where none is known.
+        """
+        one = self.layer_sum(limit)
+        yield [] if one is None else [one]
+
+    @classmethod
+    def parse(cls, text: str, what: str) -> float:
+        """A limit as it is typed: ``300M``, ``5MB``, ``10us``.
+
+        Args:
+            text: Number and suffix.
+            what: Names the limit in messages.
+
+        Raises:
+            InvalidInputError: Not a positive number, or no such suffix.
+        """
+        match = re.fullmatch(r"\s*([-+]?[0-9.]+(?:[eE][-+]?\d+)?|nan|inf)\s*([A-Za-z]*)\s*", text)
+        number = math.nan
+        if match:
+            try:
+                number = float(match[1])
+            except ValueError:
+                match = None
+        if match is None:
+            raise InvalidInputError(f"{what} is a number, got {text!r}", cls._example(what))
+        if match[2] not in cls.suffixes:
+            known = ", ".join(s for s in cls.suffixes if s)
+            raise InvalidInputError(
+                f"{what} has no unit {match[2]!r}", f"it has {known}" if known else "it has none"
+            )
+        value = number * cls.suffixes[match[2]]
+        if not (math.isfinite(value) and value > 0):
+            raise InvalidInputError(f"{what} must be a positive number, got {text}")
+        return value
+
+    @classmethod
+    def _example(cls, what: str) -> str:
+        suffix = cls.shown[0].split(" ")[0] if cls.shown[0].split(" ")[0] in cls.suffixes else ""
+        return f"for example {what}=5{suffix}"
+
+    @classmethod
+    def format(cls, value: float) -> str:
+        """For people: four digits and a unit."""
+        unit, worth = cls.shown
+        return f"{value / worth:.4g} {unit}".rstrip()

@@ -1,0 +1,35 @@
+"""Latency on a profiled device."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deploynas.costs.base import MILLISECONDS, Cost, Floats, LayerSum
+from deploynas.spaces import Archs
+
+
+class Latency(Cost):
+    """Milliseconds of one image on the profile's device; its limit is held against the bound."""
+
+    name = "latency_ms"
+    help = "Milliseconds of one image on the profile's device."
+    suffixes = MILLISECONDS
+    shown = ("ms", 1.0)
+
+    def upper(self, archs: Archs) -> Floats:
+        """``(n,)`` ends of the predictions' intervals."""
+        return self.model.upper_ms(archs)
+
+    def predict(self, archs: Archs) -> Floats:
+        """``(n,)``."""
+        return self.model.predict_ms(archs)
+
+    def ends(self, rng: np.random.Generator) -> Archs:
+        """The quickest and the slowest network, exactly."""
+        return self.space.ends(self.model.layer_terms)
+
+    def layer_sum(self, limit: float) -> LayerSum:
+        """In the latency model's terms, which may be a power of milliseconds."""
+        model = self.model
+        terms = model.terms_of(limit / (1 + model.half_width))
+        return LayerSum(model.layer_terms, terms, model.intercept_term, model.ms_of)

@@ -1,0 +1,147 @@
+"""Weights that a supernet shares: every network inherits them, the best few may be retrained."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from deploynas.artifacts import exists, sha256
+from deploynas.costs import Floats
+from deploynas.data import ImageDataset
+from deploynas.errors import InvalidInputError
+from deploynas.nn import StaticNetwork
+from deploynas.search import Plan, Problem
+from deploynas.spaces import Archs, SearchSpace
+from deploynas.train import SupernetEvaluator, SupernetRecipe
+from deploynas.train.evaluate import CALIBRATION_IMAGES, QUICK_CALIBRATION, QUICK_IMAGES
+from deploynas.workflows.candidates import TrainedCandidates
+from deploynas.workflows.chosen import space_of
+from deploynas.workflows.search import Opened
+from deploynas.workflows.supernets import (
+    SUPERNET,
+    SupernetRecord,
+    data_record,
+    open_supernet,
+    train,
+)
+from deploynas.workflows.target import Tell
+from deploynas.workflows.trainings import images_per_second
+
+NUM_EVALUATIONS = 96
+
+
+class Inherited:
+    """A supernet's weights.
+
+    Args:
+        space: Searched; the supernet's own where that is there already.
+        dataset: Images.
+        folder: Of the supernet: opened where it is there, else trained into it.
+        recipe: Of its training; where it was trained otherwise, that is an error. None: it must be
+            there, however it was trained.
+        retrained: Trains the best few from scratch, before one is chosen: as many as the strategy
+            says.
+
+    Attributes:
+        more_seconds: Of the processor, of the retrainings, beyond what they took by the clock.
+
+    Raises:
+        MissingFileError, InvalidInputError: It is not there, damaged, of other data, or trained
+            by another recipe.
+    """
+
+    num_evaluations, at_once, beside, in_processes = NUM_EVALUATIONS, 1, True, False
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        dataset: ImageDataset,
+        folder: Path,
+        recipe: SupernetRecipe | None,
+        retrained: TrainedCandidates | None = None,
+    ) -> None:
+        self._dataset, self._folder, self._recipe = dataset, folder, recipe
+        self._retrained = retrained
+        self.more_seconds = 0.0
+        self.space: SearchSpace = space
+        if recipe is None or exists(SupernetRecord.file_in(folder)):
+            record = SupernetRecord.read(SupernetRecord.file_in(folder))
+            if recipe is not None and recipe != record.settings:
+                raise InvalidInputError(
+                    f"{folder} holds a supernet that was trained otherwise "
+                    f"({_differences(recipe, record.settings)})",
+                    "leave the recipe's options out to search it, or pass another --output to "
+                    "train one",
+                )
+            self.space = space_of(record.space)
+
+    @property
+    def data(self) -> str:
+        """Fingerprint of the images."""
+        return self._dataset.fingerprint
+
+    @property
+    def identity(self) -> str:
+        """The recipe, or the weights' hash where another training made them."""
+        longer = "" if self._retrained is None else f" {self._retrained.identity_of_trainings}"
+        if self._recipe is not None:
+            return f"inherited {self._recipe.model_dump_json()}{longer}"
+        return f"inherited {sha256(self._folder / SUPERNET)}{longer}"
+
+    def forecast(self, space: SearchSpace, plan: Plan) -> float:
+        """Of the evaluations alone."""
+        speed = images_per_second(space, 64)
+        evaluated = min(QUICK_IMAGES, len(self._dataset.val)) + QUICK_CALIBRATION
+        return plan.effort.num_evaluations * evaluated / (3 * speed)
+
+    def open(self, problem: Problem, plan: Plan, run: Path, tell: Tell) -> Opened:
+        """Train the supernet where it is not there."""
+        file = SupernetRecord.file_in(self._folder)
+        if exists(file):
+            before = SupernetRecord.read(file).settings
+            tell.note(
+                f"supernet {self._folder}, trained before: {before.epochs:g} epochs, seed "
+                f"{before.seed}"
+            )
+            supernet = open_supernet(self._folder, self._dataset)
+        else:
+            assert self._recipe is not None
+            supernet = train(self.space, self._dataset, self._folder, self._recipe, tell.progress)
+        retrained = self._retrained
+        evaluator = SupernetEvaluator(supernet.network, self._dataset, problem.space)
+
+        def extract(arch: Archs) -> StaticNetwork:
+            if retrained is not None and retrained.is_trained(arch):
+                return retrained.extract(arch)
+            return evaluator.extract(arch)
+
+        opened = Opened(
+            evaluator, extract, data_record(self._dataset), "shared", self._folder,
+            inputs=[file, self._folder / SUPERNET], is_kept=True,
+        )  # fmt: skip
+        if retrained is not None:
+            opened.settle = (plan.strategy.num_retrained, self._judge)
+            opened.weights, opened.is_kept = "trained", False
+            opened.num_images = min(CALIBRATION_IMAGES, len(self._dataset.train))
+            opened.close.callback(retrained.close)
+        return opened
+
+    def _judge(self, archs: Archs) -> Floats:
+        assert self._retrained is not None
+        started, before = time.monotonic(), self._retrained.seconds
+        found: Floats = np.asarray(self._retrained.final(archs))
+        # their own seconds count, whoever trained them, however many at a time
+        self.more_seconds += self._retrained.seconds - before - (time.monotonic() - started)
+        return found
+
+
+def _differences(wanted: SupernetRecipe, before: SupernetRecipe) -> str:
+    """For people."""
+    other = before.model_dump()
+    return ", ".join(
+        f"{name} {other[name]}, not {value}"
+        for name, value in wanted.model_dump().items()
+        if other[name] != value
+    )
