@@ -12,14 +12,8 @@ from deploynas.spaces.candidates import (
     CandidateSpace,
     OneShotSpace,
 )
-from deploynas.spaces.cells import (
-    CELL_TABLES,
-    CellSpace,
-    cell_space,
-    genotype,
-    operation,
-    parse_genotype,
-)
+from deploynas.spaces.cells import CELL_TABLES, CellSpace, cell_space, operation
+from deploynas.spaces.genotypes import genotype, parse_genotype
 from deploynas.spaces.layers import Layer, Node
 from deploynas.spaces.mobile import TABLES, MobileSpace
 from deploynas.spaces.published import parse_net
