@@ -37,10 +37,12 @@ class Mixture(nn.Module):
         present: ``(num_rows, most_candidates)``: what exists and was not pruned.
         first: Candidates before it, ``none``, are not operations: they are never pruned and cost
             nothing.
+        has_skips: Whether there are skips, which a mixture is known to collapse to.
     """
 
     present: Tensor
     first = 0
+    has_skips = False
 
     @property
     def rows(self) -> Sequence[nn.Parameter]:
@@ -65,7 +67,7 @@ class Mixture(nn.Module):
         raise NotImplementedError
 
     def num_skips(self, arch: Archs) -> int:
-        """Skips that a mixture is known to collapse to; 0 where there are none."""
+        """Skips of a network, where there can be any."""
         return 0
 
     def _mark_all_present(self) -> None:
@@ -110,6 +112,7 @@ class MixedCells(CellNetwork, Mixture):
     """
 
     first = 1
+    has_skips = True
 
     def __init__(self, space: CellSpace) -> None:
         require_one_resolution(space)

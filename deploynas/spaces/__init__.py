@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from deploynas.errors import InvalidInputError, UnknownNameError
-from deploynas.spaces.base import ArchRecord, Archs, Choice, SearchSpace, Slot
+from deploynas.spaces.base import ArchRecord, Archs, Choice, Graphs, SearchSpace, Slot
 from deploynas.spaces.candidates import (
     CANDIDATE_TABLES,
     ONE_SHOT_TABLES,
@@ -25,6 +25,7 @@ __all__ = [
     "CandidateSpace",
     "CellSpace",
     "Choice",
+    "Graphs",
     "Layer",
     "MobileSpace",
     "Node",
