@@ -14,7 +14,7 @@ cell's skips (Chen et al. 2019, "Progressive differentiable architecture search"
 
 from __future__ import annotations
 
-import abc
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,16 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from deploynas.errors import InvalidInputError
-from deploynas.nn.mixtures import MixedBlocks, MixedCells
-from deploynas.search.architecture import Floats, additive_costs, restore_adam
-from deploynas.search.cells import COLLAPSED, cells_decision, constant_of, num_skips
+from deploynas.nn import mixture_of
+from deploynas.nn.mixtures import MixedBlocks, MixedCells, Mixture
+from deploynas.search.architecture import Floats, restore_adam
+from deploynas.search.cells import COLLAPSED, cells_decision
 from deploynas.search.discretise import Decision, discretise
 from deploynas.search.gradient import Architecture, GradientRecipe, Learner, WeightStep
 from deploynas.search.problem import Problem
-from deploynas.search.proxyless import blocks_of
 from deploynas.search.strategies.darts import DartsOptions
-from deploynas.spaces import Archs, CellSpace, SearchSpace
-from deploynas.spaces.cells import NONE, NUM_INPUTS
+from deploynas.spaces import Archs, SearchSpace
 from deploynas.train.distributed import averages, mean_over_processes, share_of_mean
 from deploynas.train.loop import DivergedError, StepImages
 
@@ -256,126 +255,58 @@ class DartsOptimizer:
 
 
 class MixturesLearner(Learner):
-    """All candidates at once; what they are of, a subclass says.
+    """All candidates at once.
 
     Args:
-        space: At one resolution.
-        network: Its mixtures.
+        space: One that names a mixture, at one resolution.
         recipe: How.
+
+    Raises:
+        InvalidInputError: The space has none, or no skips that could be limited.
     """
 
     recipe: DartsRecipe
-    network: MixedCells | MixedBlocks
+    network: MixedBlocks | MixedCells
 
-    def __init__(
-        self, space: SearchSpace, network: MixedCells | MixedBlocks, recipe: DartsRecipe
-    ) -> None:
-        self.space, self.network, self.recipe = space, network, recipe
+    def __init__(self, space: SearchSpace, recipe: DartsRecipe) -> None:
+        self.space, self.recipe = space, recipe
+        self.network = mixture_of(space)
+        if recipe.architecture.max_skips is not None and not self.network.has_skips:
+            raise InvalidInputError(f"max_skips is of cells, and {space.name} has none")
 
     @property
     def weights(self) -> Sequence[nn.Parameter]:
         """All but the mixtures."""
         return self.network.weights
 
-    @abc.abstractmethod
-    def expectations(self, problem: Problem) -> list[Expectation]:
-        """Of every limit on a sum over layers."""
+    @property
+    def blocks(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Those that have a choice, or the edges."""
+        return self.network.row_names
 
     def architecture(self, problem: Problem) -> DartsOptimizer:
         """First order, or second."""
-        return DartsOptimizer(self.network, self.expectations(problem), self.recipe.architecture)
+        expected = expectations(self.network, problem)
+        return DartsOptimizer(self.network, expected, self.recipe.architecture)
 
     def logits(self, x: Tensor, images: StepImages, architecture: Architecture) -> Tensor:
         """Of all candidates, weighted."""
         mixtures = self.network.mixtures(self.recipe.architecture.gate).detach()
         return self.network.forward_mixed(x, mixtures)
 
-
-class BlocksLearner(MixturesLearner):
-    """Mixtures of candidate operations, a block each."""
-
-    network: MixedBlocks
-
-    def __init__(self, space: SearchSpace, recipe: DartsRecipe) -> None:
-        if recipe.architecture.max_skips is not None:
-            raise InvalidInputError(f"max_skips is of cells, and {space.name} has none")
-        super().__init__(space, MixedBlocks(space), recipe)
-
-    @property
-    def blocks(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Those that have a choice."""
-        return blocks_of(self.network)
-
-    def expectations(self, problem: Problem) -> list[Expectation]:
-        """Sums over the blocks."""
-        most = self.network.present.shape[1]
-        return [
-            Expectation(
-                cost.name, cost.limit, cost.constant,
-                torch.tensor(
-                    np.array([np.pad(c, (0, most - len(c))) for c in cost.candidates])
-                ).float(),
-                torch.ones(len(cost.candidates), 1), self.network.first, cost.unit,
-            )
-            for cost in additive_costs(self.network, problem)
-        ]  # fmt: skip
-
     def decide(
         self, probabilities: Sequence[Floats], problem: Problem, num_evaluations: int = 20_000
     ) -> Decision:
-        """The strongest blocks, as :func:`discretise` finds them."""
-        rng = np.random.default_rng([self.recipe.seed, 10])
-        return discretise(self.network, probabilities, problem, rng, num_evaluations)
+        """The strongest network: see :func:`decision`."""
+        return decision(self.network, probabilities, problem, self.recipe, num_evaluations)
 
     def short(self, found: Decision) -> str:
-        """Digits of the blocks' operations."""
-        return self.network.digits(found.arch)
-
-
-class CellsLearner(MixturesLearner):
-    """Mixtures of a cell's edges."""
-
-    network: MixedCells
-
-    def __init__(self, space: CellSpace, recipe: DartsRecipe) -> None:
-        super().__init__(space, MixedCells(space), recipe)
-
-    @property
-    def blocks(self) -> list[tuple[str, tuple[str, ...]]]:
-        """The edges."""
-        operations = (NONE, *self.network.space.table.operations)
-        return [(name, operations) for name in self.network.edge_names]
-
-    def expectations(self, problem: Problem) -> list[Expectation]:
-        """A node keeps two of its edges, each as often as any other."""
-        space, found = self.network.space, []
-        for name, one in problem.layer_sums().items():
-            edges = space.edge_costs(one.values)
-            shares = [NUM_INPUTS / len(edge) for edge in edges for _ in edge]
-            costs = np.pad(np.concatenate(edges), ((0, 0), (self.network.first, 0)))
-            found.append(
-                Expectation(
-                    name, one.limit, constant_of(space, one) + one.intercept,
-                    torch.from_numpy(costs).float(), torch.tensor(shares)[:, None],
-                    self.network.first, one.unit,
-                )
-            )  # fmt: skip
-        return found
-
-    def decide(
-        self, probabilities: Sequence[Floats], problem: Problem, num_evaluations: int = 20_000
-    ) -> Decision:
-        """The strongest cells of at most ``max_skips``, as :func:`derive` finds them."""
-        most = self.recipe.architecture.max_skips
-        return cells_decision(self.network, probabilities, problem, most)
-
-    def short(self, found: Decision) -> str:
-        """How many skips."""
-        return f"{num_skips(self.network.space, found.arch)} skips in the normal cell"
+        """The network's own words."""
+        return self.network.in_words(found.arch)
 
     def notes(self, best: Archs) -> list[str]:
         """A collapse."""
-        skips = num_skips(self.network.space, best)
+        skips = self.network.num_skips(best)
         if skips <= COLLAPSED:
             return []
         return [
@@ -384,12 +315,55 @@ class CellsLearner(MixturesLearner):
         ]
 
 
-def learner_of(space: SearchSpace, recipe: DartsRecipe) -> MixturesLearner:
-    """Of a space of cells, or of candidate operations.
+def expectations(network: MixedBlocks | MixedCells, problem: Problem) -> list[Expectation]:
+    """Of every limit on a sum over layers."""
+    found = []
+    for name, one in problem.layer_sums().items():
+        costs = network.costs_of(one.values)
+        found.append(
+            Expectation(
+                name, one.limit, costs.constant + one.intercept,
+                torch.from_numpy(costs.rows).float(), torch.from_numpy(costs.shares).float(),
+                network.first, one.unit,
+            )
+        )  # fmt: skip
+    return found
+
+
+@functools.singledispatch
+def decision(
+    network: Mixture,
+    mixtures: Sequence[Floats],
+    problem: Problem,
+    recipe: DartsRecipe,
+    num_evaluations: int,
+) -> Decision:
+    """The strongest network that keeps the limits: each mixture registers how.
 
     Raises:
-        InvalidInputError: It is neither, or comes at several resolutions.
+        InfeasibleBudgetError: None was found; of cells, none of at most ``max_skips``.
     """
-    if isinstance(space, CellSpace):
-        return CellsLearner(space, recipe)
-    return BlocksLearner(space, recipe)
+    raise InvalidInputError(f"no decision is registered for {type(network).__name__}")
+
+
+@decision.register(MixedBlocks)
+def _of_blocks(
+    network: MixedBlocks,
+    mixtures: Sequence[Floats],
+    problem: Problem,
+    recipe: DartsRecipe,
+    num_evaluations: int,
+) -> Decision:
+    rng = np.random.default_rng([recipe.seed, 10])
+    return discretise(network, mixtures, problem, rng, num_evaluations)
+
+
+@decision.register(MixedCells)
+def _of_cells(
+    network: MixedCells,
+    mixtures: Sequence[Floats],
+    problem: Problem,
+    recipe: DartsRecipe,
+    num_evaluations: int,
+) -> Decision:
+    return cells_decision(network, mixtures, problem, recipe.architecture.max_skips)

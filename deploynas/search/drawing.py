@@ -1,4 +1,4 @@
-"""Drawing architectures within limits: uniformly, from small to large, near others."""
+"""Drawing architectures within limits: uniformly, or from small to large."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from deploynas.errors import InfeasibleBudgetError
 from deploynas.search.problem import Problem
-from deploynas.spaces import Archs, SearchSpace
+from deploynas.spaces import Archs
 
 MAX_DRAWS = 200  # batches drawn before a search ends that finds nothing new
 EASY_DRAWS = 4  # batches of what needs no counting
@@ -107,20 +107,6 @@ def first_population(n: int, problem: Problem, rng: np.random.Generator) -> Arch
         more = unseen(admitted_samples(2 * n, problem, rng), seen, n - len(found))
         found = np.concatenate([found, more])
     return found
-
-
-def one_changed(space: SearchSpace, archs: Archs, rng: np.random.Generator) -> Archs:
-    """Each architecture with another option in one choice, where there is another."""
-    free = np.flatnonzero(space.num_options > 1)
-    if not len(free):
-        return archs
-    columns = free[rng.integers(len(free), size=len(archs))]
-    rows = np.arange(len(archs))
-    changed = archs.copy()
-    num = space.num_options[columns]
-    step = 1 + (rng.random(len(archs)) * (num - 1)).astype(np.int64)
-    changed[rows, columns] = (archs[rows, columns] + step) % num
-    return space.canonical(changed)
 
 
 def unseen(archs: Archs, seen: set[bytes], n: int) -> Archs:

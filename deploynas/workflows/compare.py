@@ -26,7 +26,7 @@ from deploynas.search.job import hash_of
 from deploynas.search.strategy import Strategy
 from deploynas.spaces import SearchSpace
 from deploynas.spaces.layers import Node
-from deploynas.train import Recipe, SupernetRecipe, schedules_for
+from deploynas.train import Recipe, SupernetRecipe
 from deploynas.train.distributed import require_one_process
 from deploynas.workflows.candidates import Candidates, TrainedCandidates, at_once, rungs_of
 from deploynas.workflows.comparison import (
@@ -194,7 +194,7 @@ class _Bench:
 
     def schedule_of(self, strategy: Strategy) -> str | None:
         """Of the supernet that a strategy searches; None where it has none."""
-        own = schedules_for(self.problem.space)[0]
+        own = self.problem.space.schedules[0]
         any_weights = own if self.settings.evaluator == "inherited" else None
         return {"own": None, "single-path": "single-path", "any": any_weights}[strategy.weights]
 

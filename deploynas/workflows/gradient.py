@@ -11,7 +11,7 @@ import torch
 from deploynas.artifacts import Artifact
 from deploynas.data import ImageDataset
 from deploynas.errors import InfeasibleBudgetError
-from deploynas.nn import MixedCells, MixedNetwork
+from deploynas.nn import WeightSharing
 from deploynas.report.probabilities import draw_probabilities
 from deploynas.search import Budget, Plan, Problem, SearchResult
 from deploynas.search.discretise import Decision
@@ -76,7 +76,7 @@ class PathEvaluator(SupernetEvaluator):
     judged, and kept, with the weights of the blocks where it learned them.
     """
 
-    def __init__(self, network: MixedNetwork | MixedCells, dataset: ImageDataset) -> None:
+    def __init__(self, network: WeightSharing, dataset: ImageDataset) -> None:
         super().__init__(network, dataset)
         self._decided: dict[bytes, Archs] = {}
 

@@ -9,7 +9,7 @@ from deploynas.data import ImageDataset
 from deploynas.errors import require_positive
 from deploynas.search.strategy import parsed
 from deploynas.spaces import SearchSpace
-from deploynas.train import Recipe, SupernetRecipe, schedules_for
+from deploynas.train import Recipe, SupernetRecipe
 
 R = TypeVar("R", bound=Recipe)
 FINE_TUNING = Recipe(epochs=3.0, batch_size=64, learning_rate=0.1)
@@ -60,6 +60,6 @@ def supernet_recipe(
         changes: Fields -> text.
     """
     recipe = SupernetRecipe.model_validate(
-        {"seed": seed, "schedule": schedule or schedules_for(chosen)[0]}
+        {"seed": seed, "schedule": schedule or chosen.schedules[0]}
     )
     return for_data(recipe, dataset, epochs, changes)

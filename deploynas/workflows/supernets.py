@@ -12,7 +12,7 @@ import torch
 from deploynas.artifacts import Artifact, ensure_writable, sha256, write_together
 from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
-from deploynas.nn import CellNetwork, MixedNetwork, Supernet, supernet_of
+from deploynas.nn import WeightSharing, supernet_of
 from deploynas.search import DataRecord
 from deploynas.spaces import SearchSpace, space
 from deploynas.train import (
@@ -51,7 +51,7 @@ class SupernetRecord(Artifact):
 class TrainedSupernet:
     """A supernet with its data."""
 
-    network: Supernet | CellNetwork | MixedNetwork
+    network: WeightSharing
     dataset: ImageDataset
     run: Path
 

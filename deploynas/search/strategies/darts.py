@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 from deploynas.search.strategy import Gradient, Options
-from deploynas.spaces import CandidateSpace, CellSpace, SearchSpace
+from deploynas.spaces import SearchSpace
 
 if TYPE_CHECKING:
     from deploynas.search.darts import DartsRecipe, MixturesLearner
@@ -61,7 +60,7 @@ class Darts(Gradient):
 
     def misfit(self, space: SearchSpace) -> str | None:
         """It searches candidate operations or cells at one resolution."""
-        if isinstance(space, CandidateSpace | CellSpace) and len(space.resolutions) == 1:
+        if space.mixture is not None and len(space.resolutions) == 1:
             return None
         return "which searches candidate operations or cells at one resolution"
 
@@ -73,15 +72,13 @@ class Darts(Gradient):
 
     def learner(self, space: SearchSpace, recipe: DartsRecipe) -> MixturesLearner:
         """Mixtures of the space's edges or blocks."""
-        from deploynas.search.darts import learner_of
+        from deploynas.search.darts import MixturesLearner
 
-        return learner_of(space, recipe)
+        return MixturesLearner(space, recipe)
 
     def step_cost(self, space: SearchSpace) -> float:
         """All candidates run, over one a place."""
-        if isinstance(space, CellSpace):
-            return len(space.table.operations) * (space.table.nodes + 3) / 4
-        return float(np.mean([len(choice.options) for choice in space.choices[1:]]))
+        return space.candidates_at_once
 
 
 STRATEGY = Darts()

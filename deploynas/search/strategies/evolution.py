@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from deploynas.costs import Floats
-from deploynas.search.drawing import MAX_DRAWS, admitted_samples, one_changed, unseen
+from deploynas.search.drawing import MAX_DRAWS, admitted_samples, unseen
 from deploynas.search.problem import Problem
 from deploynas.search.strategy import Effort, Evaluating, Options, Rounds
 from deploynas.spaces import Archs
@@ -83,9 +83,9 @@ class Evolution(Evaluating):
                 for _ in range(max(4, size))
             ]
             parents = np.stack([alive[max(one, key=lambda i: alive[i][1])][0] for one in drawn])
-            children = one_changed(problem.space, parents, rng)
+            children = problem.space.change_one(parents, rng)
             if stuck > MAX_DRAWS // 2:  # what is near is known: go further
-                children = one_changed(problem.space, children, rng)
+                children = problem.space.change_one(children, rng)
             if not options.is_soft:
                 children = children[problem.admits(children)]
             fresh = unseen(children, seen, size)

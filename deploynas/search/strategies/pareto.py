@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from deploynas.costs import COSTS
 from deploynas.search.budget import own_name
-from deploynas.search.drawing import MAX_DRAWS, admitted_samples, one_changed
+from deploynas.search.drawing import MAX_DRAWS, admitted_samples
 from deploynas.search.problem import Problem
 from deploynas.search.strategy import Effort, Evaluating, Options, Rounds
 from deploynas.spaces import Archs
@@ -94,9 +94,9 @@ class Pareto(Evaluating):
                     continue
                 drawn = fitting[rng.integers(len(fitting), size=(num_tries, CAP_TOURNAMENT))]
                 best = drawn[np.arange(num_tries), accuracies[drawn].argmax(axis=1)]
-                tries = one_changed(space, archs[best], rng)
+                tries = space.change_one(archs[best], rng)
                 twice = rng.random(num_tries) < 0.5
-                tries[twice] = one_changed(space, tries[twice], rng)
+                tries[twice] = space.change_one(tries[twice], rng)
                 kept = (problem.values(tries, options.costs) <= caps).all(axis=1)
                 tries = tries[kept & problem.admits(tries)]
                 fresh = [arch for arch in tries if arch.tobytes() not in seen]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from deploynas.search.strategy import Gradient, Options
-from deploynas.spaces import CandidateSpace, SearchSpace
+from deploynas.spaces import SearchSpace
 
 if TYPE_CHECKING:
     from deploynas.search.proxyless import PathsLearner, ProxylessRecipe
@@ -77,7 +77,7 @@ class Proxyless(Gradient):
 
     def misfit(self, space: SearchSpace) -> str | None:
         """It searches candidate operations at one resolution."""
-        if isinstance(space, CandidateSpace) and len(space.resolutions) == 1:
+        if space.has_candidates and len(space.resolutions) == 1:
             return None
         return "which searches candidate operations at one resolution"
 
