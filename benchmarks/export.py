@@ -28,7 +28,9 @@ from deploynas.profile import LatencyModel, profile_space
 from deploynas.profile.profiler import write_timed
 from deploynas.profile.validate import fresh_archs, validate
 from deploynas.spaces import StagedSpace, space
-from deploynas.workflows import networks
+from deploynas.workflows.chosen import open_run
+from deploynas.workflows.exporting import export, open_for_export
+from deploynas.workflows.images import open_data
 from deploynas.workflows.quantized import Int8
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -83,11 +85,11 @@ def accuracy(options: argparse.Namespace) -> dict[str, object]:
     """What int8 loses."""
     document: dict[str, object] = {}
     for run in options.runs:
-        _, result = networks.open_run(run, lambda picked: None)
-        trained = networks.open_for_export(run, result, None, as_searched=False)
-        dataset = networks.open_data(trained.data)
+        _, result = open_run(run, lambda picked: None)
+        trained = open_for_export(run, result, None, as_searched=False)
+        dataset = open_data(trained.data)
         with tempfile.TemporaryDirectory() as folder:
-            manifest: Manifest = networks.export(
+            manifest: Manifest = export(
                 result, trained, Path(folder), quantize=Int8(dataset, 1.0, None)
             )
         found = manifest.quantization

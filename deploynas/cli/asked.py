@@ -35,7 +35,12 @@ RecipeSet = Annotated[
 Evaluator = Annotated[
     str, typer.Option(metavar="HOW", help="Judges: inherited weights, training, halving.")
 ]
-Workers = Annotated[int, typer.Option(metavar="N", help="Trainings at a time.", min=1)]
+NumWorkers = Annotated[
+    int, typer.Option("--workers", metavar="N", help="Networks at a time.", min=1)
+]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", metavar="NAME", help="Where workers are.")
+]
 
 
 def budget_of(

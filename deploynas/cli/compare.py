@@ -9,14 +9,15 @@ import typer
 
 from deploynas.cli.asked import (
     Evaluator,
+    ExecutorName,
     LatencyMs,
     Limits,
     MaxFlops,
     MaxMemory,
     MaxParams,
+    NumWorkers,
     Profiles,
     RecipeSet,
-    Workers,
     budget_of,
     devices_of,
     pairs,
@@ -76,7 +77,8 @@ def compare(
         float | None, typer.Option(help="Of every winner's training; 12.", show_default=False)
     ] = None,
     recipe_set: RecipeSet = None,
-    workers: Workers = 1,
+    workers: NumWorkers = 1,
+    executor: ExecutorName = "local",
     max_minutes: Annotated[
         float | None, typer.Option(help="Nothing begins later; run again to go on.")
     ] = None,
@@ -91,6 +93,7 @@ def compare(
     from deploynas.spaces import space
     from deploynas.workflows import compare as workflow
     from deploynas.workflows.comparison import Settings
+    from deploynas.workflows.executor import Workers
     from deploynas.workflows.recipes import FROM_SCRATCH, for_data
     from deploynas.workflows.target import Tell
 
@@ -115,8 +118,8 @@ def compare(
     limit = float("inf") if max_minutes is None else require_positive(max_minutes, "--max-minutes")
     with progress(quiet) as on_progress:
         comparison = workflow.compare(
-            chosen, dataset, target, output, settings, num_workers=workers, max_minutes=limit,
-            tell=Tell(on_progress, note),
+            chosen, dataset, target, output, settings, workers=Workers(workers, executor),
+            max_minutes=limit, tell=Tell(on_progress, note),
         )  # fmt: skip
     for device in devices_of(target):
         warn_notes(device)

@@ -10,14 +10,15 @@ import typer
 
 from deploynas.cli.asked import (
     Evaluator,
+    ExecutorName,
     LatencyMs,
     Limits,
     MaxFlops,
     MaxMemory,
     MaxParams,
+    NumWorkers,
     Profiles,
     RecipeSet,
-    Workers,
     budget_of,
     devices_of,
     pairs,
@@ -87,7 +88,8 @@ def search(
     evaluations: Annotated[
         int | None, typer.Option(metavar="N", help="Networks to evaluate.", min=4)
     ] = None,
-    workers: Workers = 1,
+    workers: NumWorkers = 1,
+    executor: ExecutorName = "local",
     epochs: Annotated[float | None, typer.Option(metavar="N", help="Of a training.")] = None,
     recipe_set: RecipeSet = None,
     precision_name: PrecisionName = "fp32",
@@ -116,10 +118,11 @@ def search(
 
     from deploynas.train.distributed import is_first
     from deploynas.workflows import search as workflow
+    from deploynas.workflows.executor import Workers
     from deploynas.workflows.sources import Training, source_of
     from deploynas.workflows.target import Tell
 
-    how = Training(seed, epochs, changes, evaluator, workers, supernet)
+    how = Training(seed, epochs, changes, evaluator, Workers(workers, executor), supernet)
     how.require_fit(strategy)
     quiet = quiet or not is_first()  # of the processes that torchrun started
 

@@ -15,12 +15,12 @@ import torch
 
 from deploynas.costs import Floats
 from deploynas.data import ImageDataset
-from deploynas.errors import InvalidInputError
 from deploynas.nn import StaticNetwork
 from deploynas.search import Plan, Problem, SearchResult
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train import Recipe, load_weights, pick_device
 from deploynas.train.evaluate import CALIBRATION_IMAGES
+from deploynas.workflows.executor import ALONE, Workers
 from deploynas.workflows.search import Opened
 from deploynas.workflows.supernets import data_record
 from deploynas.workflows.target import OnProgress, Tell
@@ -53,7 +53,7 @@ class TrainedCandidates:
         recipe: Of a full training.
         folder: Keeps what was trained.
         halving: Whether to stop early what is behind.
-        num_workers: Trainings at a time, in processes of their own.
+        workers: How many trainings at a time, and where.
         on_progress: Called with what is going on and its share done.
 
     Attributes:
@@ -74,16 +74,16 @@ class TrainedCandidates:
         folder: Path,
         *,
         halving: bool = False,
-        num_workers: int = 1,
+        workers: Workers = ALONE,
         on_progress: OnProgress = lambda text, share: None,
     ) -> None:
         self.space, self._dataset, self._folder = space, dataset, folder
-        self.num_workers, self._on_progress = num_workers, on_progress
+        self._workers, self._on_progress = workers, on_progress
         self.rungs = rungs_of(recipe, dataset, halving=halving)
         self._seen: list[dict[bytes, float]] = [{} for _ in self.rungs]
         self._seconds: dict[str, float] = {}
         self._num_asked = 0
-        self._executor = executor_for(dataset, num_workers) if num_workers > 1 else None
+        self._executor = executor_for(dataset, workers) if workers.num > 1 else None
 
     @property
     def identity_of_trainings(self) -> str:
@@ -157,7 +157,7 @@ class TrainedCandidates:
     def _trained(self, archs: Sequence[Archs], rung: int) -> list[float]:
         jobs = [(self.space.layers(arch), self.rungs[rung]) for arch in archs]
         done = train_all(
-            jobs, self._dataset, self._folder, self.num_workers, lambda: False, self._told,
+            jobs, self._dataset, self._folder, self._workers, lambda: False, self._told,
             keep_weights=rung == len(self.rungs) - 1, executor=self._executor,
         )  # fmt: skip
         found = []
@@ -186,11 +186,8 @@ class Candidates:
         dataset: Images.
         recipe: Of a full training.
         halving: Whether to stop early what is behind.
-        num_workers: Trainings at a time; as many networks are asked for at a time.
+        workers: How many trainings at a time, and where; as many networks are asked for at a time.
         trained: Keeps every training, also those of other searches; in the run where None.
-
-    Raises:
-        InvalidInputError: No worker.
     """
 
     num_evaluations, beside, in_processes = NUM_EVALUATIONS, False, False
@@ -203,13 +200,12 @@ class Candidates:
         recipe: Recipe,
         *,
         halving: bool,
-        num_workers: int = 1,
+        workers: Workers = ALONE,
         trained: Path | None = None,
     ) -> None:
-        if num_workers < 1:
-            raise InvalidInputError(f"--workers is 1 or more, got {num_workers}")
         self.space, self._dataset, self._recipe = space, dataset, recipe
-        self._halving, self.at_once, self._trained = halving, num_workers, trained
+        self._halving, self._workers, self._trained = halving, workers, trained
+        self.at_once = workers.num
 
     @property
     def data(self) -> str:
@@ -236,7 +232,7 @@ class Candidates:
         """Nothing is trained yet."""
         evaluator = TrainedCandidates(
             problem.space, self._dataset, self._recipe, self._trained or run / "trained",
-            halving=self._halving, num_workers=self.at_once, on_progress=tell.progress,
+            halving=self._halving, workers=self._workers, on_progress=tell.progress,
         )  # fmt: skip
         in_full = ", of which one in 9 in full" if len(evaluator.rungs) == RUNGS else ""
         tell.note(

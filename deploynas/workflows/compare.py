@@ -37,6 +37,7 @@ from deploynas.workflows.comparison import (
     rows_of,
     tau_of,
 )
+from deploynas.workflows.executor import ALONE, Workers
 from deploynas.workflows.gradient import Learning
 from deploynas.workflows.inherited import Inherited
 from deploynas.workflows.recipes import for_data, supernet_recipe
@@ -87,7 +88,7 @@ def compare(
     run: Path,
     settings: Settings,
     *,
-    num_workers: int = 1,
+    workers: Workers = ALONE,
     max_minutes: float = np.inf,
     tell: Tell,
 ) -> Comparison:
@@ -100,7 +101,7 @@ def compare(
         run: Directory, created; what it holds of the same jobs is not done again, and what it
             holds of others (another budget, profile, recipe, ...) is left alone.
         settings: What is compared; as :func:`checked` makes it.
-        num_workers: Trainings at a time, in processes of their own.
+        workers: How many trainings at a time, and where.
         max_minutes: No search and no training of a winner begins later.
         tell: How it goes.
 
@@ -117,7 +118,7 @@ def compare(
     ensure_writable(run)
     problem = target.problem(space, settings.budget, tell)
     problem.require_reachable(np.random.default_rng(0))
-    bench = _Bench(problem, dataset, target, settings, run, num_workers)
+    bench = _Bench(problem, dataset, target, settings, run, workers)
     tell.note(bench.forecast())
     winners: list[Winner] = []
     todo = [(s, n) for n in range(settings.num_seeds) for s in settings.strategies]
@@ -136,7 +137,7 @@ def compare(
     ]
     trained = train_all(
         [(nodes, bench.recipe(seed)) for _, nodes, seed in jobs],
-        dataset, run / "trained", num_workers, time_is_up, tell.progress,
+        dataset, run / "trained", workers, time_is_up, tell.progress,
     )  # fmt: skip
     winners = [
         w.model_copy(
@@ -177,10 +178,10 @@ class _Bench:
         target: Target,
         settings: Settings,
         run: Path,
-        num_workers: int,
+        workers: Workers,
     ) -> None:
         self.problem, self.dataset, self.target = problem, dataset, target
-        self.settings, self.run, self.num_workers = settings, run, num_workers
+        self.settings, self.run, self.workers = settings, run, workers
         self._seconds: dict[str, dict[int, float]] = {}
 
     @property
@@ -228,9 +229,11 @@ class _Bench:
             if strategy.num_retrained:
                 retrained = TrainedCandidates(
                     space, self.dataset, self.recipe(seed), self.run / "trained",
-                    num_workers=self.num_workers, on_progress=told,
+                    workers=self.workers, on_progress=told,
                 )  # fmt: skip
-            source = Inherited(space, self.dataset, folder, recipe, retrained)
+            source = Inherited(
+                space, self.dataset, folder, recipe, retrained=retrained, workers=self.workers
+            )
         elif strategy.weights == "own":
             own = strategy.recipe(strategy.options(), seed)  # type: ignore[attr-defined]
             own = for_data(own, self.dataset, settings.supernet_epochs)
@@ -238,9 +241,10 @@ class _Bench:
         else:
             source = Candidates(
                 space, self.dataset, self.recipe(seed), halving=settings.evaluator == "halving",
-                num_workers=self.num_workers, trained=self.run / "trained",
+                workers=self.workers, trained=self.run / "trained",
             )  # fmt: skip
-        effort = Effort(settings.num_evaluations, source.at_once)
+        num = 1 if strategy.weights == "own" else settings.num_evaluations
+        effort = Effort(num, source.at_once)
         plan = Plan(strategy, strategy.options(), seed, effort, beside=False)
         return _Search(self, plan, source, schedule, told)
 
@@ -254,7 +258,7 @@ class _Bench:
             one.num_retrained - 1 for one in strategies if one.num_retrained
         )
         seconds = trainings * settings.recipe.epochs * num_images / speed
-        seconds /= at_once(self.num_workers)
+        seconds /= at_once(self.workers.num)
         for schedule in {self.schedule_of(one) for one in strategies} - {None}:
             recipe, _ = self.supernet(str(schedule), 0)
             paths = 1 if schedule == "single-path" else 3  # of a step, about

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deploynas.artifacts import Artifact, Record
+from deploynas.artifacts import Artifact, Record, unchanged
 from deploynas.profile.latency_model import kendall_tau
 from deploynas.search import Budget
 from deploynas.search.result import DataRecord
@@ -117,7 +117,7 @@ class Comparison(Artifact):
 
     SCHEMA = "deploynas-comparison"
     VERSION = 4
-    READS = (3,)
+    MIGRATIONS = {3: unchanged}  # noqa: RUF012
 
     space: dict[str, str | int | list[int]]
     settings: Settings

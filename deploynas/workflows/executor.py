@@ -17,16 +17,74 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
-from deploynas.errors import DeploynasError
+from deploynas.errors import DeploynasError, InvalidInputError
+from deploynas.plugins import Plugins
 
 Shared = TypeVar("Shared")
+Given = TypeVar("Given", covariant=True)
 Result = TypeVar("Result")
 Parameters = ParamSpec("Parameters")
+
+
+class Executor(Protocol[Given]):
+    """Runs tasks somewhere. A context manager, on the way out of which nothing goes on running."""
+
+    def submit(
+        self,
+        task: Callable[Concatenate[Given, Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Future[Result]:
+        """Run ``task(shared, *args, **kwargs)``; the future raises what it raises."""
+        ...
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        ...
+
+    def __exit__(self, *exception: object) -> None:
+        """End whatever still runs."""
+        ...
+
+
+EXECUTORS: Plugins[Callable[[int, Callable[[], Any]], Executor[Any]]] = Plugins(
+    "executor", "deploynas.executors", {"local": "deploynas.workflows.executor:LocalExecutor"}
+)  # called with tasks at a time, and what opens, once a worker, what all tasks share
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many tasks run at a time, and where.
+
+    Attributes:
+        num: Tasks.
+        executor: Of :data:`EXECUTORS`.
+
+    Raises:
+        InvalidInputError: None.
+        UnknownNameError: No such executor.
+    """
+
+    num: int = 1
+    executor: str = "local"
+
+    def __post_init__(self) -> None:
+        if self.num < 1:
+            raise InvalidInputError(f"--workers is 1 or more, got {self.num}")
+        EXECUTORS.load(self.executor)
+
+    def open(self, open_shared: Callable[[], Shared]) -> Executor[Shared]:
+        """Begin."""
+        return EXECUTORS.load(self.executor)(self.num, open_shared)
+
+
+ALONE = Workers()  # one at a time, in this very process
 
 
 class WorkerError(DeploynasError):

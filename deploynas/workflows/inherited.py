@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from deploynas.artifacts import exists, sha256
 from deploynas.costs import Floats
@@ -18,6 +22,7 @@ from deploynas.train import SupernetEvaluator, SupernetRecipe
 from deploynas.train.evaluate import CALIBRATION_IMAGES, QUICK_CALIBRATION, QUICK_IMAGES
 from deploynas.workflows.candidates import TrainedCandidates
 from deploynas.workflows.chosen import space_of
+from deploynas.workflows.executor import ALONE, Executor, Workers
 from deploynas.workflows.search import Opened
 from deploynas.workflows.supernets import (
     SUPERNET,
@@ -27,7 +32,7 @@ from deploynas.workflows.supernets import (
     train,
 )
 from deploynas.workflows.target import Tell
-from deploynas.workflows.trainings import images_per_second
+from deploynas.workflows.trainings import images_per_second, threads_of
 
 NUM_EVALUATIONS = 96
 
@@ -43,6 +48,7 @@ class Inherited:
             there, however it was trained.
         retrained: Trains the best few from scratch, before one is chosen: as many as the strategy
             says.
+        workers: How many networks are evaluated at a time, and where.
 
     Attributes:
         more_seconds: Of the processor, of the retrainings, beyond what they took by the clock.
@@ -52,7 +58,7 @@ class Inherited:
             by another recipe.
     """
 
-    num_evaluations, at_once, beside, in_processes = NUM_EVALUATIONS, 1, True, False
+    num_evaluations, beside, in_processes = NUM_EVALUATIONS, True, False
 
     def __init__(
         self,
@@ -60,10 +66,13 @@ class Inherited:
         dataset: ImageDataset,
         folder: Path,
         recipe: SupernetRecipe | None,
+        *,
         retrained: TrainedCandidates | None = None,
+        workers: Workers = ALONE,
     ) -> None:
         self._dataset, self._folder, self._recipe = dataset, folder, recipe
-        self._retrained = retrained
+        self._retrained, self._workers = retrained, workers
+        self.at_once = workers.num
         self.more_seconds = 0.0
         self.space: SearchSpace = space
         if recipe is None or exists(SupernetRecord.file_in(folder)):
@@ -117,9 +126,16 @@ class Inherited:
                 return retrained.extract(arch)
             return evaluator.extract(arch)
 
+        close, judge = ExitStack(), evaluator
+        if self._workers.num > 1:
+            opener = partial(
+                _evaluator, self._folder, self._dataset, problem.space.spec,
+                threads_of(self._workers),
+            )  # fmt: skip
+            judge = InWorkers(evaluator, close.enter_context(self._workers.open(opener)))
         opened = Opened(
-            evaluator, extract, data_record(self._dataset), "shared", self._folder,
-            inputs=[file, self._folder / SUPERNET], is_kept=True,
+            judge, extract, data_record(self._dataset), "shared", self._folder,
+            inputs=[file, self._folder / SUPERNET], is_kept=True, close=close,
         )  # fmt: skip
         if retrained is not None:
             opened.settle = (plan.strategy.num_retrained, self._judge)
@@ -135,6 +151,37 @@ class Inherited:
         # their own seconds count, whoever trained them, however many at a time
         self.more_seconds += self._retrained.seconds - before - (time.monotonic() - started)
         return found
+
+
+class InWorkers(SupernetEvaluator):
+    """An evaluator whose inner loop runs in workers, each with the supernet and the images.
+
+    Args:
+        own: Does everything else.
+        executor: Of such evaluators.
+    """
+
+    def __init__(self, own: SupernetEvaluator, executor: Executor[SupernetEvaluator]) -> None:
+        vars(self).update(vars(own))
+        self._executor = executor
+
+    @property
+    def chunk(self) -> int:  # type: ignore[override]
+        """As many as there are."""
+        return 1_000_000
+
+    def quick(self, archs: Archs) -> Floats:
+        """``(n,)`` accuracies on the first images of the validation split."""
+        futures = [self._executor.submit(SupernetEvaluator.quick, arch[None]) for arch in archs]
+        return np.array([float(future.result()[0]) for future in futures])
+
+
+def _evaluator(
+    folder: Path, dataset: ImageDataset, spec: dict[str, Any], num_threads: int
+) -> SupernetEvaluator:
+    """What a worker opens once."""
+    torch.set_num_threads(num_threads)
+    return SupernetEvaluator(open_supernet(folder, dataset).network, dataset, space_of(spec))
 
 
 def _differences(wanted: SupernetRecipe, before: SupernetRecipe) -> str:

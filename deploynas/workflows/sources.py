@@ -14,6 +14,7 @@ from deploynas.search.strategy import STRATEGIES, Strategy
 from deploynas.spaces import SearchSpace
 from deploynas.train import SupernetRecipe
 from deploynas.workflows.candidates import Candidates, TrainedCandidates
+from deploynas.workflows.executor import ALONE, Workers
 from deploynas.workflows.gradient import Learning
 from deploynas.workflows.inherited import Inherited
 from deploynas.workflows.recipes import FROM_SCRATCH, for_data, supernet_recipe
@@ -34,7 +35,7 @@ class Training:
         epochs: Of whatever it trains; those of the recipe where None.
         changes: Fields of its recipe -> text.
         evaluator: What judges a candidate, of :data:`EVALUATORS`.
-        num_workers: Trainings of candidates at a time.
+        workers: How many networks are trained or evaluated at a time, and where.
         supernet: Run of one that was trained before.
 
     Raises:
@@ -45,7 +46,7 @@ class Training:
     epochs: float | None = None
     changes: Mapping[str, str] = field(default_factory=dict)
     evaluator: str = "inherited"
-    num_workers: int = 1
+    workers: Workers = ALONE
     supernet: Path | None = None
 
     def __post_init__(self) -> None:
@@ -69,8 +70,11 @@ class Training:
             raise InvalidInputError(
                 f"{strategy.name} trains its own weights: leave out the others'"
             )
-        if self.num_workers > 1 and not is_trained:
-            raise InvalidInputError("--workers goes with --evaluator training or halving")
+        if self.workers.num > 1 and strategy.weights == "own":
+            raise InvalidInputError(
+                f"--workers is of networks that are evaluated, and {strategy.name} learns",
+                "start it by torchrun",
+            )
 
 
 def source_of(
@@ -117,9 +121,9 @@ def _single_path(
     longer = None if how.epochs is None else LONGER * how.epochs
     alone = for_data(FROM_SCRATCH.model_copy(update={"seed": how.seed}), dataset, longer)
     trained = TrainedCandidates(
-        space, dataset, alone, run / "trained", on_progress=tell.progress
+        space, dataset, alone, run / "trained", workers=how.workers, on_progress=tell.progress
     )  # fmt: skip
-    return Inherited(space, dataset, run, recipe, trained)
+    return Inherited(space, dataset, run, recipe, retrained=trained, workers=how.workers)
 
 
 def _asked_for(space: SearchSpace, dataset: ImageDataset, how: Training, run: Path) -> Source:
@@ -127,12 +131,12 @@ def _asked_for(space: SearchSpace, dataset: ImageDataset, how: Training, run: Pa
         base = FROM_SCRATCH.model_copy(update={"seed": how.seed})
         recipe = for_data(base, dataset, how.epochs, how.changes)
         halving = how.evaluator == "halving"
-        return Candidates(space, dataset, recipe, halving=halving, num_workers=how.num_workers)
+        return Candidates(space, dataset, recipe, halving=halving, workers=how.workers)
     if how.supernet is not None:
-        return Inherited(space, dataset, how.supernet, None)
+        return Inherited(space, dataset, how.supernet, None, workers=how.workers)
     asked: SupernetRecipe | None = supernet_recipe(
         space, dataset, how.epochs, how.seed, None, how.changes
     )
     if exists(SupernetRecord.file_in(run)) and how.epochs is None and not how.changes:
         asked = None  # whatever it was trained by
-    return Inherited(space, dataset, run, asked)
+    return Inherited(space, dataset, run, asked, workers=how.workers)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from deploynas.train import (
     train_network,
     weights_of,
 )
-from deploynas.workflows.executor import LocalExecutor
+from deploynas.workflows.executor import Executor, Workers
 from deploynas.workflows.supernets import told
 from deploynas.workflows.target import OnProgress
 
@@ -89,12 +90,12 @@ def train_all(
     jobs: Sequence[tuple[list[Node], Recipe]],
     dataset: ImageDataset,
     folder: Path,
-    num_workers: int,
+    workers: Workers,
     time_is_up: Callable[[], bool],
     on_progress: OnProgress,
     *,
     keep_weights: bool = False,
-    executor: LocalExecutor[ImageDataset] | None = None,
+    executor: Executor[ImageDataset] | None = None,
 ) -> list[Trained | None]:
     """Train networks from scratch, several at a time, each of them once.
 
@@ -102,7 +103,7 @@ def train_all(
         jobs: Networks and how each is trained.
         dataset: Images.
         folder: Keeps what was trained, and checkpoints of what was not to the end.
-        num_workers: Processes; the cores are shared among them.
+        workers: How many at a time, and where; the cores are shared among them.
         time_is_up: Asked before each training: after that none begins.
         on_progress: Called with what is going on and its share done.
         keep_weights: Beside the accuracies, as ``.safetensors``.
@@ -119,7 +120,7 @@ def train_all(
         if not exists(f) or (keep_weights and not f.with_suffix(".safetensors").exists())
     }
     num = len(todo)
-    if num_workers == 1:
+    if workers.num == 1:
         for done, (file, (nodes, recipe)) in enumerate(todo.items()):
             if time_is_up():
                 break
@@ -131,11 +132,11 @@ def train_all(
     elif num:
         with ExitStack() as stack:
             if executor is None:
-                num_workers = min(num_workers, num)
-                executor = stack.enter_context(executor_for(dataset, num_workers))
+                workers = replace(workers, num=min(workers.num, num))
+                executor = stack.enter_context(executor_for(dataset, workers))
             waiting, running = list(todo.items()), set[Future[None]]()
             while waiting or running:
-                while waiting and len(running) < num_workers and not time_is_up():
+                while waiting and len(running) < workers.num and not time_is_up():
                     file, (nodes, recipe) = waiting.pop(0)
                     running.add(executor.submit(_train, nodes, recipe, file, keep_weights))
                 if not running:  # time is up
@@ -148,10 +149,14 @@ def train_all(
     return [Trained.read(file) if file.exists() else None for file in files]
 
 
-def executor_for(dataset: ImageDataset, num_workers: int) -> LocalExecutor[ImageDataset]:
+def executor_for(dataset: ImageDataset, workers: Workers) -> Executor[ImageDataset]:
     """Processes that train networks on a data set, among which the cores are shared."""
-    threads = max(1, torch.get_num_threads() // num_workers)
-    return LocalExecutor(num_workers, partial(_in_worker, dataset, threads))
+    return workers.open(partial(_in_worker, dataset, threads_of(workers)))
+
+
+def threads_of(workers: Workers) -> int:
+    """That each worker has of the cores."""
+    return max(1, torch.get_num_threads() // workers.num)
 
 
 def _in_worker(dataset: ImageDataset, num_threads: int) -> ImageDataset:

@@ -35,16 +35,15 @@ VERBS = {
     "spaces": {"--json", "--quiet"},
     "devices": {"--ask", "--json", "--quiet"},
     "profile": {"--device", "--space", "--data", "--num-classes", "--in-channels", "--resolution",
-                "--threads", "--precision", "--output", "--resume", "--bundle", "--import",
+                "--threads", "--precision", "--output", "--bundle", "--import",
                 "--json", "--quiet"},
-    "train": {"--space", "--data", "--output", "--epochs", "--resume", "--json", "--quiet"},
+    "train": {"--space", "--data", "--output", "--epochs", "--recipe-set", "--json",
+              "--quiet"},
     "search": {"--latency-ms", "--max-flops", "--max-params", "--max-memory", "--strategy",
                "--space", "--profile", "--supernet", "--ofa-weights", "--calibration-images",
-               "--data", "--seed", "--output", "--resume", "--architecture-update",
-               "--latency-loss", "--latency-weight", "--own-weights", "--order", "--gate",
-               "--prune", "--max-skips", "--evaluator", "--workers", "--costs", "--population",
-               "--tournament", "--soft-latency", "--soft-flops", "--precision", "--json",
-               "--quiet"},
+               "--data", "--seed", "--output", "--limit", "--set", "--recipe-set",
+               "--evaluator", "--workers", "--precision", "--json", "--quiet"},
+    "strategies": {"show", "--space", "--json"},
     "retrain": {"--from-scratch", "--data", "--epochs", "--json", "--quiet"},
     "export": {"--name", "--with-preprocessing", "--image-size", "--opset", "--precision",
                "--max-accuracy-drop", "--output", "--json", "--quiet"},
@@ -54,7 +53,7 @@ VERBS = {
               "--summary", "--junit", "--data",
               "--min-accuracy", "--json", "--quiet"},
     "compare": {"--strategies", "--evaluator", "--images", "--latency-ms", "--seeds", "--space",
-                "--data", "--profile", "--workers", "--max-minutes", "--output", "--resume",
+                "--data", "--profile", "--workers", "--max-minutes", "--output", "--limit",
                 "--json", "--quiet"},
     "inspect": {"--profile", "--space", "--json", "--quiet"},
     "profiles": {"list", "show"},
@@ -147,11 +146,19 @@ def test_light_imports(tmp_path: Path) -> None:
         ((*SEARCH, "--evaluator", "guess"), 1, "unknown evaluator 'guess'"),
         ((*SEARCH, "--workers", "2"), 1, "goes with --evaluator training or halving"),
         ((*SEARCH, "--strategy", "darts", "--evaluator", "training"), 1, "it goes with ofa, evol"),
-        ((*SEARCH, "--costs", "params"), 1, "--costs goes with pareto"),
-        ((*SEARCH, "--strategy", "pareto", "--costs", "macz"), 1, "did you mean 'macs'"),
-        ((*SEARCH, "--strategy", "pareto", "--costs", "macs,macs"), 1, "each once"),
-        ((*SEARCH, "--population", "9"), 1, "--population goes with evolution"),
-        ((*SEARCH, "--strategy", "evolution", "--soft-flops", "nan"), 1, "positive number"),
+        ((*SEARCH, "--set", "costs=params"), 1, "unknown option of ofa 'costs' (it has none)"),
+        ((*SEARCH, "--strategy", "pareto", "--set", "costs=macz"), 1, "did you mean 'macs'"),
+        ((*SEARCH, "--strategy", "evolution", "--set", "populaton=9"), 1, "'population'"),
+        ((*SEARCH, "--strategy", "evolution", "--set", "soft_flops=nan"), 1, "soft_flops"),
+        ((*SEARCH, "--set", "population"), 1, "--set is NAME=VALUE"),
+        (("search", "--limit", "macs"), 1, "--limit is NAME=VALUE"),
+        (("search", "--limit", "mac=3"), 1, "did you mean 'macs'"),
+        (("search", "--limit", "macs=3X"), 1, "macs has no unit 'X' (it has k, M, G)"),
+        (("search", "--limit", "macs=0M"), 1, "positive number"),
+        ((*SEARCH, "--limit", "latency_ms=5"), 1, "latency_ms is given twice"),
+        ((*SEARCH, "--profile", "a.json", "--profile", "b.json"), 1, "two profiles have no name"),
+        (("strategies", "show", "evolutoin"), 1, "did you mean 'evolution'"),
+        (("strategies", "--space", "darst"), 1, "did you mean 'darts'"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -461,13 +468,14 @@ def test_a_gradient_search_from_profile_to_checked_file(
     few = ("--epochs", "2", "--evaluations", "4", "--json")
 
     for wrong, says in (
-        (("--space", "mobile-small"), "not candidate operations"),
-        (("--space", "ofa-mbv3-w1.0"), "not candidate operations"),
-        (("--latency-loss", "log"), "unknown latency loss 'log'"),
-        (("--latency-weight", "0.2"), "goes with --latency-loss sum or product"),
-        (("--latency-loss", "sum", "--latency-weight", "nan"), "0 or more, got nan"),
+        (("--space", "mobile-small"), "searches candidate operations at one resolution"),
+        (("--space", "ofa-mbv3-w1.0"), "searches candidate operations at one resolution"),
+        (("--set", "latency_loss=log"), "latency_loss"),
+        (("--set", "latency_weight=0.2"), "goes with latency_loss sum or product"),
+        (("--set", "latency_loss=sum", "--set", "latency_weight=nan"), "got 'nan'"),
+        (("--recipe-set", "epoch=3"), "did you mean 'epochs'"),
         (("--epochs", "nan"), "--epochs must be a positive number"),
-        (("--strategy", "ofa", "--latency-loss", "sum"), "--latency-loss goes with proxyless"),
+        (("--strategy", "ofa", "--set", "latency_loss=sum"), "it has none"),
         (("--latency-ms", "0.0001"), "lowest reachable"),
         (("--supernet", "runs/other"), "trains its own weights"),
     ):
@@ -530,7 +538,14 @@ def test_candidates_that_are_trained_and_several_costs(
         "search", "--space", "proxyless-small", "--data", data, "--latency-ms", "0.2",
         "--epochs", "1", "--evaluations", "4",
     )  # fmt: skip
-    pareto = ("--strategy", "pareto", "--costs", "params,latency_ms", "--evaluator", "training")
+    pareto = (
+        "--strategy",
+        "pareto",
+        "--set",
+        "costs=params,latency_ms",
+        "--evaluator",
+        "training",
+    )
     done = run(*search, *pareto, "--workers", "2", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "4 candidates" in done.stderr
@@ -544,8 +559,8 @@ def test_candidates_that_are_trained_and_several_costs(
     assert exported["weights"] == "from-scratch"
     assert exported["parity_max_abs_diff"] < 1e-3
 
-    soft = ("--strategy", "evolution", "--evaluator", "halving", "--soft-latency", "0.1",
-            "--population", "4", "--tournament", "2")  # fmt: skip
+    soft = ("--strategy", "evolution", "--evaluator", "halving", "--set", "population=4",
+            "--set", "soft_latency=0.1", "--set", "tournament=2")  # fmt: skip
     done = run(*search, *soft, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -198,7 +198,7 @@ def search(board_profile, tmp_path_factory):
     return [
         *COMMAND, "search", "--space", SPACE, "--profile", str(path), "--strategy", "evolution",
         "--evaluator", "training", "--latency-ms", str(float(np.median(limit))), "--epochs", "300",
-        "--evaluations", "4", "--population", "2", "--output", "run",
+        "--evaluations", "4", "--set", "population=2", "--output", "run",
     ]  # fmt: skip
 
 

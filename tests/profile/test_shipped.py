@@ -15,6 +15,7 @@ from deploynas.cli.main import main
 from deploynas.device import CpuDevice, StopRule
 from deploynas.errors import IncompleteProfileError, InvalidInputError, UnknownNameError
 from deploynas.profile import DeviceProfile, profile_space, profiler, shipped
+from deploynas.search.budget import Budget
 from deploynas.spaces import space
 
 pytestmark = pytest.mark.slow
@@ -162,12 +163,12 @@ def test_inspect_prices_by_a_shipped_profile(
 
 
 def test_layers_that_lack_are_not_measured_into_it(folder: Path) -> None:
-    steps = pytest.importorskip("deploynas.workflows.steps")
+    target = pytest.importorskip("deploynas.workflows.target")
     path = shipped.locate(Path("shipped:here-ort"))
     before = path.read_bytes()
     with pytest.raises(IncompleteProfileError, match="lacks the layer"):
-        steps.latency_model(
-            space("mobile-small", 10, 1, [24]), path, CpuDevice(), "fp32", lambda text, share: None
+        target.Target(path, CpuDevice()).problem(
+            space("mobile-small", 10, 1, [24]), Budget(), target.Tell()
         )
     assert path.read_bytes() == before
     assert {p.name for p in folder.iterdir()} == {"here-ort.json.gz", "mine.json"}

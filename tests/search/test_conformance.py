@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import strategies as bench
 
-from deploynas.errors import InfeasibleBudgetError
-from deploynas.search import STRATEGIES, Budget
-from deploynas.search.strategies import (
-    SoftFitness,
-    costs_of,
-    pareto,
-    regularised_evolution,
-)
+from deploynas import spaces
+from deploynas.errors import InfeasibleBudgetError, InvalidInputError, UnknownNameError
+from deploynas.search import Budget, Effort, Problem, explore
+from deploynas.search.strategies.evolution import STRATEGY as EVOLUTION
+from deploynas.search.strategies.evolution import EvolutionOptions
+from deploynas.search.strategies.pareto import STRATEGY as PARETO
+from deploynas.search.strategy import STRATEGIES, Evaluating
+from deploynas.testing.strategies import check_strategy
 
 LAND = bench.Landscape(0)
 COSTS = np.sort(LAND.upper_ms(LAND.everything))
@@ -29,35 +29,45 @@ BUDGETS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STRATEGIES)
-@pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS)
-@pytest.mark.parametrize("num", [1, 40])
-def test_every_strategy(name, budget, num):
+@pytest.mark.parametrize("name", bench.evaluating())
+@pytest.mark.parametrize("space", [LAND.space, spaces.space("darts-small")], ids=lambda s: s.name)
+def test_every_strategy(name, space):
+    check_strategy(STRATEGIES.load(name), space)
+
+
+def test_an_impossible_budget_ends():
+    problem = Problem(LAND, Budget(latency_ms=float(COSTS[0]) * 0.99))
+    with pytest.raises(InfeasibleBudgetError, match="lowest reachable"):
+        problem.require_reachable(np.random.default_rng(0))
+
+
+class Forgetful(Evaluating):
+    """Asks for what it knows, and for what is over the limit, as a first attempt would."""
+
+    name = help = "forgetful"
+
+    def rounds(self, problem, options, rng, effort):
+        first = problem.space.sample(5, rng)
+        while True:
+            yield first
+            yield problem.space.sample(2, rng)
+
+
+def test_the_driver_evaluates_nothing_twice_and_returns_nothing_over_a_limit():
     asked = []
 
     def evaluate(archs):
         asked.extend(arch.tobytes() for arch in archs)
         return LAND.accuracies(archs)
 
-    history = STRATEGIES[name](budget, LAND, evaluate, np.random.default_rng(3), num)
-    assert 0 < len(asked) <= num
-    assert len(set(asked)) == len(asked)  # nothing twice
-    assert {arch.tobytes() for arch in history.archs} == set(asked)
-    assert budget.admits(history.archs, LAND).all()
-    np.testing.assert_allclose(history.accuracies, LAND.accuracies(history.archs))
-    again = STRATEGIES[name](budget, LAND, LAND.accuracies, np.random.default_rng(3), num)
-    assert np.array_equal(again.archs, history.archs)
-    other = STRATEGIES[name](Budget(), LAND, LAND.accuracies, np.random.default_rng(4), 40)
-    assert not np.array_equal(other.archs[:10], history.archs[:10])
-
-
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_an_impossible_budget_ends(name):
-    budget = Budget(latency_ms=float(COSTS[0]) * 0.99)
-    with pytest.raises(InfeasibleBudgetError):
-        STRATEGIES[name](budget, LAND, LAND.accuracies, np.random.default_rng(0), 40)
-    with pytest.raises(InfeasibleBudgetError, match="lowest reachable"):
-        budget.require_reachable(LAND, np.random.default_rng(0))
+    problem = Problem(LAND, BUDGETS["feasible"])
+    found = explore(
+        Forgetful(), None, problem, evaluate, np.random.default_rng(0), Effort(60)
+    )  # fmt: skip
+    assert len(asked) == len(set(asked)) == 60
+    assert problem.admits(found.archs).all()
+    assert 0 < len(found.archs) < 60
+    np.testing.assert_allclose(found.accuracies, LAND.accuracies(found.archs))
 
 
 @pytest.mark.slow
@@ -74,7 +84,7 @@ def test_no_strategy_here_imports_torch():
     code = (
         f"import sys; sys.path.insert(0, {str(Path(bench.__file__).parent)!r});"
         "sys.modules['torch'] = None; import strategies as s;"
-        "[s.finds_the_top(n, 0) for n in s.STRATEGIES if n != 'predictor']"
+        "[s.finds_the_top(n, 0) for n in s.evaluating() if n != 'predictor']"
     )
     package = str(Path(__file__).parents[2])
     done = subprocess.run(
@@ -86,10 +96,7 @@ def test_no_strategy_here_imports_torch():
 @pytest.mark.slow
 def test_a_predictor_spends_few_evaluations_too():
     for num in (4, 14):
-        history = STRATEGIES["predictor"](
-            Budget(), LAND, LAND.accuracies, np.random.default_rng(0), num
-        )
-        assert len(history.archs) == num
+        assert len(bench.explored("predictor", LAND, 0, num).archs) == num
 
 
 def test_the_oldest_dies():
@@ -106,9 +113,9 @@ def test_the_oldest_dies():
     def near(arch):
         return (arch != best["row"]).sum() == 1
 
-    history = regularised_evolution(
-        Budget(), LAND, evaluate, np.random.default_rng(0), 120, population=20, tournament=20
-    )
+    options = EvolutionOptions(population=20, tournament=20)
+    problem, rng = Problem(LAND), np.random.default_rng(0)
+    history = explore(EVOLUTION, options, problem, evaluate, rng, Effort(120))
     children = history.archs[20:]
     parents = [near(child) for child in children]
     # with a tournament among all, it is the only parent while it lives, and none after
@@ -125,33 +132,63 @@ def test_one_choice_changes():
 
 
 def test_soft_fitness_passes_through_what_is_too_slow():
-    budget = BUDGETS["feasible"]
-    soft = SoftFitness(latency=0.5, flops=0.0)
+    problem = Problem(LAND, BUDGETS["feasible"])
+    options = EvolutionOptions(soft_latency=0.5)
     asked = []
 
     def evaluate(archs):
-        asked.append(budget.admits(archs, LAND))
+        asked.append(problem.admits(archs))
         return LAND.accuracies(archs)
 
-    history = regularised_evolution(
-        budget, LAND, evaluate, np.random.default_rng(0), 120, soft=soft
-    )
+    rng = np.random.default_rng(0)
+    history = explore(EVOLUTION, options, problem, evaluate, rng, Effort(120))
     assert not np.concatenate(asked).all()
-    assert budget.admits(history.archs, LAND).all()
+    assert problem.admits(history.archs).all()
     rows = LAND.everything[::4096]
-    excess = np.maximum(0, LAND.upper_ms(rows) / budget.latency_ms - 1)
+    excess = np.maximum(0, LAND.upper_ms(rows) / problem.limits["latency_ms"] - 1)
     scores = LAND.accuracies(rows)
-    np.testing.assert_allclose(soft(rows, scores, budget, LAND), scores - 0.5 * excess)
+    np.testing.assert_allclose(options.fitness(rows, scores, problem), scores - 0.5 * excess)
 
 
 @pytest.mark.slow
 def test_pareto_under_two_costs_keeps_both():
     costs, sizes = ("latency_ms", "params"), []
+    options = PARETO.options_from({"costs": ",".join(costs)})
     for seed in range(6):
-        rng = np.random.default_rng(seed)
-        history = pareto(Budget(), LAND, LAND.accuracies, rng, 60, costs=costs)
+        rng, problem = np.random.default_rng(seed), Problem(LAND)
+        history = explore(PARETO, options, problem, LAND.accuracies, rng, Effort(60))
         assert len(history.archs) == 60
-        values = costs_of(LAND, history.archs, costs)
+        values = problem.values(history.archs, costs)
         sizes.append(len(history.front(values)))
         assert sizes[-1] >= max(len(history.front(cost)) for cost in values.T)
     assert np.mean(sizes) > 2
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "said"),
+    [
+        ("evolution", {"population": "1"}, "population.*greater than or equal to 2"),
+        ("evolution", {"population": "many"}, "population.*integer"),
+        ("evolution", {"costs": "macs"}, "option of evolution 'costs'"),
+        ("evolution", {"populaton": "5"}, "did you mean 'population'"),
+        ("random", {"population": "5"}, "it has none"),
+        ("pareto", {"costs": "latency_ms,mac"}, "did you mean 'macs'"),
+        ("pareto", {"costs": "macs,macs"}, "named once"),
+        ("proxyless", {"latency_weight": "0.3"}, "goes with latency_loss"),
+        ("proxyless", {"update": "two"}, "update"),
+        ("darts", {"prune": "1.0"}, "prune"),
+        ("darts", {"max_skips": "-1"}, "max_skips"),
+        ("darts", {"order": "third"}, "order"),
+    ],
+)
+def test_wrong_options_end_in_a_line(name, typed, said):
+    with pytest.raises((InvalidInputError, UnknownNameError), match=said) as caught:
+        STRATEGIES.load(name).options_from(typed)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_from_text():
+    options = STRATEGIES.load("evolution").options_from({"population": "50", "soft_flops": "0.2"})
+    assert (options.population, options.tournament, options.soft_flops) == (50, 10, 0.2)
+    options = STRATEGIES.load("proxyless").options_from({"share_weights": "false"})
+    assert options.share_weights is False

@@ -12,23 +12,26 @@ from torch import nn
 
 from deploynas import spaces
 from deploynas.data.sources import _load_digits
-from deploynas.errors import InfeasibleBudgetError, InvalidInputError, UnknownNameError
+from deploynas.errors import InfeasibleBudgetError, InvalidInputError
 from deploynas.nn import MixedBlocks, MixedCells
 from deploynas.profile import LatencyModel
-from deploynas.search import Budget, darts
+from deploynas.search import Budget, Effort, Plan, Problem, darts
 from deploynas.search.cells import cells_decision, derive
 from deploynas.search.darts import (
-    DartsArchitectureRecipe,
     DartsOptimizer,
     DartsRecipe,
+    MixturesLearner,
     expectations,
-    learn,
 )
 from deploynas.search.gradient import WeightStep
+from deploynas.search.strategies.darts import STRATEGY as DARTS
+from deploynas.search.strategies.darts import DartsOptions
 from deploynas.spaces import CandidateSpace
 from deploynas.spaces.staged import Stage
 from deploynas.train import loop
-from deploynas.workflows import gradient
+from deploynas.workflows.gradient import Learning
+from deploynas.workflows.search import search
+from deploynas.workflows.target import Target, Tell
 
 TINY = "darts-small:channels=4,cells=3,nodes=2,operations=skip_connect+max_pool_3x3+sep_conv_3x3"
 
@@ -99,9 +102,10 @@ def test_the_strongest_cells_by_brute_force(nodes, board_profile):
         both = Budget(macs=limit, params=int(np.quantile(space.params(rows), 0.3 + 0.1 * seed)))
         budgets = (Budget(macs=limit), Budget(), both)
         for budget, skips in itertools.product(budgets, (None, 2, 1, 0)):
-            kept = budget.admits(rows, priced)
+            problem = Problem(priced, budget)
+            kept = problem.admits(rows)
             kept &= [skips is None or space.num_skips(row) <= skips for row in rows]
-            found = derive(small, mixtures, priced, budget, skips)
+            found = derive(small, mixtures, problem, skips)
             if not kept.any():
                 assert found is None
                 continue
@@ -109,7 +113,7 @@ def test_the_strongest_cells_by_brute_force(nodes, board_profile):
                 continue
             row, is_exact = found
             if budget is both and not is_exact:  # it does not claim to be
-                assert budget.admits(row[None], priced)[0]
+                assert problem.admits(row[None])[0]
                 continue
             assert is_exact
             assert (rows[kept] == row).all(axis=1).any()
@@ -122,16 +126,16 @@ def test_the_budget_and_the_limit_on_skips_hold(network, model):
     low, high = (model.upper_ms(row)[0] for row in (space.smallest(), space.largest()))
     mixtures = random_mixtures(network)
     mixtures[:, 1] = 10.0  # skip connections win everywhere
-    free, _ = derive(network, mixtures, model, Budget())
+    free, _ = derive(network, mixtures, Problem(model))
     assert space.num_skips(free) == 4
     for share in (0.1, 0.5, 0.9):
         budget = Budget(latency_ms=float(low + share * (high - low)))
         for limit in (None, 2, 0):
-            row, _ = derive(network, mixtures, model, budget, limit)
+            row, _ = derive(network, mixtures, Problem(model, budget), limit)
             assert model.upper_ms(row[None])[0] <= budget.latency_ms
             assert limit is None or space.num_skips(row) <= limit
-    with pytest.raises(InfeasibleBudgetError, match="--max-skips"):
-        cells_decision(network, list(mixtures), model, Budget(latency_ms=float(low) / 2))
+    with pytest.raises(InfeasibleBudgetError, match="max_skips"):
+        cells_decision(network, list(mixtures), Problem(model, Budget(latency_ms=float(low) / 2)))
 
 
 def batch(n=16):
@@ -158,8 +162,8 @@ def test_the_second_order_is_the_derivative_of_the_unrolled_loss(
         for part in network.modules():
             if isinstance(part, nn.Linear):
                 part.weight.normal_(0.0, 0.3)
-    recipe = DartsArchitectureRecipe(order="second", gate=gate, zero_one=0.0)
-    optimizer = DartsOptimizer(network, model, Budget(), recipe)
+    recipe = DartsOptions(order="second", gate=gate, zero_one=0.0)
+    optimizer = DartsOptimizer(network, [], recipe)
 
     def train_loss(logits):
         return nn.functional.cross_entropy(logits, labels_train, label_smoothing=smoothing)
@@ -204,7 +208,7 @@ def test_the_second_order_unrolls_the_very_step_that_follows(space, digits, mode
     """
     recipe = DartsRecipe(
         epochs=0.4, weights_only=0.0, label_smoothing=0.2, weight_decay=0.0,
-        architecture=DartsArchitectureRecipe(order="second", rate=0.0),
+        architecture=DartsOptions(order="second", rate=0.0),
     )  # fmt: skip
     torch.manual_seed(0)
     network = MixedCells(space)
@@ -231,7 +235,9 @@ def test_the_second_order_unrolls_the_very_step_that_follows(space, digits, mode
 
     monkeypatch.setattr(DartsOptimizer, "_loss", at_unrolled_weights)
     budget = Budget(latency_ms=float(np.median(model.upper_ms(space.uniform()))))
-    learn(network, digits, model, budget, recipe)
+    learner = MixturesLearner(space, recipe)
+    learner.network = network
+    learner.learn(digits, Problem(model, budget))
     assert len(rates) > 2
     assert rates[0] == recipe.learning_rate
     assert rates[-1] < rates[0] / 3
@@ -240,7 +246,8 @@ def test_the_second_order_unrolls_the_very_step_that_follows(space, digits, mode
 def test_expected_latency_of_one_architecture_and_its_gradient(network, model):
     """Where every edge of a node is as likely, E is the mean over the node's pairs of edges."""
     budget = Budget(latency_ms=float(model.upper_ms(network.space.uniform()).mean()))
-    optimizer = DartsOptimizer(network, model, budget, DartsArchitectureRecipe())
+    expected = expectations(network, Problem(model, budget))
+    optimizer = DartsOptimizer(network, expected, DartsOptions())
     space = network.space
     option = 2  # the same operation everywhere
     rows = []
@@ -302,7 +309,10 @@ def test_expected_costs_of_blocks_are_those_of_the_likeliest(chain, board_profil
     mixtures = torch.zeros(network.present.shape)
     for row, option in enumerate(network.options(arch)):
         mixtures[row, option] = 1.0
-    found = {e.name: e.unit(float(e.of(mixtures))) for e in expectations(network, model, budget)}
+    found = {
+        e.name: e.unit(float(e.of(mixtures)))
+        for e in expectations(network, Problem(model, budget))
+    }
     assert found == {
         "latency_ms": pytest.approx(float(model.predict_ms(arch[None])[0]), rel=1e-5),
         "macs": pytest.approx(int(chain.macs(arch[None])[0])),
@@ -313,7 +323,7 @@ def test_several_limits_on_cells_are_all_expected(network, model):
     space = network.space
     budget = Budget(macs=1e9, params=1e9, latency_ms=1e9)
     arch = space.sample(1, np.random.default_rng(2))[0]
-    found = {e.name: e for e in expectations(network, model, budget)}
+    found = {e.name: e for e in expectations(network, Problem(model, budget))}
     mixtures = one_hot(network, arch)
     # one edge of every node that it keeps two of, at its share: the chosen ones alone
     for name, e in found.items():
@@ -327,7 +337,7 @@ def test_several_limits_on_cells_are_all_expected(network, model):
 
 
 def test_pruning_leaves_the_strongest(network, model):
-    optimizer = DartsOptimizer(network, model, Budget(), DartsArchitectureRecipe(prune=0.6))
+    optimizer = DartsOptimizer(network, [], DartsOptions(prune=0.6))
     with torch.no_grad():
         for alpha in network.alphas:
             alpha.copy_(torch.tensor([3.0, 0.0, 1.0, 2.0]))
@@ -345,20 +355,20 @@ class Killed(Exception):
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"gate": "sigmoid", "prune": 0.5, "order": "second"}])
 def test_resume_equals_uninterrupted(space, digits, model, changes, tmp_path, monkeypatch):
-    recipe = DartsRecipe(epochs=1.5, architecture=DartsArchitectureRecipe(**changes))
+    recipe = DartsRecipe(epochs=1.5, architecture=DartsOptions(**changes))
     budget = Budget(latency_ms=float(np.median(model.upper_ms(space.uniform()))))
 
     def run(checkpoint=None, kill_at=None):
         torch.manual_seed(0)
-        network = MixedCells(space)
+        learner = MixturesLearner(space, recipe)
 
         def watch(state):
             if state.step == kill_at:
                 raise Killed
 
-        return learn(
-            network, digits, model, budget, recipe, checkpoint=checkpoint, on_progress=watch
-        ), network
+        problem = Problem(model, budget)
+        found = learner.learn(digits, problem, checkpoint=checkpoint, on_progress=watch)
+        return found, learner.network
 
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     whole, one = run()
@@ -376,15 +386,6 @@ def test_resume_equals_uninterrupted(space, digits, model, changes, tmp_path, mo
     assert np.ptp(moved[moved > 0]) > 0
 
 
-def test_wrong_options(digits):
-    for changes, kind in (
-        ({"order": "third"}, UnknownNameError), ({"gate": "x"}, UnknownNameError),
-        ({"prune": 1.0}, InvalidInputError), ({"max_skips": -1}, InvalidInputError),
-    ):  # fmt: skip
-        with pytest.raises(kind):
-            gradient.darts_recipe_for(digits, None, 0, changes)
-
-
 @pytest.mark.slow
 def test_a_search_ends_in_files_and_says_when_it_collapsed(
     space, digits, model, board_profile, tmp_path
@@ -394,19 +395,16 @@ def test_a_search_ends_in_files_and_says_when_it_collapsed(
     budget = Budget(latency_ms=float(np.median(model.upper_ms(space.uniform()))))
     notes = []
     recipe = DartsRecipe(epochs=0.5)
-    result = gradient.search(
-        space, digits, path, budget, tmp_path / "run", recipe, device=None, num_evaluations=4,
-        on_progress=lambda text, share: None, on_note=notes.append,
-    )  # fmt: skip
+    plan = Plan(DARTS, recipe.architecture, 0, Effort(4))
+    source = Learning(space, digits, DARTS, recipe)
+    tell = Tell(note=notes.append)
+    result = search(budget, plan, source, Target(path), tmp_path / "run", tell)
     arch = space.encode([result.best.architecture])
-    assert budget.admits(arch, model).all()
+    assert Problem(model, budget).admits(arch).all()
     assert result.strategy == "darts"
     collapsed = space.num_skips(arch[0]) > 2
     assert any("skip connections" in note for note in notes) == collapsed
     for name in ("search.json", "gradient.json", "chosen.safetensors", "probabilities.png"):
         assert (tmp_path / "run" / name).stat().st_size > 0
-    with pytest.raises(InvalidInputError, match="not candidate operations"):
-        gradient.search(
-            spaces.space("mobile-small", 10, 1, [8]), digits, path, budget, tmp_path, recipe,
-            device=None, num_evaluations=4, on_progress=print, on_note=print,
-        )  # fmt: skip
+    with pytest.raises(InvalidInputError, match="candidate operations or cells"):
+        Learning(spaces.space("mobile-small", 10, 1, [8]), digits, DARTS, recipe)

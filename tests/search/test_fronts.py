@@ -11,8 +11,8 @@ import strategies as bench
 
 from deploynas.cli.search import _front as front_lines
 from deploynas.search.fronts import front, hypervolume, knee
-from deploynas.search.run import _front
-from deploynas.search.strategies import History
+from deploynas.search.problem import Problem
+from deploynas.search.run import History, _front
 
 LAND = bench.Landscape(0)
 
@@ -95,9 +95,12 @@ def test_a_trade_off_is_a_share_of_the_box_from_its_best_to_the_worst(equal):
     rng = np.random.default_rng(1)
     macs = 1e8 * (np.ones(200) if "cost" in equal else 1 + rng.random(200))
     scores = np.full(200, 0.5) if "accuracy" in equal else LAND.accuracies(archs)
-    space = SimpleNamespace(decode=LAND.space.decode, macs=lambda rows: macs[: len(rows)])
+    space = SimpleNamespace(
+        decode=LAND.space.decode, layer_values=lambda name: np.ones(1),
+        sum_over_layers=lambda rows, values: macs[: len(rows)],
+    )  # fmt: skip
     model = SimpleNamespace(space=space, predict_ms=LAND.predict_ms, upper_ms=LAND.upper_ms)
-    points, found = _front(History(archs, scores), model, ("latency_ms", "macs"))
+    points, found = _front(History(archs, scores), Problem(model), ("latency_ms", "macs"))
     ms = LAND.predict_ms(archs)
     if equal and len(points) == 1:
         assert found is None
@@ -118,10 +121,12 @@ def test_a_trade_off_is_a_share_of_the_box_from_its_best_to_the_worst(equal):
 
 def test_the_corner_is_said():
     archs = LAND.space.sample(100, np.random.default_rng(0))
-    points, found = _front(History(archs, LAND.accuracies(archs)), LAND, ("latency_ms", "params"))
+    points, found = _front(
+        History(archs, LAND.accuracies(archs)), Problem(LAND), ("latency_ms", "params")
+    )
     title = front_lines(SimpleNamespace(front=points), found)[0]
     assert title == (
         f"the front has {len(points)} networks, hypervolume {found.hypervolume:.3f} (share of the "
-        f"box between its best values and the worst evaluated: {found.worst[0]:.3f} ms "
-        f"{found.worst[1] / 1e3:.3f} k params {found.worst_accuracy:.2%}):"
+        f"box between its best values and the worst evaluated: {found.worst[0]:.4g} ms "
+        f"{found.worst[1] / 1e3:.4g} k params {found.worst_accuracy:.2%}):"
     )

@@ -13,9 +13,7 @@ from deploynas.data.sources import _load_digits
 from deploynas.errors import InfeasibleBudgetError, InvalidInputError
 from deploynas.nn import MixedBlocks, MixedCells, MixedNetwork
 from deploynas.profile import LatencyModel
-from deploynas.search import Budget, darts, proxyless
-from deploynas.search.darts import DartsRecipe
-from deploynas.search.proxyless import ProxylessRecipe
+from deploynas.search import STRATEGIES, Budget, Problem
 from deploynas.spaces import CandidateSpace
 from deploynas.spaces.candidates import OneShotSpace
 from deploynas.spaces.staged import Stage
@@ -69,16 +67,11 @@ def learned(strategy, model, digits, budget, checkpoint=None, kill_at=None):
         if state.step == kill_at:
             raise KeyboardInterrupt
 
-    if strategy == "proxyless":
-        recipe = ProxylessRecipe(epochs=0.7)
-        network = MixedNetwork(space, shared=recipe.share_weights)
-        learn = proxyless.learn
-    else:
-        recipe = DartsRecipe(epochs=0.7)
-        network = MixedCells(space) if space.name.startswith("darts") else MixedBlocks(space)
-        learn = darts.learn
-    return learn(
-        network, digits, model, budget, recipe, checkpoint=checkpoint, on_progress=watch
+    one = STRATEGIES.load(strategy)
+    recipe = one.recipe(one.options(), 0).model_copy(update={"epochs": 0.7})
+    problem = Problem(model, budget)
+    return one.learner(space, recipe).learn(
+        digits, problem, checkpoint=checkpoint, on_progress=watch
     )  # fmt: skip
 
 
@@ -92,7 +85,7 @@ def test_the_budget_holds_and_a_search_can_be_repeated_and_resumed(
     low, high = model.upper_ms(np.concatenate([model.space.smallest(), model.space.largest()]))
     budget = Budget(latency_ms=float(low + share * (high - low)))
     whole = learned(strategy, model, digits, budget)
-    assert budget.admits(whole.decision.arch[None], model).all()
+    assert Problem(model, budget).admits(whole.decision.arch[None]).all()
     assert whole.decision.is_exact
     if share > 0.1:
         return
@@ -114,7 +107,7 @@ def test_an_impossible_budget_ends(strategy, name, models, digits):
     with pytest.raises(InfeasibleBudgetError):
         learned(strategy, model, digits, Budget(latency_ms=0.9 * low))
     with pytest.raises(InfeasibleBudgetError, match="lowest reachable"):
-        Budget(latency_ms=0.9 * low).require_reachable(model, np.random.default_rng(0))
+        Problem(model, Budget(latency_ms=0.9 * low)).require_reachable(np.random.default_rng(0))
 
 
 def test_spaces_that_do_not_fit(digits):

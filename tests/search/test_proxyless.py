@@ -16,11 +16,10 @@ from deploynas.data.sources import _load_digits
 from deploynas.errors import InfeasibleBudgetError, InvalidInputError
 from deploynas.nn import MixedNetwork
 from deploynas.profile import LatencyModel
-from deploynas.search import Budget, search
+from deploynas.search import Budget, Effort, Plan, Problem, search
 from deploynas.search import architecture as arch_module
 from deploynas.search.architecture import (
     ArchitectureOptimizer,
-    ArchitectureRecipe,
     additive_costs,
     draw_pair,
     keep_the_rest,
@@ -29,7 +28,9 @@ from deploynas.search.architecture import (
 )
 from deploynas.search.discretise import USE, discretise
 from deploynas.search.gradient import split_for_architecture
-from deploynas.search.proxyless import ProxylessRecipe, learn
+from deploynas.search.proxyless import PathsLearner, ProxylessRecipe
+from deploynas.search.strategies.proxyless import STRATEGY as PROXYLESS
+from deploynas.search.strategies.proxyless import ProxylessOptions
 from deploynas.spaces import CandidateSpace
 from deploynas.spaces.staged import Stage
 from deploynas.train import loop
@@ -122,7 +123,7 @@ def test_the_score_is_the_gradient_of_the_log_probability():
 def test_expected_latency_is_the_mean_over_all_networks(network, model):
     """Calibration included: the model's own predictions, weighted by their probabilities."""
     spread_alphas(network)
-    (cost,) = additive_costs(network, model, middle(model))
+    (cost,) = additive_costs(network, Problem(model, middle(model)))
     probabilities = [alpha.detach().double().softmax(0) for alpha in network.alphas]
     few = 3  # blocks that vary; the others stand at their first option
     total = weights = 0.0
@@ -143,7 +144,7 @@ def test_expected_latency_is_the_mean_over_all_networks(network, model):
 
 def test_the_latency_gradient_flows(network, model):
     spread_alphas(network)
-    (cost,) = additive_costs(network, model, middle(model))
+    (cost,) = additive_costs(network, Problem(model, middle(model)))
     cost.expected([alpha.double().softmax(0) for alpha in network.alphas]).backward()
     for alpha, candidates in zip(network.alphas, cost.candidates, strict=True):
         p = alpha.detach().double().softmax(0).numpy()
@@ -193,9 +194,9 @@ def test_a_two_path_step_is_equation_4_on_the_pair(network, model, loss, monkeyp
     """With a known gradient of every candidate's gate, cost included, sign and all."""
     spread_alphas(network)
     weight = 0.7
-    recipe = ArchitectureRecipe(latency_loss=loss, latency_weight=weight)
+    recipe = ProxylessOptions(latency_loss=loss, latency_weight=weight)
     optimizer = ArchitectureOptimizer(
-        network, additive_costs(network, model, middle(model)), recipe
+        network, additive_costs(network, Problem(model, middle(model))), recipe
     )
     (cost,) = optimizer.costs
     rng = np.random.default_rng(7)
@@ -240,7 +241,7 @@ def test_a_reinforce_step_is_the_gradient_of_the_expectation(network, monkeypatc
         return sum(values[o] for values, o in zip(of_option, options, strict=True))
 
     optimizer = ArchitectureOptimizer(
-        network, [], ArchitectureRecipe(update="reinforce", num_samples=50), objective
+        network, [], ProxylessOptions(update="reinforce", num_samples=50), objective
     )
     monkeypatch.setattr(network, "forward", lambda x, arch: torch.zeros(2, 3))
     seen = []
@@ -265,12 +266,12 @@ def test_a_reinforce_step_is_the_gradient_of_the_expectation(network, monkeypatc
 def test_the_product_form_holds_below_a_millisecond(network, model, monkeypatch):
     """A ratio of logarithms changes its sign there."""
     budget = middle(model)
-    (cost,) = additive_costs(network, model, budget)
+    (cost,) = additive_costs(network, Problem(model, budget))
     small = replace(cost, limit=cost.limit / 1e3, constant=cost.constant / 1e3,
                     candidates=tuple(c / 1e3 for c in cost.candidates))  # fmt: skip
     found = []
     for one in (cost, small):
-        recipe = ArchitectureRecipe(latency_loss="product", latency_weight=0.3)
+        recipe = ProxylessOptions(latency_loss="product", latency_weight=0.3)
         optimizer = ArchitectureOptimizer(network, [one], recipe)
         cheap, dear = ([int(f(c)) for c in one.candidates] for f in (np.argmin, np.argmax))
         assert optimizer._with_cost(2.0, cheap) < optimizer._with_cost(2.0, dear)
@@ -280,7 +281,7 @@ def test_the_product_form_holds_below_a_millisecond(network, model, monkeypatch)
 
 
 def test_the_better_candidate_gains(network, monkeypatch):
-    optimizer = ArchitectureOptimizer(network, [], ArchitectureRecipe(rate=0.05))
+    optimizer = ArchitectureOptimizer(network, [], ProxylessOptions(rate=0.05))
     drawn = watched_pairs(network, monkeypatch)
 
     def gates(forward, labels, num):
@@ -303,7 +304,7 @@ def test_the_better_candidate_gains(network, monkeypatch):
 def test_the_expectation_comes_to_the_limit(network, model, share, monkeypatch):
     rng = np.random.default_rng(0)
     optimizer = ArchitectureOptimizer(
-        network, additive_costs(network, model, middle(model, share)), ArchitectureRecipe()
+        network, additive_costs(network, Problem(model, middle(model, share))), ProxylessOptions()
     )
     monkeypatch.setattr(
         arch_module, "gate_gradients", lambda f, labels, n: (1.0, rng.normal(size=(n, 2)))
@@ -316,8 +317,8 @@ def test_the_expectation_comes_to_the_limit(network, model, share, monkeypatch):
 
 
 def test_a_limit_beyond_the_dearest_network_does_not_steer(network, model):
-    assert not additive_costs(network, model, middle(model, 1.1))
-    assert len(additive_costs(network, model, middle(model, 0.9))) == 1
+    assert not additive_costs(network, Problem(model, middle(model, 1.1)))
+    assert len(additive_costs(network, Problem(model, middle(model, 0.9)))) == 1
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95, 1.5])
@@ -326,7 +327,7 @@ def test_the_decision_keeps_the_budget_and_uses_it(network, model, share, seed):
     spread_alphas(network, seed)
     budget = middle(model, share)
     p = [a.detach().double().softmax(0).numpy() for a in network.alphas]
-    decision = discretise(network, p, model, budget, np.random.default_rng(0))
+    decision = discretise(network, p, Problem(model, budget), np.random.default_rng(0))
     assert decision.is_exact
     upper = model.upper_ms(decision.arch[None])[0]
     assert upper <= budget.latency_ms
@@ -351,7 +352,7 @@ def test_nothing_learned_yet(board_profile):
     network = MixedNetwork(space)
     budget = middle(model, 0.6)
     p = [np.full(len(alpha), 1 / len(alpha)) for alpha in network.alphas]
-    decision = discretise(network, p, model, budget, np.random.default_rng(0))
+    decision = discretise(network, p, Problem(model, budget), np.random.default_rng(0))
     upper = model.upper_ms(decision.arch[None])[0]
     assert 0.95 * budget.latency_ms <= upper <= budget.latency_ms
 
@@ -372,36 +373,42 @@ def test_several_limits_are_kept_and_the_search_says_that_it_is_bounded(network,
     space = model.space
     p = [a.detach().double().softmax(0).numpy() for a in network.alphas]
     one = middle(model, 0.5)
-    free = discretise(network, p, model, one, np.random.default_rng(0)).arch[None]
+    free = discretise(network, p, Problem(model, one), np.random.default_rng(0)).arch[None]
     tight = Budget(
         latency_ms=one.latency_ms,
         macs=float(space.macs(free)[0]) * 0.8,
         params=float(space.params(free)[0]) * 0.8,
         peak_memory_bytes=float(space.peak_memory_bytes(free)[0]) * 0.9,
     )
-    decision = discretise(network, p, model, tight, np.random.default_rng(0))
-    assert tight.admits(decision.arch[None], model).all()
+    decision = discretise(network, p, Problem(model, tight), np.random.default_rng(0))
+    assert Problem(model, tight).admits(decision.arch[None]).all()
     assert not decision.is_exact
     rng = np.random.default_rng(1)
     others = np.stack([network.row([rng.integers(len(q)) for q in p]) for _ in range(5_000)])
-    others = others[tight.admits(others, model)]
+    others = others[Problem(model, tight).admits(others)]
     assert len(others) > 10
     best = max(
         sum(np.log(q[o]) for q, o in zip(p, network.options(row), strict=True)) for row in others
     )
     assert decision.log_probability >= best
-    again = discretise(network, p, model, tight, np.random.default_rng(0))
+    again = discretise(network, p, Problem(model, tight), np.random.default_rng(0))
     assert np.array_equal(decision.arch, again.arch)
     impossible = tight.model_copy(update={"params": 10.0})
     with pytest.raises(InfeasibleBudgetError):
-        discretise(network, p, model, impossible, np.random.default_rng(0))
+        discretise(network, p, Problem(model, impossible), np.random.default_rng(0))
 
 
 # a whole search
 
 
 def run(network, digits, model, recipe=RECIPE, **arguments):
-    return learn(network, digits, model, middle(model), recipe, **arguments)
+    return learned(network, digits, model, middle(model), recipe, **arguments)
+
+
+def learned(network, digits, model, budget, recipe, **arguments):
+    learner = PathsLearner(model.space, recipe)
+    learner.network = network
+    return learner.learn(digits, Problem(model, budget), **arguments)
 
 
 @pytest.mark.slow
@@ -409,7 +416,7 @@ def run(network, digits, model, recipe=RECIPE, **arguments):
 def test_a_killed_search_goes_on(update, digits, space, model, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     recipe = RECIPE.model_copy(
-        update={"architecture": ArchitectureRecipe(update=update, num_samples=2)}
+        update={"architecture": ProxylessOptions(update=update, num_samples=2)}
     )
 
     def fresh(seed):
@@ -484,7 +491,7 @@ def test_one_candidate_a_block(space, digits, board_profile):
     )  # fmt: skip
     single = type(space)("single", table, num_classes=10, in_channels=1, resolutions=[16])
     model = LatencyModel(single, board_profile(single))
-    found = learn(
+    found = learned(
         MixedNetwork(single), digits, model, Budget(latency_ms=1e3),
         RECIPE.model_copy(update={"epochs": 0.2}),
     )  # fmt: skip
@@ -513,14 +520,15 @@ def test_a_decision_that_measures_over_budget_gives_way_to_the_next(space, model
         given.append(next(found))
         return given[-1]
 
+    plan = Plan(PROXYLESS, PROXYLESS.options(), 0, Effort(4))
     outcome = search(
-        model, Same(), Budget(latency_ms=10.0), strategy="proxyless", seed=0,
-        num_evaluations=4, measure_ms=lambda arch: next(measured), decide=decide,
+        Problem(model, Budget(latency_ms=10.0)), Same(), plan,
+        measure=lambda arch: {"latency_ms": next(measured)}, decide=decide,
     )  # fmt: skip
     # once to judge its accuracy, then to measure: less by as much as it was over
     assert asked == pytest.approx([1.0, 1.0, 0.8, 0.8 / 1.04], rel=0.02)
     assert outcome.best.architecture == space.decode(given[-1][None])[0]
-    assert outcome.measured_latency_ms == 9.9
+    assert outcome.measured == {"latency_ms": 9.9}
     assert outcome.random_best is not None
 
 

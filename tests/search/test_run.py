@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import strategies as bench
 
-from deploynas.errors import InfeasibleBudgetError
-from deploynas.search import Budget, search
+from deploynas.errors import InfeasibleBudgetError, UnknownNameError
+from deploynas.search import STRATEGIES, Budget, Effort, Plan, Problem, search
 from deploynas.search.evaluations import Evaluations
 from deploynas.search.run import _first_within, by_score
 
@@ -19,15 +19,19 @@ def one_by_one():
     return lambda share: next(finalists, None)
 
 
+def shares(measure_ms, limit=1.0):
+    """Of the limit that networks are measured to take."""
+    return lambda arch: (measure_ms(arch) / limit, f"latency_ms {measure_ms(arch):g}")
+
+
 def test_the_first_that_measures_within_budget_wins() -> None:
-    best, upper = _first_within(one_by_one(), 1.5, lambda arch: float(arch[0]))
+    best = _first_within(one_by_one(), shares(lambda arch: float(arch[0]), 1.5))
     assert best.tolist() == [1]
-    assert upper == 1.0
 
 
 def test_none_within_budget_is_an_error() -> None:
-    with pytest.raises(InfeasibleBudgetError, match="lowest reaches 5 ms"):
-        _first_within(one_by_one(), 1.5, lambda arch: 5.0 + float(arch[0]))
+    with pytest.raises(InfeasibleBudgetError, match="the nearest reaches latency_ms 5"):
+        _first_within(one_by_one(), shares(lambda arch: 5.0 + float(arch[0]), 1.5))
 
 
 def by_share(share):
@@ -38,45 +42,38 @@ def by_share(share):
 def test_what_measured_high_once_does_not_give_the_budget_away() -> None:
     seen = []
 
-    def measure_ms(arch):
+    def measured(arch):
         seen.append(int(arch[0]))
         disturbed = 1.12 if len(seen) == 1 else 1.0
-        return disturbed * float(arch[0]) / 1000
+        return disturbed * float(arch[0]) / 1000, ""
 
-    first, upper = _first_within(by_share, 1.0, measure_ms)
+    first = _first_within(by_share, measured)
     assert first[0] == seen[-1] == 888
-    assert upper == pytest.approx(0.888)
     seen.clear()
-    refined, upper = _first_within(by_share, 1.0, measure_ms, most=1.05)
+    refined = _first_within(by_share, measured, most=1.05)
     assert seen == [1000, 888, 944, 972]
     assert refined[0] == 972
-    assert upper == pytest.approx(0.972)
 
 
 def test_what_measures_below_its_prediction_may_grow_as_far_as_the_prediction_alone() -> None:
     seen = []
 
-    def measure_ms(arch):
+    def measured(arch):
         seen.append(int(arch[0]))
-        return 0.85 * float(arch[0]) / 1000  # a machine that is quicker than in its profile
+        return 0.85 * float(arch[0]) / 1000, ""  # a machine that is quicker than in its profile
 
-    best, upper = _first_within(by_share, 1.0, measure_ms, most=1.05)
+    best = _first_within(by_share, measured, most=1.05)
     assert seen == [1000, 1050]
-    assert upper == pytest.approx(0.85 * 1.05)
+    assert best[0] == 1050
     seen.clear()
-    best, _ = _first_within(by_share, 1.0, lambda arch: 0.97 * measure_ms(arch) / 0.85, most=1.05)
+    _first_within(by_share, lambda arch: (0.97 / 0.85 * measured(arch)[0], ""), most=1.05)
     assert seen == [1000]
-    best, _ = _first_within(by_share, 1.0, lambda arch: measure_ms(arch))
-    assert best[0] == 1000
+    assert _first_within(by_share, measured)[0] == 1000
 
 
 def test_refinement_never_returns_what_measures_over_budget() -> None:
-    def measure_ms(arch):
-        return 0.5 if arch[0] < 900 else 1.1
-
-    best, upper = _first_within(by_share, 1.0, measure_ms, most=1.05)
+    best = _first_within(by_share, lambda a: (0.5 if a[0] < 900 else 1.1, ""), most=1.05)
     assert best[0] < 900
-    assert upper == 0.5
 
 
 LAND = bench.Landscape(0)
@@ -116,12 +113,11 @@ class Model:
         return False
 
 
-def found(judge, budget, **changes):
-    own = {
-        "strategy": "evolution", "seed": 0, "num_evaluations": 60, "measure_ms": None,
-        **changes,
-    }  # fmt: skip
-    return search(Model(), judge, budget, **own)
+def found(judge, budget, *, strategy="evolution", measure_ms=None, **changes):
+    one = STRATEGIES.load(strategy)
+    plan = Plan(one, one.options(), 0, Effort(60))
+    measure = measure_ms and (lambda arch: {"latency_ms": measure_ms(arch)})
+    return search(Problem(Model(), budget), judge, plan, measure=measure, **changes)
 
 
 def row_of(candidate):
@@ -140,7 +136,7 @@ def test_a_machine_slower_than_its_profile_steps_down_along_what_was_evaluated(f
 
     judge = Judge()
     outcome = found(judge, Budget(latency_ms=limit), measure_ms=measure_ms)
-    assert measured[-1] == outcome.measured_latency_ms <= limit
+    assert measured[-1] == outcome.measured["latency_ms"] <= limit
     assert all(ms > limit for ms in measured[:-1])
     assert row_of(outcome.best).tobytes() in set(judge.asked)
     # nothing that was evaluated, fits the corrected budget and was not measured is better
@@ -157,7 +153,7 @@ def test_where_nothing_evaluated_measures_within_budget_the_evaluations_stay(tmp
     again = Judge()
     outcome = found(again, budget, keep_in=tmp_path)
     assert not again.asked
-    assert budget.admits(row_of(outcome.best), Model()).all()
+    assert Problem(Model(), budget).admits(row_of(outcome.best)).all()
 
 
 @pytest.mark.slow
@@ -203,4 +199,32 @@ def test_a_decided_network_that_measures_over_gives_way_to_what_fits():
         Judge(), Budget(latency_ms=limit), decide=lambda share: dear, measure_ms=measure_ms
     )
     assert outcome.found_by != "strategy"
-    assert outcome.measured_latency_ms <= limit
+    assert outcome.measured["latency_ms"] <= limit
+
+
+def test_two_devices_are_two_limits():
+    """A network is within both; what measures over either gives way."""
+    reverse = Model()
+    reverse.upper_ms = reverse.predict_ms = lambda archs: 8.0 - LAND.upper_ms(archs)
+    reverse.layer_terms = 1.0 - LAND.layer_terms
+    limits = Budget(latency_ms=4.5, **{"web.latency_ms": 4.5})
+    problem = Problem(Model(), limits, {"web": reverse})
+    one = STRATEGIES.load("evolution")
+    plan, asked = Plan(one, one.options(), 0, Effort(60)), []
+
+    def measure(arch):
+        asked.append(arch.tobytes())
+        here = float(LAND.upper_ms(arch[None])[0])
+        return {"latency_ms": here, "web.latency_ms": 1.05 * (8.0 - here)}
+
+    outcome = search(problem, Judge(), plan, measure=measure)
+    assert set(outcome.measured) == {"latency_ms", "web.latency_ms"}
+    assert all(ms <= 4.5 for ms in outcome.measured.values())
+    row = row_of(outcome.best)
+    assert outcome.best.costs == {"web.latency_ms": float(reverse.upper_ms(row)[0])}
+    assert 3.5 <= LAND.upper_ms(row)[0] <= 4.5
+    tight = problem.within(Budget(latency_ms=3.9, **{"web.latency_ms": 3.9}))
+    with pytest.raises(InfeasibleBudgetError, match="all limits at once"):
+        tight.require_reachable(np.random.default_rng(0))
+    with pytest.raises(UnknownNameError, match="phone"):
+        problem.within(Budget(**{"phone.latency_ms": 1.0})).admits(row)

@@ -8,12 +8,22 @@ import pytest
 from deploynas import spaces
 from deploynas.errors import InfeasibleBudgetError
 from deploynas.profile import LatencyModel
-from deploynas.search import STRATEGIES, Budget
-from deploynas.search.budget import cost_of
+from deploynas.search import STRATEGIES, Budget, Effort, Problem, explore
+from deploynas.search.drawing import admitted_samples, uniform_samples
 from deploynas.search.predictor import fit_predictor
-from deploynas.search.strategies import History, admitted_samples, uniform_samples
+from deploynas.search.run import History
 
 SPACE = spaces.space("mobile-small", resolutions=[20, 28])
+EVALUATING = [name for name, one in STRATEGIES.all().items() if one.weights == "any"]
+
+
+def explored(name, problem, evaluate, seed, num):
+    strategy, rng = STRATEGIES.load(name), np.random.default_rng(seed)
+    return explore(strategy, strategy.options(), problem, evaluate, rng, Effort(num))
+
+
+def upper(name, archs, model):
+    return Problem(model).cost(name).upper(archs)
 
 
 @pytest.fixture(scope="module")
@@ -38,38 +48,36 @@ def budgets(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", EVALUATING)
 @pytest.mark.parametrize("limit", ["latency", "tight", "both"])
 @pytest.mark.parametrize("num", [4, 60, 3_000])
 def test_promises(name, limit, num, model):
     if name == "predictor" and (num > 100 or limit == "both"):
         pytest.skip("a predictor is for few evaluations, and takes its time over them")
-    budget = budgets(model)[limit]
+    problem = Problem(model, budgets(model)[limit])
     calls = []
 
     def evaluate(archs):
         calls.append(len(archs))
         return accuracy(archs)
 
-    history = STRATEGIES[name](budget, model, evaluate, np.random.default_rng(0), num)
+    history = explored(name, problem, evaluate, 0, num)
     assert 0 < len(history.archs) == sum(calls) <= num
-    assert budget.admits(history.archs, model).all()
+    assert problem.admits(history.archs).all()
     assert len(np.unique(history.archs, axis=0)) == len(history.archs)
     assert np.array_equal(SPACE.canonical(history.archs), history.archs)
     assert np.allclose(history.accuracies, accuracy(history.archs))
-    again = STRATEGIES[name](budget, model, accuracy, np.random.default_rng(0), num)
+    again = explored(name, problem, accuracy, 0, num)
     assert np.array_equal(again.archs, history.archs)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "num"), [("ofa", 400), ("predictor", 60)])
 def test_beats_random_search(name, num, model):
-    budget = budgets(model)["latency"]
+    problem = Problem(model, budgets(model)["latency"])
     best = {
         name: [
-            STRATEGIES[name](
-                budget, model, accuracy, np.random.default_rng(seed), num
-            ).accuracies.max()
+            explored(name, problem, accuracy, seed, num).accuracies.max()
             for seed in range(1 if num < 100 else 3)
         ]
         for name in (name, "random")
@@ -104,9 +112,8 @@ def test_the_front_holds_what_nothing_beats():
 
 def test_as_many_samples_as_the_corner_holds(model):
     smallest = float(model.upper_ms(SPACE.smallest())[0])
-    found = admitted_samples(
-        50, Budget(latency_ms=smallest * 1.0001), model, np.random.default_rng(0)
-    )
+    problem = Problem(model, Budget(latency_ms=smallest * 1.0001))
+    found = admitted_samples(50, problem, np.random.default_rng(0))
     assert found.tolist() == SPACE.smallest().tolist()
 
 
@@ -141,23 +148,24 @@ def test_the_random_baseline_is_uniform_over_the_admitted(limits, board_profile)
     model = LatencyModel(space, board_profile(space))
     everything = space.everything()
     budget = Budget(
-        **{name: float(np.quantile(cost_of(name, everything, model), 0.1)) for name in limits}
+        **{name: float(np.quantile(upper(name, everything, model), 0.1)) for name in limits}
     )
-    inside = everything[budget.admits(everything, model)]
+    problem = Problem(model, budget)
+    inside = everything[problem.admits(everything)]
     drawn = np.concatenate(
-        [uniform_samples(20, budget, model, np.random.default_rng(seed)) for seed in range(600)]
+        [uniform_samples(20, problem, np.random.default_rng(seed)) for seed in range(600)]
     )
-    assert budget.admits(drawn, model).all()
+    assert problem.admits(drawn).all()
     assert 0.8 < chi_square(drawn, inside) < 1.2
 
 
 def test_a_corner_that_draws_hardly_meet_is_drawn_from_evenly(model):
-    lowest = float(cost_of("latency_ms", SPACE.smallest(), model)[0])
-    budget = Budget(latency_ms=1.3 * lowest)
+    lowest = float(upper("latency_ms", SPACE.smallest(), model)[0])
+    problem = Problem(model, Budget(latency_ms=1.3 * lowest))
     drawn = SPACE.sample_networks(50_000, np.random.default_rng(0))
-    met = np.unique(drawn[budget.admits(drawn, model)], axis=0)
-    inside = uniform_samples(300, budget, model, np.random.default_rng(0))
-    assert budget.admits(inside, model).all()
+    met = np.unique(drawn[problem.admits(drawn)], axis=0)
+    inside = uniform_samples(300, problem, np.random.default_rng(0))
+    assert problem.admits(inside).all()
     assert len(inside) == 300 > 20 * len(met)
 
 
@@ -171,22 +179,20 @@ def test_the_lowest_reachable_value_is_exact(name, space_name, board_profile):
     model = LatencyModel(space, board_profile(space))
     drawn = space.sample(20_000, np.random.default_rng(1))
     row = space.smallest()  # of every cost, with positive costs of layers
-    lowest = float(cost_of(name, row, model)[0])
-    assert lowest <= cost_of(name, drawn, model).min()
+    lowest = float(upper(name, row, model)[0])
+    assert lowest <= upper(name, drawn, model).min()
     rng = np.random.default_rng(0)
-    assert Budget(**{name: lowest}).require_reachable(model, rng) == []
+    assert Problem(model, Budget(**{name: lowest})).require_reachable(rng) == []
     with pytest.raises(InfeasibleBudgetError, match="lowest reachable"):
-        Budget(**{name: lowest * (1 - 1e-6)}).require_reachable(model, rng)
-    highest = float(cost_of(name, space.largest(), model)[0])
-    assert Budget(**{name: highest}).require_reachable(model, rng) == [name]
-    assert Budget(**{name: highest * (1 - 1e-6)}).require_reachable(model, rng) == []
+        Problem(model, Budget(**{name: lowest * (1 - 1e-6)})).require_reachable(rng)
+    highest = float(upper(name, space.largest(), model)[0])
+    assert Problem(model, Budget(**{name: highest})).require_reachable(rng) == [name]
+    assert Problem(model, Budget(**{name: highest * (1 - 1e-6)})).require_reachable(rng) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["random", "ofa", "evolution", "pareto"])
 def test_the_smallest_reachable_budget_is_reached(strategy, model):
-    lowest = float(cost_of("latency_ms", SPACE.smallest(), model)[0])
-    history = STRATEGIES[strategy](
-        Budget(latency_ms=lowest), model, accuracy, np.random.default_rng(0), 8
-    )
+    lowest = float(upper("latency_ms", SPACE.smallest(), model)[0])
+    history = explored(strategy, Problem(model, Budget(latency_ms=lowest)), accuracy, 0, 8)
     assert np.array_equal(history.archs, SPACE.smallest())

@@ -22,17 +22,15 @@ from deploynas.cli.main import main
 from deploynas.data.sources import _load_digits
 from deploynas.errors import InvalidInputError
 from deploynas.profile import LatencyModel
-from deploynas.search import SearchResult
-from deploynas.workflows import (
-    candidates,
-    compare,
-    demo,
-    networks,
-    one_shot,
-    published,
-    steps,
-)
+from deploynas.search import Budget, Effort, Plan, SearchResult
+from deploynas.search.strategies.ofa import STRATEGY as OFA
+from deploynas.train import SupernetRecipe
+from deploynas.workflows import compare, demo, retraining
+from deploynas.workflows import search as searching
+from deploynas.workflows.candidates import Candidates
 from deploynas.workflows.gradient import GradientRecord
+from deploynas.workflows.inherited import Inherited
+from deploynas.workflows.target import Tell
 
 pytestmark = pytest.mark.slow
 PACKAGE = str(Path(deploynas.__file__).parents[1])
@@ -128,14 +126,12 @@ def test_two_processes_are_one(schedule, tmp_path):
 PARTS = """
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 import torch
 from torch import nn
 from deploynas import spaces
 from deploynas.nn import MixedCells
 from deploynas.nn.norm import BatchNorm2d
-from deploynas.search import Budget
-from deploynas.search.darts import DartsArchitectureRecipe, DartsOptimizer
+from deploynas.search.darts import DartsOptions, DartsOptimizer
 from deploynas.search.gradient import WeightStep
 from deploynas.train.distributed import place, processes
 
@@ -160,8 +156,8 @@ with processes():
     x, labels = torch.randn(7, 1, 8, 8).double(), torch.arange(7)
     x_train, labels_train = torch.randn(8, 1, 8, 8).double(), torch.arange(8)
     smoothed = nn.CrossEntropyLoss(label_smoothing=0.2)
-    recipe = DartsArchitectureRecipe(order="second", rate=0.1)
-    optimizer = DartsOptimizer(network, SimpleNamespace(space=space), Budget(), recipe)
+    recipe = DartsOptions(order="second", rate=0.1)
+    optimizer = DartsOptimizer(network, [], recipe)
     step = WeightStep(x_train[part], lambda out: smoothed(out, labels_train[part]), 0.2)
     for _ in range(3):
         loss = optimizer.step(x[part], labels[part], None, 0.0, step)
@@ -300,29 +296,21 @@ def test_an_error_of_the_first_process_ends_all(images, board_profile, tmp_path)
     assert "Traceback" not in first[2]
 
 
+SMALL = spaces.space("mobile-small", 10, 1, [16])
+
+
+def search_by(source):
+    plan = Plan(OFA, OFA.options(), 0, Effort(4))
+    return searching.search(Budget(), plan, source, None, None, Tell())
+
+
 WORKFLOWS = {
-    "search": lambda: steps.train_and_search(
-        None, None, None, None, None, supernet=None, epochs=None, device=None, strategy="ofa",
-        seed=0, num_evaluations=4, on_progress=print, on_note=print,
-    ),
-    "candidates": lambda: candidates.search(
-        None, None, None, None, None, None, halving=False, device=None, strategy="random", seed=0,
-        num_evaluations=4, on_progress=print, on_note=print,
-    ),
-    "one-shot": lambda: one_shot.search(
-        None, None, None, None, None, epochs=None, device=None, seed=0, num_evaluations=4,
-        on_progress=print, on_note=print,
-    ),
-    "published": lambda: published.search(
-        None, "", None, None, None, device=None, calibration_images=None, data=None,
-        strategy="ofa", seed=0, num_evaluations=4, on_progress=print, on_note=print,
-    ),
-    "retrain": lambda: networks.retrain_run(None, None, None, None, print),
-    "compare": lambda: compare.compare(
-        None, None, None, None, None, device=None, on_progress=print, on_note=print
-    ),
+    "inherited": lambda: search_by(Inherited(SMALL, None, Path("nowhere"), SupernetRecipe())),
+    "candidates": lambda: search_by(Candidates(SMALL, None, SupernetRecipe(), halving=False)),
+    "retrain": lambda: retraining.retrain_run(None, None, None, None, print),
+    "compare": lambda: compare.compare(SMALL, None, None, None, None, tell=Tell()),
     "demo": lambda: demo.run_demo(None, epochs=1.0, seed=0, on_progress=print),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

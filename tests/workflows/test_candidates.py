@@ -8,10 +8,14 @@ import pytest
 import deploynas as dn
 from deploynas.data.sources import _load_digits
 from deploynas.profile import LatencyModel
-from deploynas.search import Budget, SearchResult
+from deploynas.search import STRATEGIES, Budget, Effort, Plan, Problem, SearchResult
 from deploynas.train import Batches, Recipe, accuracy
-from deploynas.workflows import candidates, networks, trainings
-from deploynas.workflows.candidates import ETA, TrainedCandidates, rungs_of
+from deploynas.workflows import candidates, trainings
+from deploynas.workflows.candidates import ETA, Candidates, TrainedCandidates, rungs_of
+from deploynas.workflows.chosen import open_saved
+from deploynas.workflows.executor import Workers
+from deploynas.workflows.search import search as run_search
+from deploynas.workflows.target import Target, Tell
 
 NAME = "darts-small:channels=4,cells=3,nodes=1,operations=skip_connect+max_pool_3x3+sep_conv_3x3"
 RECIPE = Recipe(epochs=4.5, batch_size=64, learning_rate=0.1)
@@ -123,11 +127,11 @@ def test_a_search_that_was_killed_goes_on_and_ends_in_a_network(
     notes = []
 
     def search(folder, on_progress=lambda text, share: None):
-        return candidates.search(
-            space, digits, profile, budget, tmp_path / folder, recipe, halving=halving,
-            device=None, strategy=strategy, seed=0, num_evaluations=num, num_workers=workers,
-            on_progress=on_progress, on_note=notes.append,
-        )  # fmt: skip
+        source = Candidates(space, digits, recipe, halving=halving, workers=Workers(workers))
+        one = STRATEGIES.load(strategy)
+        plan = Plan(one, one.options(), 0, Effort(num, workers), beside=False)
+        tell = Tell(on_progress, notes.append)
+        return run_search(budget, plan, source, Target(profile), tmp_path / folder, tell)
 
     class Killed(Exception):
         """Stands for the end of the process."""
@@ -146,7 +150,7 @@ def test_a_search_that_was_killed_goes_on_and_ends_in_a_network(
     assert result.num_evaluations == num
     assert result.largest is None  # nothing beside it was trained
     arch = space.encode([result.best.architecture])
-    assert budget.admits(arch, model).all()
+    assert Problem(model, budget).admits(arch).all()
     assert f"{num} candidates" in notes[0]
     kept = {
         folder: {f.stem for f in (tmp_path / folder / "trained").glob("*.json")}
@@ -155,7 +159,7 @@ def test_a_search_that_was_killed_goes_on_and_ends_in_a_network(
     assert kept["run"] == kept["other"]
     if workers == 1:  # in this process: one training was cut off, and gone on with
         assert len(epochs) == 2 * len(kept["run"]) + 1
-    chosen = networks.open_saved(tmp_path / "run", result, digits)
+    chosen = open_saved(tmp_path / "run", result, digits)
     assert chosen.weights == "from-scratch"
     batches = Batches(digits, digits.val, next(chosen.network.parameters()).device)
     assert accuracy(chosen.network, batches, 8) == pytest.approx(result.best.accuracy, abs=0.01)
@@ -166,12 +170,13 @@ def test_a_search_that_was_killed_goes_on_and_ends_in_a_network(
 
 @pytest.mark.slow
 def test_several_costs_on_the_front(space, digits, profile, tmp_path):
-    result = candidates.search(
-        space, digits, profile, Budget(latency_ms=1e9), tmp_path,
-        RECIPE.model_copy(update={"epochs": 0.3}), halving=False, device=None, strategy="pareto",
-        seed=0, num_evaluations=10, options={"costs": ("latency_ms", "params")},
-        on_progress=lambda text, share: None, on_note=lambda text: None,
-    )  # fmt: skip
+    recipe = RECIPE.model_copy(update={"epochs": 0.3})
+    source, pareto = Candidates(space, digits, recipe, halving=False), STRATEGIES.load("pareto")
+    options = pareto.options(costs=("latency_ms", "params"))
+    plan = Plan(pareto, options, 0, Effort(10), beside=False)
+    budget = Budget(latency_ms=1e9)
+    result = run_search(budget, plan, source, Target(profile), tmp_path, Tell())
+    assert result.options == {"costs": ["latency_ms", "params"]}
     assert result.trade_off.costs == ("latency_ms", "params")
     assert 0 < result.trade_off.hypervolume <= 1
     points = result.front

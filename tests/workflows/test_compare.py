@@ -11,11 +11,13 @@ import deploynas as dn
 from deploynas.data.sources import _load_digits
 from deploynas.errors import InfeasibleBudgetError, InvalidInputError, UnknownNameError
 from deploynas.profile import LatencyModel
-from deploynas.search import Budget
+from deploynas.search import Budget, Problem
 from deploynas.train import Recipe
 from deploynas.workflows import candidates, trainings
 from deploynas.workflows import compare as workflow
 from deploynas.workflows.comparison import Comparison, Settings, Winner, rows_of, welch
+from deploynas.workflows.executor import Workers
+from deploynas.workflows.target import Target, Tell
 from deploynas.workflows.trainings import Trained
 
 CELLS = "darts-small:channels=4,cells=3,nodes=1,operations=skip_connect+max_pool_3x3+sep_conv_3x3"
@@ -47,17 +49,17 @@ def budget(space, profile):
 
 def settings(space, budget, strategies=("one-shot", "proxyless"), **changes):
     own = {
-        "num_seeds": 2, "budget": budget, "num_evaluations": 4, "supernet_epochs": 0.2,
-        "recipe": RECIPE, **changes,
+        "num_seeds": 2, "budget": budget, "evaluator": "inherited", "num_evaluations": 4,
+        "supernet_epochs": 0.2, "recipe": RECIPE, **changes,
     }  # fmt: skip
-    return workflow.settings_for(space, strategies, **own)
+    return workflow.checked(Settings(strategies=strategies or (), **own), space)
 
 
 def run(space, digits, profile, folder, given, **changes):
     notes: list[str] = []
+    tell = Tell(note=notes.append)
     found = workflow.compare(
-        space, digits, profile, folder, given, device=None,
-        on_progress=lambda text, share: None, on_note=notes.append, **changes,
+        space, digits, Target(profile), folder, given, tell=tell, **changes
     )  # fmt: skip
     return found, notes
 
@@ -81,7 +83,7 @@ def test_a_comparison_stops_resumes_and_trains_nothing_twice(
         assert winner.train_seconds > 0
         row = space.encode([winner.architecture])
         model = LatencyModel(space, dn.DeviceProfile.load(profile))
-        assert budget.admits(row, model).all()
+        assert Problem(model, budget).admits(row).all()
     assert set(found.supernet_seconds) == {"sandwich", "single-path"}
     random, *others = found.rows
     assert random.over_random is None
@@ -97,8 +99,8 @@ def test_a_comparison_stops_resumes_and_trains_nothing_twice(
         raise AssertionError("done before")
 
     monkeypatch.setattr(trainings, "train_network", never)
-    monkeypatch.setattr(workflow.steps, "train", never)
-    monkeypatch.setattr(workflow.steps, "search", never)
+    monkeypatch.setattr(workflow, "train", never)
+    monkeypatch.setattr(workflow, "run_search", never)
     again, _ = run(space, digits, profile, tmp_path, given)
     assert again == found
 
@@ -134,7 +136,7 @@ def test_candidates_that_are_trained_are_trained_once(
 
 def test_every_strategy_that_fits_is_compared_where_none_is_named(space, budget):
     assert settings(space, budget, None).strategies == (
-        "random", "ofa", "one-shot", "evolution", "pareto", "predictor", "proxyless", "darts",
+        "random", "ofa", "evolution", "pareto", "predictor", "one-shot", "proxyless", "darts",
     )  # fmt: skip
     with pytest.raises(UnknownNameError, match="evaluator"):
         settings(space, budget, None, evaluator="guess")
@@ -145,9 +147,9 @@ def test_several_workers_train_what_one_does(space, digits, tmp_path):
     nodes = [space.layers(arch) for arch in space.uniform()[:2]]
     jobs = [(n, RECIPE) for n in [*nodes, nodes[0]]]  # one of them twice
 
-    def trained(folder, num_workers):
+    def trained(folder, num):
         return trainings.train_all(
-            jobs, digits, tmp_path / folder, num_workers, lambda: False, lambda text, share: None
+            jobs, digits, tmp_path / folder, Workers(num), lambda: False, lambda text, share: None
         )
 
     several = trained("two", 2)
@@ -180,8 +182,8 @@ def test_nothing_is_reused_under_another_job(cells, digits, tmp_path, monkeypatc
         return settings(space, own.pop("budget", budget), **own)
 
     searches = []
-    own = workflow._search
-    monkeypatch.setattr(workflow, "_search", lambda *a, **k: (searches.append(a[0]), own(*a, **k)))
+    own = workflow.run_search
+    monkeypatch.setattr(workflow, "run_search", lambda *a: (searches.append(a[0]), own(*a))[1])
     first, _ = run(space, digits, profile, tmp_path / "run", asked())
     (tmp_path / "run" / "comparison.json").unlink()  # killed before it was written
     other = dn.DeviceProfile.load(profile)
@@ -205,7 +207,7 @@ def test_nothing_is_reused_under_another_job(cells, digits, tmp_path, monkeypatc
         jobs.add(found.winners[0].job)
         model = LatencyModel(space, dn.DeviceProfile.load(path))
         row = space.encode([found.winners[0].architecture])
-        assert given.budget.admits(row, model).all()
+        assert Problem(model, given.budget).admits(row).all()
     assert len(jobs) == len(searches) == 7
     # the first one is still there; a recipe of winners alone trains them, and searches nothing
     again, _ = run(space, digits, profile, tmp_path / "run", asked())

@@ -9,9 +9,14 @@ import deploynas as dn
 from deploynas.data.sources import _load_digits
 from deploynas.nn import MixedNetwork
 from deploynas.profile import LatencyModel
-from deploynas.search import Budget, SearchResult
+from deploynas.search import STRATEGIES, Budget, Effort, Plan, Problem, SearchResult
 from deploynas.train import Batches, accuracy
-from deploynas.workflows import networks, one_shot, trainings
+from deploynas.workflows import inherited, trainings
+from deploynas.workflows.chosen import open_saved
+from deploynas.workflows.exporting import export
+from deploynas.workflows.search import search as run_search
+from deploynas.workflows.sources import Training, source_of
+from deploynas.workflows.target import Target, Tell
 
 
 @pytest.fixture(scope="module")
@@ -33,32 +38,34 @@ def test_from_images_to_a_network_that_can_be_exported(
     model = LatencyModel(space, dn.DeviceProfile.load(path))
     budget = Budget(latency_ms=float(np.median(model.upper_ms(space.uniform()))))
 
+    one, run = STRATEGIES.load("one-shot"), tmp_path / "run"
+
     def search():
-        return one_shot.search(
-            space, digits, path, budget, tmp_path / "run", epochs=0.3, device=None, seed=0,
-            num_evaluations=4, on_progress=lambda text, share: None, on_note=lambda text: None,
-        )  # fmt: skip
+        how = Training(epochs=0.3)
+        source = source_of(one, one.options(), space, digits, how, run, Tell())
+        plan = Plan(one, one.options(), 0, Effort(4))
+        return run_search(budget, plan, source, Target(path), run, Tell())
 
     result = search()
     arch = space.encode([result.best.architecture])
-    assert budget.admits(arch, model).all()
+    assert Problem(model, budget).admits(arch).all()
     trained = [
         trainings.Trained.read(file) for file in (tmp_path / "run" / "trained").glob("*.json")
     ]
-    assert 1 <= len(trained) <= one_shot.TOP_K
+    assert 1 <= len(trained) <= one.num_retrained
     assert result.best.accuracy == max(one.validation for one in trained)
-    chosen = networks.open_saved(tmp_path / "run", result, digits)
+    chosen = open_saved(tmp_path / "run", result, digits)
     assert chosen.weights == "from-scratch"
     batches = Batches(digits, digits.val, next(chosen.network.parameters()).device)
     assert accuracy(chosen.network, batches, 16) == pytest.approx(result.best.accuracy, abs=0.01)
-    manifest = networks.export(result, chosen, tmp_path / "export")
+    manifest = export(result, chosen, tmp_path / "export")
     assert manifest.parity_max_abs_diff < 1e-3
 
     def never(*args, **kwargs):
         raise AssertionError("done before")
 
     monkeypatch.setattr(trainings, "train_network", never)
-    monkeypatch.setattr(one_shot.steps, "train", never)
+    monkeypatch.setattr(inherited, "train", never)
     again = search()
     assert again.best == result.best
     assert SearchResult.read(SearchResult.file_in(tmp_path / "run")) == again

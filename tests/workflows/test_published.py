@@ -15,7 +15,7 @@ from deploynas.errors import InvalidInputError
 from deploynas.nn import Supernet
 from deploynas.search import DataRecord
 from deploynas.search.imagenet import imagenet_predictor
-from deploynas.workflows.networks import data_of
+from deploynas.workflows.images import data_of
 from deploynas.workflows.published import Published, _images
 
 SPACE = dn.space("ofa-mbv3-w1.0", resolutions=[224])
@@ -66,13 +66,13 @@ def test_int8_of_a_published_network_calibrates_and_judges_by_different_images(i
         channels=3, size=8, mean=(0.5,) * 3, std=(0.2,) * 3,
     )  # fmt: skip
     trained = SimpleNamespace(data=record)
-    found = data_of(trained, imagenet)
+    found = data_of(trained.data, imagenet)
     assert (len(found.train), len(found.val), found.num_classes) == (1000, 1000, 1000)
     assert np.array_equal(told(found.val.images), found.val.labels)
     counts = np.bincount(told(np.concatenate([found.train.images, found.val.images])))
     assert np.array_equal(counts, np.full(1000, 2))
     with pytest.raises(InvalidInputError, match="ImageNet's validation images"):
-        data_of(trained, None)
+        data_of(trained.data, None)
 
 
 def test_the_crop_is_that_of_the_published_networks(tmp_path):

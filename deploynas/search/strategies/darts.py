@@ -46,7 +46,7 @@ class DartsOptions(Options):
     latency_weight: Annotated[
         float, Field(ge=0, description="Of what the expected cost exceeds its limit by.")
     ] = 0.5
-    rate: Annotated[float, Field(gt=0, description="Learning rate of the mixtures.")] = 3e-3
+    rate: Annotated[float, Field(ge=0, description="Learning rate of the mixtures.")] = 3e-3
     weight_decay: Annotated[float, Field(ge=0, description="Of the mixtures.")] = 1e-3
 
 

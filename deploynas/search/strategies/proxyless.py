@@ -42,7 +42,7 @@ class ProxylessOptions(Options):
         float | None,
         Field(ge=0, description="Of the losses sum and product; 0.3. 0: the final choice alone."),
     ] = None
-    rate: Annotated[float, Field(gt=0, description="Learning rate of the architecture.")] = 0.02
+    rate: Annotated[float, Field(ge=0, description="Learning rate of the architecture.")] = 0.02
     temperature: Annotated[
         float, Field(gt=0, description="Of the softmax that paths are drawn from, at first.")
     ] = 1.0
