@@ -6,13 +6,13 @@ time (single-path one-shot), or all of them, weighted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from deploynas.nn.static import StaticNetwork, build_layer, initialise
-from deploynas.spaces.base import Archs
+from deploynas.spaces.base import Archs, Slot
 from deploynas.spaces.cells import KINDS, NUM_INPUTS, Cell, CellSpace, operation
 from deploynas.spaces.layers import Layer
 
@@ -51,6 +51,11 @@ def _operation(name: str, cell: Cell, source: int) -> nn.Module:
     return nn.Identity() if layer is None else build_layer(layer)
 
 
+def _layer_of(space: CellSpace, slot: Slot) -> Layer:
+    """What stands in a slot without a choice; its weights are those of every resolution."""
+    return space.layer_table[int(slot.layer_ids[0])]
+
+
 class CellNetwork(nn.Module):
     """All operations on all edges of a cell space.
 
@@ -61,15 +66,17 @@ class CellNetwork(nn.Module):
     def __init__(self, space: CellSpace) -> None:
         super().__init__()
         self.space = space
-        fixed = [slot for slot in space.slots if len(slot.columns) == 1]
-        layers = [space.layer_table[int(slot.layer_ids[0])] for slot in fixed]
-        prepare = iter([x for x in layers if x.kind in ("relu_conv", "factorised_reduce")])
-        self.stem = build_layer(layers[0])
+        first, *_, last = space.slots
+        self.stem = build_layer(_layer_of(space, first))
         self.cells = nn.ModuleList(
-            CellModule(space, cell, [next(prepare) for _ in range(NUM_INPUTS)])
+            CellModule(
+                space,
+                cell,
+                [_layer_of(space, space.slots[state]) for state in cell.states[:NUM_INPUTS]],
+            )
             for cell in space.cells
         )
-        self.head = build_layer(layers[-1])
+        self.head = build_layer(_layer_of(space, last))
         initialise(self)
 
     def forward(self, x: Tensor, arch: Archs) -> Tensor:
@@ -104,24 +111,23 @@ class CellNetwork(nn.Module):
         pair = self.space.pairs[node][int(arch[column])]
         return [(source, int(arch[column + 1 + i])) for i, source in enumerate(pair)]
 
+    def _path(self, arch: Archs) -> Iterator[nn.Module]:
+        """The modules of an architecture, in order of execution."""
+        yield self.stem
+        for cell in self.cells:
+            assert isinstance(cell, CellModule)
+            yield from cell.prepare
+            for node in range(self.space.table.nodes):
+                for source, option in self.chosen_edges(arch, int(cell.is_reduction), node):
+                    yield cell.edge(node, source)[option]
+        yield self.head
+
     @torch.no_grad()
     def extract(self, arch: Archs) -> StaticNetwork:
         """The static network of ``arch`` with copies of its operations' weights."""
-        modules = [self.stem]
-        for cell in self.cells:
-            assert isinstance(cell, CellModule)
-            modules += cell.prepare
-            for node in range(self.space.table.nodes):
-                edges = self.chosen_edges(arch, int(cell.is_reduction), node)
-                modules += [cell.edge(node, source)[option] for source, option in edges]
-        modules.append(self.head)
         network = StaticNetwork(self.space.layers(arch))
-        targets = [
-            module
-            for module, node in zip(network.layers, network.nodes, strict=True)
-            if node.layer.kind not in ("add", "concat")
-        ]
-        present = [module for module in modules if not isinstance(module, nn.Identity)]
+        targets = [module for module in network.layers if module.state_dict()]
+        present = [module for module in self._path(arch) if module.state_dict()]
         for target, source in zip(targets, present, strict=True):
             target.load_state_dict(source.state_dict())
         return network.to(next(self.parameters()).device).eval()

@@ -5,8 +5,10 @@ Module names are the names under which :mod:`deploynas.graph.emit` looks for wei
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +86,29 @@ class MBConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.project(self.se(self.depthwise(self.expand(x))))
         return x + out if self.residual else out
+
+    def sort_channels(self) -> None:
+        """Sort the middle channels by the L1 norm of the weights that read them."""
+        if isinstance(self.expand, nn.Identity):
+            return
+        importance = self.project.conv.weight.abs().sum((0, 2, 3))
+        order = importance.argsort(descending=True, stable=True)
+        by_output = [self.expand.conv.weight, self.depthwise.conv.weight]
+        for norm in (self.expand.bn, self.depthwise.bn):
+            assert isinstance(norm, nn.BatchNorm2d)
+            by_output += [norm.weight, norm.bias]
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            by_output += [norm.running_mean, norm.running_var]
+        by_input = [self.project.conv.weight]
+        if isinstance(self.se, SqueezeExcite):
+            assert self.se.expand.bias is not None
+            by_output += [self.se.expand.weight, self.se.expand.bias]
+            by_input.append(self.se.reduce.weight)
+        for tensor in by_output:
+            tensor.data = tensor.data[order]
+        for tensor in by_input:
+            tensor.data = tensor.data[:, order]
 
 
 class Head(nn.Module):
@@ -186,30 +211,56 @@ class Concat(nn.Module):
         return torch.cat(inputs, dim=1)
 
 
+def _conv(layer: Layer) -> nn.Module:
+    return ConvBnAct(
+        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.activation,
+        eps=layer.batch_norm_eps, bias=layer.bias, batch_norm=layer.batch_norm,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModuleKind:
+    """What a network of torch modules needs to know of a kind of layer.
+
+    A smaller layer of a kind uses the first channels of a larger one's tensors, and the centre of
+    its kernels.
+
+    Attributes:
+        build: The module of a layer.
+        sort_channels: Sorts the middle channels of such a module by importance; None for kinds
+            whose middle channels are never sliced.
+    """
+
+    build: Callable[[Layer], nn.Module]
+    sort_channels: Callable[[Any], None] | None = None
+
+
+MODULES: dict[str, ModuleKind] = {
+    "conv": ModuleKind(_conv),
+    "mbconv": ModuleKind(MBConv, MBConv.sort_channels),
+    "head": ModuleKind(Head),
+    "relu_conv": ModuleKind(ReluConv),
+    "factorised_reduce": ModuleKind(FactorisedReduce),
+    "sep_conv": ModuleKind(SepConv),
+    "dil_conv": ModuleKind(lambda layer: ReluSeparable(layer, layer.stride, layer.out_channels)),
+    "avg_pool": ModuleKind(
+        lambda layer: nn.AvgPool2d(
+            layer.kernel_size, layer.stride, layer.kernel_size // 2, count_include_pad=False
+        )
+    ),
+    "max_pool": ModuleKind(
+        lambda layer: nn.MaxPool2d(layer.kernel_size, layer.stride, layer.kernel_size // 2)
+    ),
+    "add": ModuleKind(lambda layer: Add()),
+    "concat": ModuleKind(lambda layer: Concat()),
+}
+
+
 def build_layer(layer: Layer) -> nn.Module:
     """The torch module of a layer."""
-    if layer.kind == "conv":
-        return ConvBnAct(
-            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride,
-            layer.activation, eps=layer.batch_norm_eps, bias=layer.bias,
-            batch_norm=layer.batch_norm,
-        )  # fmt: skip
-    if layer.kind == "dil_conv":
-        return ReluSeparable(layer, layer.stride, layer.out_channels)
-    if layer.kind == "avg_pool":
-        pad = layer.kernel_size // 2
-        return nn.AvgPool2d(layer.kernel_size, layer.stride, pad, count_include_pad=False)
-    if layer.kind == "max_pool":
-        return nn.MaxPool2d(layer.kernel_size, layer.stride, layer.kernel_size // 2)
-    by_layer = {
-        "mbconv": MBConv, "head": Head, "relu_conv": ReluConv, "sep_conv": SepConv,
-        "factorised_reduce": FactorisedReduce,
-    }  # fmt: skip
-    if layer.kind in by_layer:
-        return by_layer[layer.kind](layer)
-    if layer.kind in ("add", "concat"):
-        return Add() if layer.kind == "add" else Concat()
-    raise InvalidInputError(f"unknown layer kind {layer.kind!r}")
+    if layer.kind not in MODULES:
+        raise InvalidInputError(f"unknown layer kind {layer.kind!r}")
+    return MODULES[layer.kind].build(layer)
 
 
 class Graph:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deploynas.errors import InvalidInputError
 from deploynas.nn.published import load_published
-from deploynas.nn.static import MBConv, SqueezeExcite, StaticNetwork, build_layer, initialise
+from deploynas.nn.static import MODULES, StaticNetwork, build_layer, initialise
 from deploynas.spaces.base import Archs, SearchSpace
 from deploynas.spaces.layers import Layer
 
@@ -34,6 +34,7 @@ class ElasticLayer(nn.Module):
         super().__init__()
         largest = max(options, key=lambda o: (o.kernel_size, o.mid_channels))
         self.full = build_layer(largest)
+        self._sort_channels = MODULES[largest.kind].sort_channels
         self._kernel_sizes = sorted({o.kernel_size for o in options}, reverse=True)
         self._shells: dict[Layer, _Shell] = {}
         for large, small in zip(self._kernel_sizes, self._kernel_sizes[1:], strict=False):
@@ -55,27 +56,9 @@ class ElasticLayer(nn.Module):
         return {**dict(self.full.named_parameters()), **dict(self.full.named_buffers())}
 
     def sort_channels(self) -> None:
-        """Sort the middle channels of an expanding block; any other layer stays as it is."""
-        block = self.full
-        if not isinstance(block, MBConv) or isinstance(block.expand, nn.Identity):
-            return
-        importance = block.project.conv.weight.abs().sum((0, 2, 3))
-        order = importance.argsort(descending=True, stable=True)
-        by_output = [block.expand.conv.weight, block.depthwise.conv.weight]
-        for norm in (block.expand.bn, block.depthwise.bn):
-            assert isinstance(norm, nn.BatchNorm2d)
-            by_output += [norm.weight, norm.bias]
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            by_output += [norm.running_mean, norm.running_var]
-        by_input = [block.project.conv.weight]
-        if isinstance(block.se, SqueezeExcite):
-            by_output += [block.se.expand.weight, _bias(block.se.expand)]
-            by_input.append(block.se.reduce.weight)
-        for tensor in by_output:
-            tensor.data = tensor.data[order]
-        for tensor in by_input:
-            tensor.data = tensor.data[:, order]
+        """Sort the middle channels, where there are any that smaller layers leave out."""
+        if self._sort_channels is not None:
+            self._sort_channels(self.full)
 
     def _slice(self, tensor: Tensor, shape: torch.Size) -> Tensor:
         if tensor.shape == shape:
@@ -98,11 +81,6 @@ class ElasticLayer(nn.Module):
         """Run ``layer`` with sliced weights; batch statistics in training mode."""
         weights = self.weights(layer)
         return self._shells[layer].run(x, weights, self.training)
-
-
-def _bias(layer: nn.Conv2d) -> Tensor:
-    assert layer.bias is not None
-    return layer.bias
 
 
 class _Shell:

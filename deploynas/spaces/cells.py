@@ -87,7 +87,7 @@ def operation(name: str, channels: int, side: int, stride: int) -> Layer | None:
     kind, _, size = name.rpartition("_")
     assert kind in ("max_pool", "avg_pool", "dil_conv", "sep_conv")
     return Layer(
-        kind, channels, channels, side, side,  # type: ignore[arg-type]
+        kind, channels, channels, side, side,
         kernel_size=int(size[0]), stride=stride, dilation=2 if kind == "dil_conv" else 1,
     )  # fmt: skip
 

@@ -7,17 +7,13 @@ layers only, the number that papers call FLOPs; params count every trainable num
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 
 from deploynas.errors import InvalidInputError
 
 Activation = Literal["none", "relu", "relu6", "h_swish"]
-Kind = Literal[
-    "conv", "mbconv", "head", "relu_conv", "factorised_reduce", "sep_conv", "dil_conv",
-    "avg_pool", "max_pool", "add", "concat",
-]  # fmt: skip
 FLOAT_BYTES = 4
 
 
@@ -33,6 +29,10 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One building block with everything that fixes its shape and its cost.
+
+    What a kind is stands in three records, one a package: its shapes and costs in :data:`KINDS`,
+    its torch module in :data:`deploynas.nn.static.MODULES` and its operators in
+    :data:`deploynas.graph.emitters.EMITTERS`.
 
     Kinds:
         ``conv``: convolution, batch norm, activation.
@@ -60,7 +60,7 @@ class Layer:
         batch_norm_eps: As trained; folded away on export.
     """
 
-    kind: Kind
+    kind: str
     in_channels: int
     out_channels: int
     height: int
@@ -82,18 +82,18 @@ class Layer:
     @property
     def out_height(self) -> int:
         """Rows of the output feature map (1 for a head)."""
-        return 1 if self.kind == "head" else -(-self.height // self.stride)
+        return 1 if kind_of(self).ends_network else -(-self.height // self.stride)
 
     @property
     def out_width(self) -> int:
         """Columns of the output feature map (1 for a head)."""
-        return 1 if self.kind == "head" else -(-self.width // self.stride)
+        return 1 if kind_of(self).ends_network else -(-self.width // self.stride)
 
     @property
     def key(self) -> str:
         """A stable, readable key for files; ``batch_norm_eps`` is left out: it has no cost."""
         parts = [f"{self.kind}:{self.in_channels}-{self.out_channels}@{self.height}x{self.width}"]
-        if self.kind not in ("head", "add", "concat"):
+        if kind_of(self).has_kernel:
             parts.append(f"k{self.kernel_size}s{self.stride}")
         if self.dilation != 1:
             parts.append(f"d{self.dilation}")
@@ -135,8 +135,13 @@ def chain(layers: Sequence[Layer]) -> list[Node]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Conv:
-    """One convolution or linear map inside a layer, with its output feature map."""
+class Conv:
+    """One convolution or linear map inside a layer, with its output feature map.
+
+    Attributes:
+        height, width: Of the output.
+        squeeze: Whether it works on a squeezed vector, beside the layer's feature maps.
+    """
 
     in_channels: int
     out_channels: int
@@ -150,45 +155,91 @@ class _Conv:
 
     @property
     def weights(self) -> int:
+        """Numbers of its weight."""
         return self.out_channels * (self.in_channels // self.groups) * self.kernel_size**2
 
+    @property
+    def out_size(self) -> int:
+        """Numbers of its output feature map."""
+        return self.out_channels * self.height * self.width
 
-def _convs(layer: Layer) -> list[_Conv]:
-    """Every convolution and linear map of a layer, in order: what MACs and params add up."""
+
+def _maps_of_convs(layer: Layer) -> list[int]:
+    return [c.out_size for c in convs(layer) if not c.squeeze]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """What shapes and costs need to know of a kind of layer.
+
+    Attributes:
+        convs: Its convolutions and linear maps, in order: what MACs and params add up.
+        maps: Sizes of the feature maps that it makes, each of the one before it, in numbers.
+        has_kernel: Whether kernel size and stride are told apart in :attr:`Layer.key`.
+        ends_network: Whether its output are a network's logits, one pixel.
+    """
+
+    convs: Callable[[Layer], list[Conv]]
+    maps: Callable[[Layer], list[int]] = _maps_of_convs
+    has_kernel: bool = True
+    ends_network: bool = False
+
+
+def kind_of(layer: Layer) -> LayerKind:
+    """The record of a layer's kind.
+
+    Raises:
+        InvalidInputError: There is none.
+    """
+    if layer.kind not in KINDS:
+        raise InvalidInputError(f"unknown layer kind {layer.kind!r}")
+    return KINDS[layer.kind]
+
+
+def convs(layer: Layer) -> list[Conv]:
+    """Every convolution and linear map of a layer, in order."""
+    return kind_of(layer).convs(layer)
+
+
+def _conv(layer: Layer) -> list[Conv]:
+    return [
+        Conv(
+            layer.in_channels, layer.out_channels, layer.kernel_size, 1, layer.out_height,
+            layer.out_width, layer.bias, layer.batch_norm,
+        )
+    ]  # fmt: skip
+
+
+def _mbconv(layer: Layer) -> list[Conv]:
     h, w, oh, ow = layer.height, layer.width, layer.out_height, layer.out_width
-    cin, mid, cout = layer.in_channels, layer.mid_channels, layer.out_channels
-    if layer.kind == "conv":
-        return [_Conv(cin, cout, layer.kernel_size, 1, oh, ow, layer.bias, layer.batch_norm)]
-    if layer.kind == "mbconv":
-        convs = [_Conv(cin, mid, 1, 1, h, w, False, True)] if layer.expand else []
-        convs.append(_Conv(mid, mid, layer.kernel_size, mid, oh, ow, False, True))
-        if layer.se_channels:
-            convs.append(_Conv(mid, layer.se_channels, 1, 1, 1, 1, True, False, squeeze=True))
-            convs.append(_Conv(layer.se_channels, mid, 1, 1, 1, 1, True, False, squeeze=True))
-        return [*convs, _Conv(mid, cout, 1, 1, oh, ow, False, True)]
-    if layer.kind == "head":
-        convs = [_Conv(cin, mid, 1, 1, h, w, False, True)] if mid else []
-        if layer.feature_channels:
-            convs.append(_Conv(mid or cin, layer.feature_channels, 1, 1, 1, 1, False, False))
-        last = layer.feature_channels or mid or cin
-        return [*convs, _Conv(last, cout, 1, 1, 1, 1, True, False)]
-    if layer.kind == "relu_conv":
-        return [_Conv(cin, cout, layer.kernel_size, 1, oh, ow, False, True)]
-    if layer.kind == "factorised_reduce":
-        return [_Conv(cin, c, 1, 1, oh, ow, False, True) for c in halves(cout)]
-    if layer.kind in ("sep_conv", "dil_conv"):
-        turns = [cin, cout] if layer.kind == "sep_conv" else [cout]
-        return [
-            conv
-            for c in turns
-            for conv in (
-                _Conv(cin, cin, layer.kernel_size, cin, oh, ow, False, False),
-                _Conv(cin, c, 1, 1, oh, ow, False, True),
-            )
-        ]
-    if layer.kind in ("avg_pool", "max_pool", "add", "concat"):
-        return []
-    raise InvalidInputError(f"unknown layer kind {layer.kind!r}")
+    mid, squeezed = layer.mid_channels, layer.se_channels
+    found = [Conv(layer.in_channels, mid, 1, 1, h, w, False, True)] if layer.expand else []
+    found.append(Conv(mid, mid, layer.kernel_size, mid, oh, ow, False, True))
+    if squeezed:
+        found.append(Conv(mid, squeezed, 1, 1, 1, 1, True, False, squeeze=True))
+        found.append(Conv(squeezed, mid, 1, 1, 1, 1, True, False, squeeze=True))
+    return [*found, Conv(mid, layer.out_channels, 1, 1, oh, ow, False, True)]
+
+
+def _head(layer: Layer) -> list[Conv]:
+    last, found = layer.in_channels, []
+    if layer.mid_channels:
+        found.append(Conv(last, layer.mid_channels, 1, 1, layer.height, layer.width, False, True))
+        last = layer.mid_channels
+    if layer.feature_channels:
+        found.append(Conv(last, layer.feature_channels, 1, 1, 1, 1, False, False))
+        last = layer.feature_channels
+    return [*found, Conv(last, layer.out_channels, 1, 1, 1, 1, True, False)]
+
+
+def _head_maps(layer: Layer) -> list[int]:
+    pooled = [] if layer.mid_channels else [layer.in_channels]
+    return pooled + _maps_of_convs(layer)
+
+
+def _maps_after_relu(layer: Layer) -> list[int]:
+    """What it begins with cannot work in place: others may read the input."""
+    return [layer.in_channels * layer.height * layer.width, *_maps_of_convs(layer)]
 
 
 def halves(channels: int) -> tuple[int, int]:
@@ -196,24 +247,71 @@ def halves(channels: int) -> tuple[int, int]:
     return channels // 2, channels - channels // 2
 
 
+def _factorised_reduce(layer: Layer) -> list[Conv]:
+    return [
+        Conv(layer.in_channels, c, 1, 1, layer.out_height, layer.out_width, False, True)
+        for c in halves(layer.out_channels)
+    ]
+
+
+def _factorised_reduce_maps(layer: Layer) -> list[int]:
+    """Both halves, then what joins them."""
+    entering = layer.in_channels * layer.height * layer.width
+    return [entering, *[_out_size(layer)] * 2]
+
+
+def _separable(layer: Layer, *turns: int) -> list[Conv]:
+    """So many times depthwise and 1x1, to so many channels."""
+    cin, oh, ow = layer.in_channels, layer.out_height, layer.out_width
+    found = []
+    for out_channels in turns:
+        found.append(Conv(cin, cin, layer.kernel_size, cin, oh, ow, False, False))
+        found.append(Conv(cin, out_channels, 1, 1, oh, ow, False, True))
+    return found
+
+
+def _out_size(layer: Layer) -> int:
+    return layer.out_channels * layer.out_height * layer.out_width
+
+
+def _without_weights(*, has_kernel: bool) -> LayerKind:
+    return LayerKind(lambda layer: [], lambda layer: [_out_size(layer)], has_kernel=has_kernel)
+
+
+KINDS: dict[str, LayerKind] = {
+    "conv": LayerKind(_conv),
+    "mbconv": LayerKind(_mbconv),
+    "head": LayerKind(_head, _head_maps, has_kernel=False, ends_network=True),
+    "relu_conv": LayerKind(
+        lambda layer: _conv(replace(layer, bias=False, batch_norm=True)), _maps_after_relu
+    ),
+    "factorised_reduce": LayerKind(_factorised_reduce, _factorised_reduce_maps),
+    "sep_conv": LayerKind(
+        lambda layer: _separable(layer, layer.in_channels, layer.out_channels), _maps_after_relu
+    ),
+    "dil_conv": LayerKind(lambda layer: _separable(layer, layer.out_channels), _maps_after_relu),
+    "avg_pool": _without_weights(has_kernel=True),
+    "max_pool": _without_weights(has_kernel=True),
+    "add": _without_weights(has_kernel=False),
+    "concat": _without_weights(has_kernel=False),
+}
+
+
 def macs(layer: Layer) -> int:
     """Multiply-adds of the layer's convolutions and linear maps for one image."""
-    return sum(c.weights * c.height * c.width for c in _convs(layer))
+    return sum(c.weights * c.height * c.width for c in convs(layer))
 
 
 def params(layer: Layer) -> int:
     """Trainable parameters, batch norms included."""
-    return sum(c.weights + c.out_channels * (c.bias + 2 * c.batch_norm) for c in _convs(layer))
+    return sum(c.weights + c.out_channels * (c.bias + 2 * c.batch_norm) for c in convs(layer))
 
 
 def weight_bytes(layer: Layer) -> int:
     """Bytes of the deployed float32 weights: batch norms folded into a bias."""
     return FLOAT_BYTES * sum(
-        c.weights + c.out_channels * (c.bias or c.batch_norm) for c in _convs(layer)
+        c.weights + c.out_channels * (c.bias or c.batch_norm) for c in convs(layer)
     )
-
-
-RELU_FIRST = ("relu_conv", "factorised_reduce", "sep_conv", "dil_conv")
 
 
 def peak_activation_bytes(layer: Layer, *, keeps_input: bool = False) -> int:
@@ -227,17 +325,8 @@ def peak_activation_bytes(layer: Layer, *, keeps_input: bool = False) -> int:
         layer: Passed.
         keeps_input: Whether a later layer reads the input too.
     """
-    entering = layer.in_channels * layer.height * layer.width
-    leaving = layer.out_channels * layer.out_height * layer.out_width
-    if layer.kind in ("avg_pool", "max_pool", "add", "concat"):
-        return FLOAT_BYTES * (layer.num_inputs * entering + leaving)
-    maps = [entering] * (2 if layer.kind in RELU_FIRST else 1)
-    if layer.kind == "factorised_reduce":  # both halves, then what joins them
-        maps += [leaving, leaving]
-    else:
-        if layer.kind == "head" and not layer.mid_channels:
-            maps.append(layer.in_channels)  # pooled
-        maps += [c.out_channels * c.height * c.width for c in _convs(layer) if not c.squeeze]
+    entering = layer.num_inputs * layer.in_channels * layer.height * layer.width
+    maps = [entering, *kind_of(layer).maps(layer)]
     held = entering if layer.residual or keeps_input else 0
     steps = [
         before + after + (held if i else 0)

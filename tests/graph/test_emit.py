@@ -13,7 +13,7 @@ import torch
 from deploynas import spaces
 from deploynas.errors import InvalidInputError
 from deploynas.graph.emit import DEFAULT_OPSET, MIN_OPSET, RandomWeights, StateWeights, emit
-from deploynas.nn import Supernet, build, build_layer, recalibrate, supernet_of
+from deploynas.nn import Supernet, build, recalibrate, supernet_of
 from deploynas.spaces import Layer
 from deploynas.spaces.layers import chain
 
@@ -78,39 +78,6 @@ def test_network_equals_torch(name):
         batch = images(2, 40)
         model = emit(net.nodes, state_of(net))
         assert_near(run(model, batch), net(batch).numpy())
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        Layer("conv", 3, 8, 15, 15, kernel_size=3, stride=2, activation="h_swish"),
-        Layer("conv", 3, 8, 15, 15, kernel_size=5, bias=True, batch_norm=False),
-        Layer("conv", 3, 8, 15, 15, bias=False, batch_norm=False, activation="relu6"),
-        Layer("mbconv", 8, 8, 9, 9, kernel_size=3, mid_channels=8, expand=False, residual=True),
-        Layer("mbconv", 8, 16, 9, 9, kernel_size=7, stride=2, mid_channels=24, se_channels=8,
-              activation="h_swish", batch_norm_eps=1e-3),
-        Layer("head", 8, 5, 4, 4, mid_channels=16, feature_channels=24, activation="h_swish"),
-        Layer("head", 8, 5, 4, 4, mid_channels=16, activation="relu6"),
-        Layer("head", 8, 5, 4, 4),
-        Layer("relu_conv", 6, 8, 7, 7),
-        Layer("factorised_reduce", 6, 7, 9, 9, stride=2),
-        Layer("factorised_reduce", 6, 8, 8, 8, stride=2),
-        Layer("sep_conv", 8, 8, 9, 9, kernel_size=5, stride=2),
-        Layer("dil_conv", 8, 8, 9, 9, kernel_size=3, dilation=2),
-        Layer("dil_conv", 8, 8, 10, 10, kernel_size=5, dilation=2, stride=2),
-        Layer("avg_pool", 8, 8, 9, 9, kernel_size=3, stride=2),
-        Layer("max_pool", 8, 8, 8, 8, kernel_size=3),
-    ],
-    ids=lambda layer: layer.key,
-)  # fmt: skip
-@torch.no_grad()
-def test_layer_equals_torch(layer):
-    torch.manual_seed(0)
-    module = perturb(build_layer(layer))
-    batch = images(4, layer.height, layer.in_channels)
-    recalibrate(module, [batch])
-    model = emit(chain([layer]), state_of(module, "layers.0."))
-    assert_near(run(model, batch), module(batch).numpy())
 
 
 @pytest.mark.parametrize("opset", [MIN_OPSET, 15, DEFAULT_OPSET, 19])

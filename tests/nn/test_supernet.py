@@ -12,16 +12,8 @@ from torch import nn
 
 from deploynas import spaces
 from deploynas.errors import InvalidInputError
-from deploynas.nn import (
-    Supernet,
-    build,
-    build_layer,
-    fvcore_costs,
-    recalibrate,
-    supernet_of,
-)
+from deploynas.nn import Supernet, build, recalibrate, supernet_of
 from deploynas.nn.static import MBConv
-from deploynas.spaces import Layer, layers
 
 NAMES = spaces.space_names()
 
@@ -203,48 +195,6 @@ def test_recalibrated_network_nearly_equals_train_mode():
     recalibrate(network, [batch])
     expected = net(batch, arch)
     assert (network(batch) - expected).abs().max() < 0.02 * expected.abs().max()
-
-
-KINDS = [
-    Layer("conv", 3, 16, 15, 15, kernel_size=3, stride=2, activation="h_swish"),
-    Layer("conv", 4, 6, 5, 5, bias=True, batch_norm=False),
-    Layer("conv", 4, 6, 5, 5, activation="relu6"),
-    Layer("mbconv", 8, 8, 9, 9, kernel_size=3, mid_channels=8, expand=False, activation="relu",
-          residual=True),
-    Layer("mbconv", 8, 16, 9, 9, kernel_size=5, stride=2, mid_channels=24, activation="relu6"),
-    Layer("mbconv", 8, 8, 9, 9, kernel_size=7, mid_channels=32, se_channels=8,
-          activation="h_swish", residual=True),
-    Layer("head", 16, 10, 4, 4, mid_channels=32, feature_channels=24, activation="h_swish"),
-    Layer("head", 16, 10, 4, 4, mid_channels=32, activation="relu6"),
-    Layer("head", 16, 10, 4, 4),
-    Layer("relu_conv", 6, 8, 7, 7),
-    Layer("factorised_reduce", 6, 7, 7, 7, stride=2),
-    Layer("factorised_reduce", 6, 8, 8, 8, stride=2),
-    Layer("sep_conv", 8, 8, 9, 9, kernel_size=5, stride=2),
-    Layer("sep_conv", 8, 8, 8, 8, kernel_size=3),
-    Layer("dil_conv", 8, 8, 9, 9, kernel_size=3, dilation=2),
-    Layer("dil_conv", 8, 8, 9, 9, kernel_size=5, dilation=2, stride=2),
-    Layer("avg_pool", 8, 8, 9, 9, kernel_size=3, stride=2),
-    Layer("max_pool", 8, 8, 8, 8, kernel_size=3),
-    Layer("add", 8, 8, 8, 8, num_inputs=2),
-    Layer("concat", 8, 24, 8, 8, num_inputs=3),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("layer", KINDS, ids=lambda layer: layer.key)
-def test_fvcore_counts_the_same(layer):
-    assert fvcore_costs(layer) == (layers.macs(layer), layers.params(layer))
-
-
-@pytest.mark.parametrize("layer", KINDS, ids=lambda layer: layer.key)
-@torch.no_grad()
-def test_layers_have_the_declared_shape(layer):
-    x = torch.zeros(2, layer.in_channels, layer.height, layer.width)
-    out = build_layer(layer).eval()(*[x] * layer.num_inputs)
-    shape = (2, layer.out_channels)
-    if layer.kind != "head":
-        shape += (layer.out_height, layer.out_width)
-    assert out.shape == shape
 
 
 @torch.no_grad()
