@@ -115,7 +115,7 @@ def collapse(options: argparse.Namespace) -> dict[str, object]:
             for key, arch in archs.items()
         }
         for way in (*WAYS, "random"):
-            skips = [cells.num_skips(space, archs[way, seed]) for seed in seeds]
+            skips = [space.num_skips(archs[way, seed]) for seed in seeds]
             tests[way] = [trained[way, seed].result() for seed in seeds]
             document[f"{way}: skips"] = " ".join(map(str, skips))
             document[f"{way}: test accuracy"] = _interval(tests[way])
@@ -176,7 +176,7 @@ def searched(
         record = Found(
             arch=tuple(learned.decision.arch.tolist()), limited=tuple(limited[0].tolist()),
             seconds=watch.seconds,
-            over_time=tuple(cells.num_skips(space, one[0]) for one in over_time if one),
+            over_time=tuple(space.num_skips(one[0]) for one in over_time if one),
         )  # fmt: skip
         file.write_text(record.model_dump_json())
         (RUNS / f"search-{key}.safetensors").unlink(missing_ok=True)

@@ -89,8 +89,8 @@ def merged(parts: list[tuple[Archs, np.ndarray]]) -> tuple[Archs, np.ndarray]:
 
 def log_gap(archs: Archs, accuracies: np.ndarray, fresh: Archs) -> np.ndarray:
     """Predictions of the shipped kind of model."""
-    fitted = accuracy_model.fit(accuracy_model.features(SPACE, archs), accuracies)
-    return accuracy_model.predict(*fitted, accuracy_model.features(SPACE, fresh))
+    fitted = accuracy_model.fit(SPACE.features(archs), accuracies)
+    return accuracy_model.predict(*fitted, SPACE.features(fresh))
 
 
 def plain_ridge(archs: Archs, accuracies: np.ndarray, fresh: Archs) -> np.ndarray:
@@ -98,7 +98,7 @@ def plain_ridge(archs: Archs, accuracies: np.ndarray, fresh: Archs) -> np.ndarra
     from sklearn.linear_model import RidgeCV
 
     skipped = accuracy_model.NUM_FREE + 2 * len(SPACE.table.stages)
-    x, new = (accuracy_model.features(SPACE, a)[:, skipped:] for a in (archs, fresh))
+    x, new = (SPACE.features(a)[:, skipped:] for a in (archs, fresh))
     model = RidgeCV(alphas=accuracy_model.PENALTIES).fit(x, accuracies)
     return np.asarray(model.predict(new))
 
@@ -142,7 +142,7 @@ def ceiling(
 
 def write(archs: Archs, accuracies: np.ndarray, errors: dict[str, float]) -> None:
     """Fit the shipped predictor to everything."""
-    fitted, weights = accuracy_model.fit(accuracy_model.features(SPACE, archs), accuracies)
+    fitted, weights = accuracy_model.fit(SPACE.features(archs), accuracies)
     macs = SPACE.macs(archs)
     path = FOLDER / f"{SPACE.name}{SUFFIX}"
     ImageNetRecord.model_validate(

@@ -108,7 +108,6 @@ def profile(
             on_progress=on_progress,
         )  # fmt: skip
     from deploynas.profile.device_profile import space_key
-    from deploynas.spaces import CandidateSpace
 
     warn_notes(target)
     validation = result.validations[space_key(chosen, precision)]
@@ -137,8 +136,8 @@ def profile(
     named = "" if path == PROFILES / "cpu.json" else f" --profile {path}"
     how = "" if chosen.name == "mobile-small" else f" --space {chosen.name}"
     how += "" if precision == "fp32" else f" --precision {precision}"
-    how += " --strategy proxyless" if isinstance(chosen, CandidateSpace) else ""
-    if data or (isinstance(chosen, CandidateSpace) and chosen.num_classes == 1000):
+    how += f" --strategy {chosen.strategy}" if chosen.strategy else ""
+    if data or (chosen.strategy and chosen.num_classes == 1000):
         how += f" --data {data or 'DIR'}"
     say(f"next: deploynas search{how} --latency-ms {middle}{named}")
     return None

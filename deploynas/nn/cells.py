@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from deploynas.nn.sharing import WeightSharing
 from deploynas.nn.static import StaticNetwork, build_layer, initialise
 from deploynas.spaces.base import Archs, Slot
 from deploynas.spaces.cells import KINDS, NUM_INPUTS, Cell, CellSpace, operation
@@ -56,16 +57,17 @@ def _layer_of(space: CellSpace, slot: Slot) -> Layer:
     return space.layer_table[int(slot.layer_ids[0])]
 
 
-class CellNetwork(nn.Module):
+class CellNetwork(WeightSharing):
     """All operations on all edges of a cell space.
 
     Weights do not depend on the resolution; batch norms hold the statistics of all paths mixed, so
     that what is extracted needs :func:`deploynas.nn.recalibrate`.
     """
 
+    space: CellSpace
+
     def __init__(self, space: CellSpace) -> None:
-        super().__init__()
-        self.space = space
+        super().__init__(space)
         first, *_, last = space.slots
         self.stem = build_layer(_layer_of(space, first))
         self.cells = nn.ModuleList(

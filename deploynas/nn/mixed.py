@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deploynas.errors import InvalidInputError
+from deploynas.nn.sharing import WeightSharing
 from deploynas.nn.static import StaticNetwork, build_layer, initialise
 from deploynas.nn.supernet import ElasticLayer
 from deploynas.spaces.base import Archs, SearchSpace, Slot
@@ -102,7 +103,7 @@ class MixedLayer(Candidates):
         return out
 
 
-class MixedNetwork(nn.Module):
+class MixedNetwork(WeightSharing):
     """All paths of a space whose choices are candidate operations.
 
     Args:
@@ -117,11 +118,8 @@ class MixedNetwork(nn.Module):
     """
 
     def __init__(self, space: SearchSpace, *, shared: bool = True) -> None:
-        super().__init__()
-        self.space = space
-        deciding = [_deciding(space, slot) for slot in space.slots]
-        taken = [column for columns in deciding for column in columns]
-        if len(taken) != len(set(taken)) or max(map(len, deciding)) > 1:
+        super().__init__(space)
+        if not space.has_candidates:
             raise InvalidInputError(
                 f"the choices of {space.name} are not candidate operations, one a block",
                 "search it with --strategy ofa, or search --space proxyless-small",
@@ -131,7 +129,7 @@ class MixedNetwork(nn.Module):
             MixedLayer(space, slot, columns[0], shared=shared)
             if columns
             else Candidates(space, slot, None, shared=shared)
-            for slot, columns in zip(space.slots, deciding, strict=True)
+            for slot, columns in ((slot, space.deciding(slot)) for slot in space.slots)
         ]
         self.slots = nn.ModuleList(self._parts)
         self.mixed = [part for part in self._parts if isinstance(part, MixedLayer)]
@@ -221,12 +219,3 @@ def require_one_resolution(space: SearchSpace) -> None:
             f"a gradient search has one resolution, and {space.name} comes with "
             f"{len(space.resolutions)}: take one of {list(space.resolutions)}"
         )
-
-
-def _deciding(space: SearchSpace, slot: Slot) -> list[int]:
-    """The choices beside the resolution that decide what stands in a slot."""
-    return [
-        column
-        for column in slot.columns
-        if len(space.choices[column].options) > 1 and space.choices[column].name != "resolution"
-    ]

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deploynas.nn.cells import CellModule, CellNetwork
 from deploynas.nn.mixed import MixedLayer, MixedNetwork, require_one_resolution
 from deploynas.spaces.base import Archs, SearchSpace
-from deploynas.spaces.cells import KINDS, NUM_INPUTS, CellSpace
+from deploynas.spaces.cells import KINDS, NONE, NUM_INPUTS, CellSpace
+
+
+@dataclass(frozen=True)
+class RowCosts:
+    """What the candidates of a mixture add to a sum over layers.
+
+    Attributes:
+        constant: Of what is in every network.
+        rows: ``(num_rows, most_candidates)``; 0 where there is none.
+        shares: ``(num_rows, 1)`` how often a row is in a network.
+    """
+
+    constant: float
+    rows: np.ndarray
+    shares: np.ndarray
 
 
 class Mixture(nn.Module):
@@ -20,15 +37,38 @@ class Mixture(nn.Module):
         present: ``(num_rows, most_candidates)``: what exists and was not pruned.
         first: Candidates before it, ``none``, are not operations: they are never pruned and cost
             nothing.
+        has_skips: Whether there are skips, which a mixture is known to collapse to.
     """
 
     present: Tensor
     first = 0
+    has_skips = False
 
     @property
     def rows(self) -> Sequence[nn.Parameter]:
         """``(num_candidates,)`` parameters a row."""
         raise NotImplementedError
+
+    @property
+    def row_names(self) -> list[tuple[str, tuple[str, ...]]]:
+        """A name a row, and those of its candidates."""
+        raise NotImplementedError
+
+    def costs_of(self, values: np.ndarray) -> RowCosts:
+        """What the candidates add to a sum over layers.
+
+        Args:
+            values: ``(len(layer_table),)``.
+        """
+        raise NotImplementedError
+
+    def in_words(self, arch: Archs) -> str:
+        """What tells a network from others, for a progress line."""
+        raise NotImplementedError
+
+    def num_skips(self, arch: Archs) -> int:
+        """Skips of a network, where there can be any."""
+        return 0
 
     def _mark_all_present(self) -> None:
         lengths = torch.tensor([len(row) for row in self.rows])
@@ -72,6 +112,7 @@ class MixedCells(CellNetwork, Mixture):
     """
 
     first = 1
+    has_skips = True
 
     def __init__(self, space: CellSpace) -> None:
         require_one_resolution(space)
@@ -98,9 +139,25 @@ class MixedCells(CellNetwork, Mixture):
         return [p for p in self.parameters() if id(p) not in own]
 
     @property
-    def edge_names(self) -> list[str]:
-        """A name an edge, in the order of the rows."""
-        return [f"{KINDS[kind]} {s} to {NUM_INPUTS + node}" for kind, node, s in self.edges]
+    def row_names(self) -> list[tuple[str, tuple[str, ...]]]:
+        operations = (NONE, *self.space.table.operations)
+        return [
+            (f"{KINDS[kind]} {source} to {NUM_INPUTS + node}", operations)
+            for kind, node, source in self.edges
+        ]
+
+    def costs_of(self, values: np.ndarray) -> RowCosts:
+        edges = self.space.edge_costs(values)
+        # a node keeps two of its edges, each as often as any other
+        shares = [NUM_INPUTS / len(edge) for edge in edges for _ in edge]
+        rows = np.pad(np.concatenate(edges), ((0, 0), (self.first, 0)))
+        return RowCosts(self.space.constant_of(values), rows, np.array(shares)[:, None])
+
+    def in_words(self, arch: Archs) -> str:
+        return f"{self.num_skips(arch)} skips in the normal cell"
+
+    def num_skips(self, arch: Archs) -> int:
+        return self.space.num_skips(arch)
 
     def forward_mixed(self, x: Tensor, mixtures: Tensor) -> Tensor:
         def add(kind: int, node: int, states: list[Tensor], cell: CellModule) -> Tensor:
@@ -133,6 +190,22 @@ class MixedBlocks(MixedNetwork, Mixture):
     @property
     def rows(self) -> list[nn.Parameter]:
         return self.alphas
+
+    @property
+    def row_names(self) -> list[tuple[str, tuple[str, ...]]]:
+        choices = [self.space.choices[layer.column] for layer in self.mixed]
+        return [(choice.name, tuple(map(str, choice.options))) for choice in choices]
+
+    def costs_of(self, values: np.ndarray) -> RowCosts:
+        padded = np.append(values, np.zeros(1, values.dtype))  # index -1: the identity
+        rows = np.zeros(self.present.shape)
+        for row, layer in zip(rows, self.mixed, strict=True):
+            row[: len(layer.layer_ids)] = padded[layer.layer_ids]
+        constant = float(padded[self.fixed_layer_ids].sum())
+        return RowCosts(constant, rows, np.ones((len(rows), 1)))
+
+    def in_words(self, arch: Archs) -> str:
+        return self.digits(arch)
 
     def forward_mixed(self, x: Tensor, mixtures: Tensor) -> Tensor:
         nowhere: Archs = self.row([0] * len(self.mixed))

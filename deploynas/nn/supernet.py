@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from deploynas.errors import InvalidInputError
 from deploynas.nn.published import load_published
+from deploynas.nn.sharing import WeightSharing
 from deploynas.nn.static import MODULES, StaticNetwork, build_layer, initialise
 from deploynas.spaces.base import Archs, SearchSpace
 from deploynas.spaces.layers import Layer
@@ -122,7 +123,7 @@ class _Shell:
         return out
 
 
-class Supernet(nn.Module):
+class Supernet(WeightSharing):
     """Weight-sharing supernet of a search space.
 
     Batch-norm statistics are not tracked in training: every subnet needs its own, which
@@ -130,8 +131,7 @@ class Supernet(nn.Module):
     """
 
     def __init__(self, space: SearchSpace) -> None:
-        super().__init__()
-        self.space = space
+        super().__init__(space)
         self.slots = nn.ModuleList(
             ElasticLayer([space.layer_table[i] for i in set(slot.layer_ids.ravel()) if i >= 0])
             for slot in space.slots

@@ -258,7 +258,7 @@ def _calibration_archs(
     """
     key = space_key(space, precision)
     known = {r.resolution for r in profile.networks.get(key, ())}
-    new = [i for i, r in enumerate(space.resolutions) if r not in known]
+    new = [side for side in space.resolutions if side not in known]
     if not new:
         return space.as_rows([])
     rng = np.random.default_rng([1, *space.resolutions])
@@ -270,8 +270,8 @@ def _calibration_archs(
             *[space.largest() for _ in new],
         ]
     )
-    archs[:, 0] = [new[i % len(new)] for i in range(len(archs))]
-    return np.unique(space.canonical(archs), axis=0)
+    sides = [new[i % len(new)] for i in range(len(archs))]
+    return np.unique(space.canonical(space.with_resolution(archs, sides)), axis=0)
 
 
 def _with_networks(

@@ -1,8 +1,8 @@
 """Accuracy from an architecture: ridge regression on the gap to a ceiling.
 
 Accuracies saturate, so that the logarithm of what is missing to a ceiling is far closer to a
-sum of the blocks' contributions than the accuracy itself. Features of blocks past a stage's
-depth are masked: equal networks have equal features.
+sum of the blocks' contributions than the accuracy itself. What is seen of an architecture is its
+space's to say: :meth:`deploynas.spaces.SearchSpace.features`.
 """
 
 from __future__ import annotations
@@ -10,36 +10,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from deploynas.spaces import Archs, StagedSpace
-
 Floats = npt.NDArray[np.float64]
 NUM_FREE = 3  # constant, log MACs, log params: never penalised
 CEILINGS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12)  # above the best accuracy seen
 PENALTIES = np.geomspace(1e-2, 3e2, 15)
-
-
-def features(space: StagedSpace, archs: Archs) -> Floats:
-    """``(n, num_features)``: size, each stage's width and kernels, each block's options."""
-    depths, kernels, ratios = space.unpacked(archs)
-    columns = [
-        np.ones(len(archs)),
-        np.log(space.macs(archs) / 1e8),
-        np.log(space.params(archs) / 1e6),
-    ]
-    start = 0
-    for stage in space.table.stages:
-        blocks = slice(start, start + stage.depths[-1])
-        start = blocks.stop
-        columns += [
-            np.log(ratios[:, blocks].sum(axis=1)),
-            np.log((kernels[:, blocks] ** 2 * ratios[:, blocks]).sum(axis=1)),
-        ]
-    for stage, depth in zip(space.table.stages, depths.T, strict=True):
-        columns += [depth >= option for option in stage.depths[1:]]
-    for kernel, ratio in zip(kernels.T, ratios.T, strict=True):
-        columns += [kernel >= option for option in space.table.kernel_sizes]
-        columns += [ratio >= option for option in space.table.expand_ratios[1:]]
-    return np.stack(columns, axis=1).astype(np.float64)
 
 
 def fit(x: Floats, accuracies: Floats, num_folds: int = 5) -> tuple[float, Floats]:

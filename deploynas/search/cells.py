@@ -18,13 +18,12 @@ import numpy.typing as npt
 from deploynas.errors import InfeasibleBudgetError
 from deploynas.nn.mixtures import MixedCells
 from deploynas.profile import LatencyModel
-from deploynas.search.budget import Budget, Floats, LimitedSum, limited_sums
+from deploynas.search.budget import Budget, Floats, limited_sums
 from deploynas.search.discretise import Decision
 from deploynas.search.knapsack import knapsack
 from deploynas.spaces import Archs
-from deploynas.spaces.cells import KINDS, NUM_INPUTS, CellSpace
+from deploynas.spaces.cells import KINDS, NUM_INPUTS, SKIP, CellSpace
 
-SKIP = "skip_connect"
 COLLAPSED = 2  # skips of the normal cell that are not yet a collapse (Chen et al. 2019)
 ROUNDING = 1e-9  # of a latency: sums of floats
 
@@ -159,10 +158,11 @@ def _strongest(
     at_most = sum(float(s.max()) for s in strengths)
 
     def found(chosen: Sequence[int], is_settled: bool) -> _Strongest:
-        row = [0]
-        for own, i, value in zip(options, chosen, values, strict=True):
-            row += [int(part) for part in np.unravel_index(own[i], value.shape)]
-        arch = space.as_rows(row)[0]
+        nodes = [
+            [int(part) for part in np.unravel_index(own[i], value.shape)]
+            for own, i, value in zip(options, chosen, values, strict=True)
+        ]
+        (arch,) = space.of_nodes(nodes)
         if not budget.admits(arch[None], model)[0]:
             return _Strongest(at_most, is_settled=False)
         strength = sum(float(s[i]) for s, i in zip(strengths, chosen, strict=True))
@@ -177,39 +177,9 @@ def _strongest(
         costs = space.node_costs(one.values)
         own_costs = [c.ravel()[own] for c, own in zip(costs, options, strict=True)]
         limit = one.limit * (1 - ROUNDING) if one.name == "latency_ms" else one.limit
-        left = limit - one.intercept - constant_of(space, one)
+        left = limit - one.intercept - space.constant_of(one.values)
         solution = knapsack(strengths, own_costs, left)
         if solution is None:
             return _Strongest(at_most)  # nothing keeps this limit
         kept.append(found(solution.options, solution.is_exact and len(limits) == 1))
     return max(kept, key=lambda k: k.strength, default=_Strongest(at_most, is_settled=False))
-
-
-def _flat(row: Archs, shapes: Sequence[tuple[int, ...]]) -> list[int]:
-    parts = row[1:].reshape(len(shapes), 1 + NUM_INPUTS)
-    return [
-        int(np.ravel_multi_index(tuple(int(i) for i in part), shape))
-        for part, shape in zip(parts, shapes, strict=True)
-    ]
-
-
-def num_skips(space: CellSpace, arch: Archs, kind: int = 0) -> int:
-    """Skip connections in the normal cell (kind 0) of an architecture."""
-    if SKIP not in space.table.operations:
-        return 0
-    skip = space.table.operations.index(SKIP)
-    columns = [
-        space.column(kind, node) + 1 + i
-        for node in range(space.table.nodes)
-        for i in range(NUM_INPUTS)
-    ]
-    return int((arch[columns] == skip).sum())
-
-
-def constant_of(space: CellSpace, limited: LimitedSum) -> float:
-    """What no choice of cells changes in a sum over layers."""
-    (row,) = space.smallest()
-    costs = space.node_costs(limited.values)
-    options = _flat(row, [c.shape for c in costs])
-    own = sum(float(c.ravel()[i]) for c, i in zip(costs, options, strict=True))
-    return float(space.sum_over_layers(row[None], limited.values)[0]) - own

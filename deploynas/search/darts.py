@@ -14,6 +14,7 @@ cell's skips (Chen et al. 2019, "Progressive differentiable architecture search"
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,15 +27,12 @@ from torch import Tensor, nn
 
 from deploynas.artifacts import Record
 from deploynas.data import ImageDataset
-from deploynas.nn.mixtures import MixedBlocks, MixedCells
+from deploynas.errors import InvalidInputError
+from deploynas.nn.mixtures import MixedBlocks, MixedCells, Mixture
 from deploynas.profile import LatencyModel
-from deploynas.search.architecture import (
-    Floats,
-    additive_costs,
-    restore_adam,
-)
+from deploynas.search.architecture import Floats, restore_adam
 from deploynas.search.budget import Budget, limited_sums
-from deploynas.search.cells import cells_decision, constant_of, num_skips
+from deploynas.search.cells import cells_decision
 from deploynas.search.discretise import Decision, discretise
 from deploynas.search.gradient import (
     GradientRecipe,
@@ -42,7 +40,6 @@ from deploynas.search.gradient import (
     WeightStep,
     search_by_gradients,
 )
-from deploynas.spaces.cells import NUM_INPUTS
 from deploynas.train import TrainingProgress
 from deploynas.train.distributed import averages, mean_over_processes, share_of_mean
 from deploynas.train.loop import DivergedError, StepImages
@@ -119,30 +116,14 @@ def expectations(
     network: MixedCells | MixedBlocks, model: LatencyModel, budget: Budget
 ) -> list[Expectation]:
     """Of every limit on a sum over layers."""
-    if isinstance(network, MixedBlocks):
-        most = network.present.shape[1]
-        return [
-            Expectation(
-                cost.name, cost.limit, cost.constant,
-                torch.tensor(
-                    np.array([np.pad(c, (0, most - len(c))) for c in cost.candidates])
-                ).float(),
-                torch.ones(len(cost.candidates), 1), network.first, cost.unit,
-            )
-            for cost in additive_costs(network, model, budget)
-        ]  # fmt: skip
-    space = network.space
     found = []
     for one in limited_sums(model, budget):
-        edges = space.edge_costs(one.values)
-        # a node keeps two of its edges, each as often as any other
-        shares = [NUM_INPUTS / len(edge) for edge in edges for _ in edge]
-        costs = np.pad(np.concatenate(edges), ((0, 0), (network.first, 0)))
+        costs = network.costs_of(one.values)
         found.append(
             Expectation(
-                one.name, one.limit, constant_of(space, one) + one.intercept,
-                torch.from_numpy(costs).float(), torch.tensor(shares)[:, None], network.first,
-                one.unit,
+                one.name, one.limit, costs.constant + one.intercept,
+                torch.from_numpy(costs.rows).float(), torch.from_numpy(costs.shares).float(),
+                network.first, one.unit,
             )
         )  # fmt: skip
     return found
@@ -350,36 +331,52 @@ def learn(
 
     return search_by_gradients(
         network, network.weights, network.space.resolutions[0], dataset, budget, recipe, optimizer,
-        logits=logits, decide=decide, short=lambda found: short(network, found),
+        logits=logits, decide=decide, short=lambda found: network.in_words(found.arch),
         identity=f"darts {network.space.spec} {budget.model_dump_json()} "
         f"{model.layer_terms.tolist()}",
         checkpoint=checkpoint, on_progress=on_progress,
     )  # fmt: skip
 
 
-def short(network: MixedCells | MixedBlocks, found: Decision) -> str:
-    """A network for the progress line."""
-    if isinstance(network, MixedBlocks):
-        return network.digits(found.arch)
-    return f"{num_skips(network.space, found.arch)} skips in the normal cell"
-
-
+@functools.singledispatch
 def decision(
-    network: MixedCells | MixedBlocks,
+    network: Mixture,
     mixtures: Sequence[Floats],
     model: LatencyModel,
     budget: Budget,
     recipe: DartsRecipe,
     **options: int,
 ) -> Decision:
-    """The strongest network that keeps the budget.
+    """The strongest network that keeps the budget: each mixture registers how.
 
     Of blocks as :func:`discretise` finds it, of cells as :func:`derive` does.
 
     Raises:
         InfeasibleBudgetError: None was found; of cells, none of at most ``max_skips``.
     """
-    if isinstance(network, MixedBlocks):
-        rng = np.random.default_rng([recipe.seed, 10])
-        return discretise(network, mixtures, model, budget, rng, **options)
+    raise InvalidInputError(f"no decision is registered for {type(network).__name__}")
+
+
+@decision.register(MixedBlocks)
+def _of_blocks(
+    network: MixedBlocks,
+    mixtures: Sequence[Floats],
+    model: LatencyModel,
+    budget: Budget,
+    recipe: DartsRecipe,
+    **options: int,
+) -> Decision:
+    rng = np.random.default_rng([recipe.seed, 10])
+    return discretise(network, mixtures, model, budget, rng, **options)
+
+
+@decision.register(MixedCells)
+def _of_cells(
+    network: MixedCells,
+    mixtures: Sequence[Floats],
+    model: LatencyModel,
+    budget: Budget,
+    recipe: DartsRecipe,
+    **options: int,
+) -> Decision:
     return cells_decision(network, mixtures, model, budget, recipe.architecture.max_skips)

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deploynas.search.accuracy_model import Floats
-from deploynas.spaces import CellSpace
-from deploynas.spaces.cells import KINDS, NUM_INPUTS
+from deploynas.spaces import SearchSpace
 
 WIDTH, DEPTH = 48, 3
 STEPS, RATE, DECAY = 200, 5e-3, 1e-3
 
 
-def fit(space: CellSpace, archs: Floats, accuracies: Floats) -> Callable[[Floats], Floats]:
+def fit(space: SearchSpace, archs: Floats, accuracies: Floats) -> Callable[[Floats], Floats]:
     """A model of accuracies, fitted to pairs; the same pairs give the same model.
 
     Args:
@@ -53,47 +51,12 @@ def fit(space: CellSpace, archs: Floats, accuracies: Floats) -> Callable[[Floats
     return predict
 
 
-def _graphs(space: CellSpace, archs: Floats) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each architecture's two cells, side by side.
-
-    Returns:
-        Nodes ``(n, num_nodes, num_kinds)``, one-hot; edges ``(n, num_nodes, num_nodes)``, 1 from
-        the second to the first; resolutions ``(n, num_resolutions)``, one-hot.
-    """
-    rows_of = archs.astype(np.int64)
-    table, num = space.table, len(archs)
-    per_cell = NUM_INPUTS + table.nodes * (1 + NUM_INPUTS) + 1
-    fixed = NUM_INPUTS + 2  # inputs, a node's sum, the output
-    nodes = np.zeros((num, len(KINDS) * per_cell, len(KINDS) * (fixed + len(table.operations))))
-    edges = np.zeros((num, nodes.shape[1], nodes.shape[1]))
-    rows = np.arange(num)
-    for kind in range(len(KINDS)):
-        first = kind * per_cell
-        own = kind * (fixed + len(table.operations))
-        output = first + per_cell - 1
-        states = np.empty((num, NUM_INPUTS + table.nodes), np.int64)
-        for i in range(NUM_INPUTS):
-            states[:, i] = first + i
-            nodes[:, first + i, own + i] = 1
-        nodes[:, output, own + NUM_INPUTS + 1] = 1
-        for node, pairs in enumerate(space.pairs):
-            column = space.column(kind, node)
-            place = first + NUM_INPUTS + node * (1 + NUM_INPUTS)
-            states[:, NUM_INPUTS + node] = place
-            nodes[:, place, own + NUM_INPUTS] = 1
-            edges[:, output, place] = 1
-            sources = np.array(pairs)[rows_of[:, column]]
-            for i in range(NUM_INPUTS):
-                operation = place + 1 + i
-                nodes[rows, operation, own + fixed + rows_of[:, column + 1 + i]] = 1
-                edges[rows, operation, states[rows, sources[:, i]]] = 1
-                edges[:, place, operation] = 1
-    resolutions = np.eye(len(space.resolutions))[rows_of[:, 0]]
-    return (
-        torch.from_numpy(nodes).float(),
-        torch.from_numpy(edges).float(),
-        torch.from_numpy(resolutions).float(),
-    )
+def _graphs(space: SearchSpace, archs: Floats) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes, edges and resolutions of architectures: see :class:`deploynas.spaces.Graphs`."""
+    found = space.graphs(space.as_rows(archs))
+    assert found is not None  # asked of spaces that have them
+    nodes, edges, sides = map(torch.from_numpy, (found.nodes, found.edges, found.sides))
+    return nodes.float(), edges.float(), sides.float()
 
 
 class _Network(nn.Module):

@@ -13,8 +13,8 @@ import numpy as np
 
 from deploynas.artifacts import Artifact
 from deploynas.errors import UnknownNameError
-from deploynas.search.accuracy_model import Floats, features, predict
-from deploynas.spaces import Archs, StagedSpace, space
+from deploynas.search.accuracy_model import Floats, predict
+from deploynas.spaces import Archs, SearchSpace, space
 
 FOLDER = Path(__file__).parent
 SUFFIX = ".imagenet.json"
@@ -57,7 +57,7 @@ class ImageNetPredictor:
         rmse: Held-out error, a fraction.
     """
 
-    def __init__(self, record: ImageNetRecord, given: StagedSpace) -> None:
+    def __init__(self, record: ImageNetRecord, given: SearchSpace) -> None:
         self.record = record
         self.rmse = record.rmse
         self.space = given.with_resolutions(record.resolutions)
@@ -72,7 +72,7 @@ class ImageNetPredictor:
         """
         rows, known = self._own(archs)
         accuracies = np.full(len(rows), np.nan)
-        x = features(self.space, rows[known])
+        x = self.space.features(rows[known])
         accuracies[known] = predict(self.record.ceiling, self._weights, x)
         return accuracies
 
@@ -89,14 +89,13 @@ class ImageNetPredictor:
 
     def _own(self, archs: Archs) -> tuple[Archs, np.ndarray]:
         """The rows as rows of ``self.space``, and which of them it holds."""
-        sides = np.array(self._given.resolutions)[archs[:, 0]]
+        sides = self._given.resolution_of(archs)
         known = np.isin(sides, self.space.resolutions)
-        rows = archs.copy()
-        rows[:, 0] = np.searchsorted(self.space.resolutions, np.where(known, sides, 0))
-        return rows, known
+        first = self.space.resolutions[0]
+        return self.space.with_resolution(archs, np.where(known, sides, first)), known
 
 
-def imagenet_predictor(name: str | StagedSpace) -> ImageNetPredictor:
+def imagenet_predictor(name: str | SearchSpace) -> ImageNetPredictor:
     """The ImageNet accuracy predictor of a space.
 
     Args:
@@ -106,7 +105,6 @@ def imagenet_predictor(name: str | StagedSpace) -> ImageNetPredictor:
         UnknownNameError: There is none for that space.
     """
     given = space(name) if isinstance(name, str) else name
-    assert isinstance(given, StagedSpace)
     path = FOLDER / f"{given.name}{SUFFIX}"
     if not path.exists():
         known = [p.name.removesuffix(SUFFIX) for p in FOLDER.glob(f"*{SUFFIX}")]

@@ -20,7 +20,7 @@ import numpy as np
 from deploynas.profile.latency_model import kendall_tau
 from deploynas.search import accuracy_model
 from deploynas.search.accuracy_model import Floats
-from deploynas.spaces import Archs, CellSpace, SearchSpace, StagedSpace
+from deploynas.spaces import Archs, SearchSpace
 
 Model = Callable[[Floats], Floats]
 NUM_FOLDS = 5
@@ -93,15 +93,7 @@ def _features(space: SearchSpace, kind: str, archs: Archs) -> Floats:
     """What a kind of predictor sees of architectures: ``(n, num_features)``."""
     if kind in ("process", "graph"):
         return archs.astype(np.float64)
-    if isinstance(space, StagedSpace):
-        return accuracy_model.features(space, archs)
-    options = [
-        archs[:, [column]] == np.arange(num)[None] for column, num in enumerate(space.num_options)
-    ]
-    free = [  # as many as accuracy_model.NUM_FREE
-        np.ones(len(archs)), np.log1p(space.macs(archs)), np.log1p(space.params(archs)),
-    ]  # fmt: skip
-    return np.concatenate([np.stack(free, axis=1), *options], axis=1).astype(np.float64)
+    return space.features(archs)
 
 
 def _ridge(x: Floats, accuracies: Floats) -> Model:
@@ -253,7 +245,7 @@ KINDS: dict[str, Callable[[Floats, Floats], Model]] = {
 
 def _kinds(space: SearchSpace) -> dict[str, Callable[[Floats, Floats], Model]]:
     """Those that a space fits, as far as what they need is installed."""
-    if not isinstance(space, CellSpace) or find_spec("torch") is None:
+    if space.graphs(space.smallest()) is None or find_spec("torch") is None:
         return KINDS
     from deploynas.search import graph_predictor
 

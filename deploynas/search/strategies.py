@@ -13,7 +13,7 @@ from deploynas.errors import InfeasibleBudgetError
 from deploynas.profile import LatencyModel
 from deploynas.search.budget import Budget, limited_sums
 from deploynas.search.fronts import front
-from deploynas.spaces import Archs, SearchSpace
+from deploynas.spaces import Archs
 
 Floats = npt.NDArray[np.float64]
 Evaluate = Callable[[Archs], Floats]  # (n, num_choices) -> (n,) accuracies, fractions
@@ -225,9 +225,9 @@ def regularised_evolution(
             for _ in range(max(4, size))
         ]
         parents = np.stack([alive[max(one, key=lambda i: alive[i][1])][0] for one in drawn])
-        children = one_changed(model.space, parents, rng)
+        children = model.space.change_one(parents, rng)
         if stuck > MAX_DRAWS // 2:  # what is near is known: go further
-            children = one_changed(model.space, children, rng)
+            children = model.space.change_one(children, rng)
         if soft is None:
             children = children[budget.admits(children, model)]
         fresh = _unseen(children, seen, size)
@@ -242,20 +242,6 @@ def regularised_evolution(
         return history
     kept = budget.admits(history.archs, model)
     return History(history.archs[kept], history.accuracies[kept])
-
-
-def one_changed(space: SearchSpace, archs: Archs, rng: np.random.Generator) -> Archs:
-    """Each architecture with another option in one choice, where there is another."""
-    free = np.flatnonzero(space.num_options > 1)
-    if not len(free):
-        return archs
-    columns = free[rng.integers(len(free), size=len(archs))]
-    rows = np.arange(len(archs))
-    changed = archs.copy()
-    num = space.num_options[columns]
-    step = 1 + (rng.random(len(archs)) * (num - 1)).astype(np.int64)
-    changed[rows, columns] = (archs[rows, columns] + step) % num
-    return space.canonical(changed)
 
 
 def _unseen(archs: Archs, seen: set[bytes], n: int) -> Archs:
@@ -324,9 +310,9 @@ def pareto(
                 continue
             drawn = fitting[rng.integers(len(fitting), size=(num_tries, CAP_TOURNAMENT))]
             best = drawn[np.arange(num_tries), accuracies[drawn].argmax(axis=1)]
-            tries = one_changed(model.space, archs[best], rng)
+            tries = model.space.change_one(archs[best], rng)
             twice = rng.random(num_tries) < 0.5
-            tries[twice] = one_changed(model.space, tries[twice], rng)
+            tries[twice] = model.space.change_one(tries[twice], rng)
             kept = (costs_of(model, tries, costs) <= caps).all(axis=1)
             tries = tries[kept & budget.admits(tries, model)]
             fresh = [arch for arch in tries if arch.tobytes() not in seen]

@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from deploynas.errors import InvalidInputError, UnknownNameError
-from deploynas.spaces.base import ArchRecord, Archs, Choice, SearchSpace, Slot
+from deploynas.spaces.base import ArchRecord, Archs, Choice, Graphs, SearchSpace, Slot
 from deploynas.spaces.candidates import (
     CANDIDATE_TABLES,
     ONE_SHOT_TABLES,
     CandidateSpace,
     OneShotSpace,
 )
-from deploynas.spaces.cells import (
-    CELL_TABLES,
-    CellSpace,
-    cell_space,
-    genotype,
-    operation,
-    parse_genotype,
-)
+from deploynas.spaces.cells import CELL_TABLES, CellSpace, cell_space, operation
+from deploynas.spaces.genotypes import genotype, parse_genotype
 from deploynas.spaces.layers import Layer, Node
 from deploynas.spaces.mobile import TABLES, MobileSpace
 from deploynas.spaces.published import parse_net
@@ -31,6 +25,7 @@ __all__ = [
     "CandidateSpace",
     "CellSpace",
     "Choice",
+    "Graphs",
     "Layer",
     "MobileSpace",
     "Node",

@@ -10,7 +10,7 @@ import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from deploynas.spaces.tree import Tree, independent
 Archs = npt.NDArray[np.integer]
 ArchDict = Mapping[str, object]
 ArchRecord = dict[str, int | list[int] | list[str]]  # the dict form in a file
+RESOLUTION = "resolution"  # the name of the choice of the input's side, in every family
 _CHUNK = 16_384  # rows that keep a slot's working set inside the cache
 
 
@@ -61,19 +62,50 @@ class Slot:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """Architectures as graphs.
+
+    Attributes:
+        nodes: ``(n, num_nodes, num_kinds)``, one-hot.
+        edges: ``(n, num_nodes, num_nodes)``, 1 from the second node to the first.
+        sides: ``(n, num_resolutions)``, one-hot.
+    """
+
+    nodes: npt.NDArray[np.float64]
+    edges: npt.NDArray[np.float64]
+    sides: npt.NDArray[np.float64]
+
+
 class SearchSpace(abc.ABC):
     """A tuple of choices plus what they build.
 
     Subclasses fill ``name``, ``choices``, ``layer_table`` and ``slots`` from one shape walk;
-    costs, latency, profiles and networks all read those.
+    costs, latency, profiles and networks all read those. What else a family may say of itself has
+    a default that fits every space.
 
     Attributes:
         name: As the command line knows it.
         choices: What can be chosen, in the order of an architecture's columns.
         layer_table: Every distinct layer that the space can produce.
         slots: Where they stand, in the order of execution.
-        num_classes, in_channels, resolutions: What the space was made for.
+        num_classes, in_channels, resolutions: What the space was made for; a space of several
+            resolutions has a choice that is named :data:`RESOLUTION`, of the same numbers.
+
+    Of a family:
+        network: The class that shares weights between its architectures, one running at a time:
+            ``package.module:Class``, called with the space. (This package needs no torch.)
+        mixture: The class whose candidates run all at once, weighted, for gradient searches; None
+            where there is none.
+        schedules: Of :data:`deploynas.train.schedules.SCHEDULES` those that train ``network``,
+            the usual one first.
+        strategy: The search that the family was made for; None where any will do.
     """
+
+    network: ClassVar[str] = "deploynas.nn.paths:PathNetwork"
+    mixture: ClassVar[str | None] = None
+    schedules: ClassVar[tuple[str, ...]] = ("single-path",)
+    strategy: ClassVar[str | None] = None
 
     name: str
     num_classes: int
@@ -144,6 +176,55 @@ class SearchSpace(abc.ABC):
     def is_chain(self) -> bool:
         """Whether every layer reads the one before it, and nothing else."""
         return not any(slot.inputs for slot in self.slots)
+
+    @cached_property
+    def resolution_column(self) -> int | None:
+        """The choice of the resolution; None where there is nothing to choose."""
+        names = [choice.name for choice in self.choices]
+        return names.index(RESOLUTION) if RESOLUTION in names else None
+
+    def deciding(self, slot: Slot) -> tuple[int, ...]:
+        """The columns beside the resolution that decide what stands in a slot."""
+        return tuple(
+            column
+            for column in slot.columns
+            if len(self.choices[column].options) > 1 and column != self.resolution_column
+        )
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether every choice but the resolution is what stands in one slot of a chain."""
+        deciding = [self.deciding(slot) for slot in self.slots]
+        taken = [column for columns in deciding for column in columns]
+        one_each = len(taken) == len(set(taken)) and max(map(len, deciding)) <= 1
+        return one_each and self.is_chain
+
+    def resolution_of(self, archs: Archs) -> npt.NDArray[np.int64]:
+        """``(n,)`` sides of the input image in pixels."""
+        sides, archs = np.array(self.resolutions, np.int64), self._checked(archs)
+        column = self.resolution_column
+        return np.full(len(archs), sides[0]) if column is None else sides[archs[:, column]]
+
+    def with_resolution(self, archs: Archs, pixels: npt.ArrayLike) -> Archs:
+        """Architectures, also those of this space at other resolutions, at one that it has.
+
+        Args:
+            archs: ``(n, num_choices)``.
+            pixels: Sides of the input image, one or ``(n,)``.
+
+        Raises:
+            InvalidInputError: A side is none of ``resolutions``.
+        """
+        sides = np.broadcast_to(np.asarray(pixels), len(archs))
+        unknown = sides[~np.isin(sides, self.resolutions)]
+        if len(unknown):
+            raise InvalidInputError(
+                f"resolution of {self.name} is one of {list(self.resolutions)}, got {unknown[0]}"
+            )
+        rows = np.array(archs)
+        if self.resolution_column is not None:
+            rows[:, self.resolution_column] = np.searchsorted(self.resolutions, sides)
+        return rows
 
     @property
     def spec(self) -> dict[str, object]:
@@ -237,6 +318,52 @@ class SearchSpace(abc.ABC):
     def crossover(self, first: Archs, second: Archs, rng: np.random.Generator) -> Archs:
         """Uniform crossover: each choice from one parent or the other."""
         return self.canonical(np.where(rng.random(first.shape) < 0.5, first, second))
+
+    def change_one(self, archs: Archs, rng: np.random.Generator) -> Archs:
+        """Each architecture with another option in one choice, where there is another."""
+        free = np.flatnonzero(self.num_options > 1)
+        if not len(free):
+            return archs
+        columns = free[rng.integers(len(free), size=len(archs))]
+        rows = np.arange(len(archs))
+        changed = archs.copy()
+        num = self.num_options[columns]
+        step = 1 + (rng.random(len(archs)) * (num - 1)).astype(np.int64)
+        changed[rows, columns] = (archs[rows, columns] + step) % num
+        return self.canonical(changed)
+
+    def sample_open(self, n: int, rng: np.random.Generator, num_open: Mapping[str, int]) -> Archs:
+        """``n`` architectures while a progressive training has opened a part of the choices.
+
+        Args:
+            n: How many.
+            rng: Draws them.
+            num_open: Kind of choice -> of how many of its largest options. A family without
+                such choices, as here, draws from all.
+        """
+        return self.sample(n, rng)
+
+    def features(self, archs: Archs) -> npt.NDArray[np.float64]:
+        """``(n, num_features)`` what predicts an accuracy: 1, log MACs, log params, then the rest.
+
+        Here every option, one-hot.
+        """
+        options = [
+            archs[:, [column]] == np.arange(num)[None]
+            for column, num in enumerate(self.num_options)
+        ]
+        size = [np.ones(len(archs)), np.log1p(self.macs(archs)), np.log1p(self.params(archs))]
+        return np.concatenate([np.stack(size, axis=1), *options], axis=1).astype(np.float64)
+
+    def graphs(self, archs: Archs) -> Graphs | None:
+        """Architectures as graphs, for a predictor that sees those; None: a family has none."""
+        return None
+
+    @property
+    def candidates_at_once(self) -> float:
+        """Layers that a mixture of all candidates runs, over those that one network runs."""
+        own = self.num_options[[c.name != RESOLUTION for c in self.choices]]
+        return float(np.mean(own)) if len(own) else 1.0
 
     def layers(self, arch: Archs) -> list[Node]:
         """The shape walk: an architecture's nodes, in order of execution."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -50,6 +51,9 @@ class CandidateSpace(StagedSpace):
     Blocks of a stage that all may be left out are interchangeable, so that the canonical form has
     what is left out at the stage's end.
     """
+
+    mixture: ClassVar[str | None] = "deploynas.nn.mixtures:MixedBlocks"
+    strategy: ClassVar[str | None] = "proxyless"
 
     def _operations(self, block: Block) -> dict[str, tuple[int, int] | None]:
         """Name -> kernel size and expand ratio, None for zero; the cheapest first."""
@@ -190,6 +194,9 @@ class OneShotSpace(CandidateSpace):
 
     Columns of an architecture: resolution, then the operation of every layer.
     """
+
+    network: ClassVar[str] = "deploynas.nn.mixed:MixedNetwork"
+    schedules: ClassVar[tuple[str, ...]] = ("single-path",)
 
     def _operations(self, block: Block) -> dict[str, tuple[int, int] | None]:
         ratio = self.table.expand_ratios[0]

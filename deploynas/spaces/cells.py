@@ -9,24 +9,23 @@ cell's inputs have stride 2, and channels double.
 
 from __future__ import annotations
 
-import ast
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from deploynas.errors import InvalidInputError
-from deploynas.spaces.base import ArchDict, Archs, Choice, SearchSpace, Slot
+from deploynas.spaces.base import ArchDict, Archs, Choice, Graphs, SearchSpace, Slot
 from deploynas.spaces.layers import Layer
 from deploynas.spaces.tree import All, Leaf, One, Tree
 
 KINDS = ("normal", "reduction")
 NUM_INPUTS = 2  # of a cell, and of a node
-NONE = "none"
+NONE, SKIP = "none", "skip_connect"
 OPERATIONS = (  # the cheapest first
-    "skip_connect", "max_pool_3x3", "avg_pool_3x3", "dil_conv_3x3", "dil_conv_5x5",
+    SKIP, "max_pool_3x3", "avg_pool_3x3", "dil_conv_3x3", "dil_conv_5x5",
     "sep_conv_3x3", "sep_conv_5x5",
 )  # fmt: skip
 
@@ -76,9 +75,9 @@ def operation(name: str, channels: int, side: int, stride: int) -> Layer | None:
     Raises:
         InvalidInputError: No such operation.
     """
-    if name == NONE or (name == "skip_connect" and stride == 1):
+    if name == NONE or (name == SKIP and stride == 1):
         return None
-    if name == "skip_connect":
+    if name == SKIP:
         return Layer("factorised_reduce", channels, channels, side, side, stride=2)
     if name not in OPERATIONS:
         raise InvalidInputError(
@@ -165,6 +164,9 @@ class CellSpace(SearchSpace):
     Dict form: ``resolution``, and ``normal`` and ``reduction``, the lists of edges of a genotype:
     ``sep_conv_3x3<0`` reads the cell's first input, ``<1`` its second, ``<2`` the first node.
     """
+
+    network: ClassVar[str] = "deploynas.nn.cells:CellNetwork"
+    mixture: ClassVar[str | None] = "deploynas.nn.mixtures:MixedCells"
 
     def __init__(
         self,
@@ -389,6 +391,57 @@ class CellSpace(SearchSpace):
         """``(1, num_choices)`` the one with the most multiply-adds."""
         return self.ends(self.layer_values("macs"))[-1:]
 
+    @property
+    def candidates_at_once(self) -> float:
+        """Layers that a mixture of all candidates runs, over those that one network runs."""
+        return len(self.table.operations) * (self.table.nodes + 3) / 4
+
+    def of_nodes(self, nodes: Sequence[Sequence[int]]) -> Archs:
+        """``(1, num_choices)`` an architecture at the first resolution.
+
+        Args:
+            nodes: Of the normal, then of the reduction cell: the option of the inputs, and of the
+                operation on either.
+        """
+        return self.as_rows([0, *itertools.chain.from_iterable(nodes)])
+
+    def nodes_of(self, arch: Archs) -> list[tuple[int, ...]]:
+        """The reverse of :meth:`of_nodes`."""
+        parts = arch[1:].reshape(-1, 1 + NUM_INPUTS)
+        return [tuple(int(option) for option in part) for part in parts]
+
+    def graphs(self, archs: Archs) -> Graphs:
+        """Both cells side by side; an operation is a node between the two that its edge joins."""
+        rows_of = self._checked(archs).astype(np.int64)
+        table, num = self.table, len(archs)
+        per_cell = NUM_INPUTS + table.nodes * (1 + NUM_INPUTS) + 1
+        fixed = NUM_INPUTS + 2  # inputs, a node's sum, the output
+        num_kinds = fixed + len(table.operations)  # a cell's
+        nodes = np.zeros((num, len(KINDS) * per_cell, len(KINDS) * num_kinds))
+        edges = np.zeros((num, nodes.shape[1], nodes.shape[1]))
+        rows = np.arange(num)
+        for number in range(len(KINDS)):
+            first, own = number * per_cell, number * num_kinds
+            output = first + per_cell - 1
+            states = np.empty((num, NUM_INPUTS + table.nodes), np.int64)
+            for i in range(NUM_INPUTS):
+                states[:, i] = first + i
+                nodes[:, first + i, own + i] = 1
+            nodes[:, output, own + NUM_INPUTS + 1] = 1
+            for node, pairs in enumerate(self.pairs):
+                column = self.column(number, node)
+                place = first + NUM_INPUTS + node * (1 + NUM_INPUTS)
+                states[:, NUM_INPUTS + node] = place
+                nodes[:, place, own + NUM_INPUTS] = 1
+                edges[:, output, place] = 1
+                sources = np.array(pairs)[rows_of[:, column]]
+                for i in range(NUM_INPUTS):
+                    operation = place + 1 + i
+                    nodes[rows, operation, own + fixed + rows_of[:, column + 1 + i]] = 1
+                    edges[rows, operation, states[rows, sources[:, i]]] = 1
+                    edges[:, place, operation] = 1
+        return Graphs(nodes, edges, np.eye(len(self.resolutions))[rows_of[:, 0]])
+
     def node_costs(self, values: np.ndarray, resolution: int = 0) -> list[np.ndarray]:
         """What each node adds to a sum over layers, in all cells of its kind.
 
@@ -405,6 +458,21 @@ class CellSpace(SearchSpace):
             np.stack([edges[number][a][:, None] + edges[number][b][None, :] for a, b in pairs])
             for number, pairs in enumerate([*self.pairs, *self.pairs])
         ]
+
+    def constant_of(self, values: np.ndarray) -> float:
+        """What no choice of cells changes in a sum over layers, ``values`` as above."""
+        (row,) = self.smallest()
+        costs = self.node_costs(values)
+        own = sum(float(c[n]) for c, n in zip(costs, self.nodes_of(row), strict=True))
+        return float(self.sum_over_layers(row[None], values)[0]) - own
+
+    def num_skips(self, arch: Archs, number: int = 0) -> int:
+        """Skip connections in the normal cell of an architecture, or in the reduction cell (1)."""
+        if SKIP not in self.table.operations:
+            return 0
+        nodes = self.nodes_of(arch)[number * self.table.nodes : (number + 1) * self.table.nodes]
+        skip = self.table.operations.index(SKIP)
+        return sum(option == skip for _, *options in nodes for option in options)
 
     def edge_costs(self, values: np.ndarray, resolution: int = 0) -> list[np.ndarray]:
         """What each edge adds to a sum over layers, in all cells of its kind.
@@ -452,60 +520,6 @@ class CellSpace(SearchSpace):
                     rows.append(row)
         ends = self.ends(self.layer_values("macs"))
         return np.unique(np.concatenate([self.as_rows(rows), ends]), axis=0)
-
-
-def genotype(arch: ArchDict) -> str:
-    """A cell architecture as the published code of DARTS writes it.
-
-    Args:
-        arch: Dict form.
-    """
-    parts = []
-    for kind, short in zip(KINDS, ("normal", "reduce"), strict=True):
-        edges = [parse_edge(edge) for edge in arch[kind]]  # type: ignore[attr-defined]
-        concat = f"range({NUM_INPUTS}, {NUM_INPUTS + len(edges) // NUM_INPUTS})"
-        parts += [f"{short}={edges}", f"{short}_concat={concat}"]
-    return f"Genotype({', '.join(parts)})"
-
-
-def parse_genotype(text: str) -> dict[str, object]:
-    """``Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=..., ...)`` -> dict form.
-
-    The resolution is not in it. What the operations and the edges are is checked by
-    :meth:`CellSpace.encode`; nothing is evaluated.
-
-    Raises:
-        InvalidInputError: Not a genotype, or not all of a cell's nodes are its output.
-    """
-    example = "it is written like Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=...)"
-    found: dict[str, object] = {}
-    left_out_of: dict[str, list[int]] = {}
-    try:
-        call = ast.parse(text.strip(), mode="eval").body
-        assert isinstance(call, ast.Call)
-        values = {word.arg: word.value for word in call.keywords}
-        for kind, short in zip(KINDS, ("normal", "reduce"), strict=True):
-            edges = ast.literal_eval(values[short])
-            found[kind] = [f"{name}<{int(source)}" for name, source in edges]
-            nodes = range(NUM_INPUTS, NUM_INPUTS + len(edges) // NUM_INPUTS)
-            concat = values.get(f"{short}_concat")
-            left_out = set(nodes) - set(nodes if concat is None else _numbers(concat))
-            left_out_of[kind] = sorted(left_out)
-    except (SyntaxError, ValueError, TypeError, KeyError, AssertionError):
-        raise InvalidInputError("not a genotype", example) from None
-    for kind, left in left_out_of.items():
-        if left:
-            raise InvalidInputError(
-                f"the {kind} cell's output leaves out node {left[0]}",
-                "only cells whose nodes are all put out are known here",
-            )
-    return found
-
-
-def _numbers(value: ast.expr) -> list[int]:
-    if isinstance(value, ast.Call):  # range(2, 6)
-        return list(range(*(int(ast.literal_eval(argument)) for argument in value.args)))
-    return [int(number) for number in ast.literal_eval(value)]
 
 
 def parse_edge(text: object) -> tuple[str, int]:

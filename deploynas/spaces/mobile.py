@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 
@@ -114,6 +114,8 @@ class MobileSpace(StagedSpace):
     Columns of an architecture: resolution, one depth per stage, then kernel size and then
     expand ratio of every block, blocks past their stage's depth holding option 0.
     """
+
+    schedules: ClassVar[tuple[str, ...]] = ("sandwich", "single-path", "progressive")
 
     @cached_property
     def _depth_columns(self) -> list[int]:
@@ -256,24 +258,20 @@ class MobileSpace(StagedSpace):
         active = depths[:, stages] > np.array([block.place for block in self.blocks])
         return depths, values(self._kernel_columns) * active, values(self._expand_columns) * active
 
-    def sample_open(
-        self,
-        n: int,
-        rng: np.random.Generator,
-        num_depths: int,
-        num_kernel_sizes: int,
-        num_expand_ratios: int,
-    ) -> Archs:
-        """``n`` architectures of the largest so many depths, kernel sizes and expand ratios."""
-        num_open = self.num_options.copy()
-        for columns, num in (
-            (self._depth_columns, num_depths),
-            (self._kernel_columns, num_kernel_sizes),
-            (self._expand_columns, num_expand_ratios),
-        ):
-            num_open[columns] = np.minimum(num_open[columns], num)
-        drawn = rng.integers(0, num_open, size=(n, len(self.choices)), dtype=np.int64)
-        return self.canonical(self.as_rows(self.num_options - num_open + drawn))
+    def sample_open(self, n: int, rng: np.random.Generator, num_open: Mapping[str, int]) -> Archs:
+        """``n`` architectures of the largest so many options of each kind of choice.
+
+        Args:
+            n: How many.
+            rng: Draws them.
+            num_open: ``depth``, ``kernel_size``, ``expand_ratio``; all options where not named.
+        """
+        num = self.num_options.copy()
+        for column, choice in enumerate(self.choices):
+            _, _, kind = choice.name.rpartition(".")
+            num[column] = min(num[column], num_open.get(kind, num[column]))
+        drawn = rng.integers(0, num, size=(n, len(self.choices)), dtype=np.int64)
+        return self.canonical(self.as_rows(self.num_options - num + drawn))
 
     def uniform(self) -> Archs:
         """Every architecture with one depth, one kernel size and one expand ratio everywhere.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from deploynas.spaces.base import Archs, Choice, SearchSpace, Slot
 from deploynas.spaces.layers import Activation, Layer, make_divisible
@@ -69,6 +70,9 @@ class StagedSpace(SearchSpace):
     Column 0 of an architecture is the resolution.
     """
 
+    network: ClassVar[str] = "deploynas.nn.supernet:Supernet"
+    schedules: ClassVar[tuple[str, ...]] = ("sandwich", "single-path")
+
     def __init__(
         self,
         name: str,
@@ -105,6 +109,32 @@ class StagedSpace(SearchSpace):
             Depths ``(n, num_stages)``, kernel sizes ``(n, num_blocks)`` and expand ratios
             ``(n, num_blocks)``.
         """
+
+    def features(self, archs: Archs) -> npt.NDArray[np.float64]:
+        """``(n, num_features)``: size, each stage's width and kernels, each block's options.
+
+        Equal networks have equal features: what is not there is masked.
+        """
+        depths, kernels, ratios = self.unpacked(archs)
+        columns = [
+            np.ones(len(archs)),
+            np.log(self.macs(archs) / 1e8),
+            np.log(self.params(archs) / 1e6),
+        ]
+        start = 0
+        for stage in self.table.stages:
+            blocks = slice(start, start + stage.depths[-1])
+            start = blocks.stop
+            columns += [
+                np.log(ratios[:, blocks].sum(axis=1)),
+                np.log((kernels[:, blocks] ** 2 * ratios[:, blocks]).sum(axis=1)),
+            ]
+        for stage, depth in zip(self.table.stages, depths.T, strict=True):
+            columns += [depth >= option for option in stage.depths[1:]]
+        for kernel, ratio in zip(kernels.T, ratios.T, strict=True):
+            columns += [kernel >= option for option in self.table.kernel_sizes]
+            columns += [ratio >= option for option in self.table.expand_ratios[1:]]
+        return np.stack(columns, axis=1).astype(np.float64)
 
     def _blocks(self) -> tuple[Block, ...]:
         """Every block that an architecture can have, in order."""

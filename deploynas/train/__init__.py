@@ -9,7 +9,7 @@ from deploynas.train.log import ScalarLog
 from deploynas.train.loop import Recipe, TrainingProgress, pick_device
 from deploynas.train.network import train_network
 from deploynas.train.schedules import SCHEDULES
-from deploynas.train.supernet import SupernetRecipe, schedules_for, train_supernet
+from deploynas.train.supernet import SupernetRecipe, train_supernet
 
 __all__ = [
     "SCHEDULES",
@@ -23,7 +23,6 @@ __all__ = [
     "load_weights",
     "pick_device",
     "save_weights",
-    "schedules_for",
     "train_network",
     "train_supernet",
     "weights_of",

@@ -12,7 +12,7 @@ from torch import nn
 
 from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
-from deploynas.nn import CellNetwork, MixedNetwork, StaticNetwork, Supernet, recalibrate
+from deploynas.nn import StaticNetwork, WeightSharing, recalibrate
 from deploynas.nn.state import digest
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train.batches import Batches
@@ -55,7 +55,7 @@ class SupernetEvaluator:
 
     def __init__(
         self,
-        supernet: Supernet | MixedNetwork | CellNetwork,
+        supernet: WeightSharing,
         dataset: ImageDataset,
         space: SearchSpace | None = None,
     ) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from deploynas.data import ImageDataset, Split
 from deploynas.errors import InvalidInputError
-from deploynas.nn import CellNetwork, MixedNetwork, StaticNetwork, Supernet
-from deploynas.spaces import Archs, CellSpace, MobileSpace, OneShotSpace, SearchSpace
+from deploynas.nn import StaticNetwork, WeightSharing
+from deploynas.spaces import Archs, SearchSpace
 from deploynas.train.batches import Batches
 from deploynas.train.checkpoint import load_weights, save_weights
 from deploynas.train.distributed import is_first
@@ -52,7 +52,7 @@ class SupernetRecipe(Recipe):
 
 
 def train_supernet(
-    supernet: Supernet | CellNetwork | MixedNetwork,
+    supernet: WeightSharing,
     dataset: ImageDataset,
     recipe: SupernetRecipe,
     *,
@@ -64,11 +64,10 @@ def train_supernet(
     Beside ``checkpoint`` stands the teacher of a progressive schedule while it runs.
     """
     space = supernet.space
-    allowed = schedules_for(space)
-    if recipe.schedule not in allowed:
+    if recipe.schedule not in space.schedules:
         raise InvalidInputError(
             f"{space.name} has no choices for the schedule {recipe.schedule}",
-            f"it can be trained by {' or '.join(allowed)}",
+            f"it can be trained by {' or '.join(space.schedules)}",
         )
     teacher = _Teacher(supernet, checkpoint and checkpoint.with_suffix(".teacher.safetensors"))
 
@@ -76,7 +75,6 @@ def train_supernet(
         if number == 0:
             teacher.forget()  # an earlier training's
         if recipe.phases[number].sort_channels:
-            assert isinstance(supernet, Supernet)
             supernet.sort_channels()
 
     evaluator = SupernetEvaluator(supernet, dataset)
@@ -102,17 +100,16 @@ def train_supernet(
 
 
 def _accumulating(
-    supernet: Supernet | CellNetwork | MixedNetwork, recipe: SupernetRecipe, teacher: _Teacher
+    supernet: WeightSharing, recipe: SupernetRecipe, teacher: _Teacher
 ) -> Callable[[StepImages], Tensor]:
     """One step: the gradients of several subnets at one resolution."""
     space = supernet.space
 
     def accumulate(images: StepImages) -> Tensor:
         phase = recipe.phases[images.phase]
-        resolution = int(images.rng.integers(len(space.resolutions)))
-        archs = _subnets(space, phase, images.rng)
-        archs[:, 0] = resolution
-        x_bchw = images.at(space.resolutions[resolution])
+        resolution = space.resolutions[int(images.rng.integers(len(space.resolutions)))]
+        archs = space.with_resolution(_subnets(space, phase, images.rng), resolution)
+        x_bchw = images.at(resolution)
         one_hot = nn.functional.one_hot(images.labels, space.num_classes)
         smoothing = recipe.label_smoothing
         labels = one_hot * (1 - smoothing) + smoothing / space.num_classes
@@ -134,7 +131,7 @@ def _accumulating(
 
 
 def supernet_images_per_second(
-    supernet: Supernet | CellNetwork | MixedNetwork, dataset: ImageDataset, recipe: SupernetRecipe
+    supernet: WeightSharing, dataset: ImageDataset, recipe: SupernetRecipe
 ) -> float:
     """How fast a supernet trains here, measured on a few steps; its weights stay as they are."""
     copy = deepcopy(supernet).to(memory_format=torch.channels_last).train()
@@ -154,24 +151,13 @@ def supernet_images_per_second(
     return recipe.batch_size / float(np.median(times[1:]))
 
 
-def schedules_for(space: SearchSpace) -> tuple[str, ...]:
-    """Keys of :data:`SCHEDULES` that a space fits, its own first.
-
-    Where options differ in kind and share no weights, as in cells, there is no largest subnet that
-    contains the others and could teach them.
-    """
-    if isinstance(space, CellSpace | OneShotSpace):
-        return ("single-path",)
-    return tuple(SCHEDULES) if isinstance(space, MobileSpace) else ("sandwich", "single-path")
-
-
 class _Teacher:
     """The largest network as it was when first asked; kept in a file for a training that resumes.
 
     A training that was killed asks for it again at the same step, or finds the file.
     """
 
-    def __init__(self, supernet: Supernet | CellNetwork | MixedNetwork, path: Path | None) -> None:
+    def __init__(self, supernet: WeightSharing, path: Path | None) -> None:
         self._supernet, self._path = supernet, path
         self._networks: dict[int, StaticNetwork] = {}
         self._weights: dict[str, Tensor] | None = None
@@ -180,8 +166,8 @@ class _Teacher:
     def __call__(self, x_bchw: Tensor, resolution: int) -> Tensor:
         """Soft predictions, with the statistics of the batch itself."""
         if resolution not in self._networks:
-            arch = self._supernet.space.largest()[0]
-            arch[0] = resolution
+            space = self._supernet.space
+            arch = space.with_resolution(space.largest(), resolution)[0]
             network = self._supernet.extract(arch)
             if self._weights is not None:
                 network.load_state_dict(self._weights)
@@ -208,11 +194,10 @@ def _subnets(space: SearchSpace, phase: Phase, rng: np.random.Generator) -> Arch
     parts = [space.largest()] if phase.ends or not phase.num_random else []
     parts += [space.smallest()] if phase.ends else []
     if phase.num_random:
-        if isinstance(space, MobileSpace):
-            drawn = space.sample_open(
-                phase.num_random, rng, phase.depths, phase.kernel_sizes, phase.expand_ratios
-            )
-        else:
-            drawn = space.sample(phase.num_random, rng)
-        parts.append(drawn)
+        num_open = {
+            "depth": phase.depths,
+            "kernel_size": phase.kernel_sizes,
+            "expand_ratio": phase.expand_ratios,
+        }
+        parts.append(space.sample_open(phase.num_random, rng, num_open))
     return np.concatenate(parts)

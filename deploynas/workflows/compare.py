@@ -27,9 +27,9 @@ from deploynas.search.darts import DartsRecipe
 from deploynas.search.job import Job, hash_of
 from deploynas.search.proxyless import ProxylessRecipe
 from deploynas.search.strategies import Floats
-from deploynas.spaces import Archs, CandidateSpace, CellSpace, SearchSpace
+from deploynas.spaces import Archs, SearchSpace
 from deploynas.spaces.layers import Node
-from deploynas.train import Recipe, SupernetRecipe, schedules_for
+from deploynas.train import Recipe, SupernetRecipe
 from deploynas.train.distributed import require_one_process
 from deploynas.train.evaluate import QUICK_CALIBRATION, QUICK_IMAGES
 from deploynas.workflows import candidates, gradient, one_shot, steps
@@ -60,8 +60,7 @@ def strategies_for(space: SearchSpace) -> list[str]:
     """Strategies that a space fits."""
     found = list(STRATEGIES)
     if len(space.resolutions) == 1:
-        is_chain = isinstance(space, CandidateSpace)
-        fits = (is_chain, is_chain or isinstance(space, CellSpace))
+        fits = (space.has_candidates, space.mixture is not None)
         found += [name for name, fit in zip(GRADIENT, fits, strict=True) if fit]
     return found
 
@@ -233,7 +232,7 @@ def _schedule(strategy: str, space: SearchSpace, settings: Settings) -> str | No
     """Of the supernet that a strategy searches; None where it trains weights of its own."""
     if _has_candidates_trained(strategy, settings) or strategy in GRADIENT:
         return None
-    return "single-path" if strategy == ONE_SHOT else schedules_for(space)[0]
+    return "single-path" if strategy == ONE_SHOT else space.schedules[0]
 
 
 def _has_candidates_trained(strategy: str, settings: Settings) -> bool:
@@ -439,7 +438,7 @@ def _forecast(
     for strategy in settings.strategies:
         if strategy in GRADIENT:
             passes = _gradient_recipe(strategy, dataset, settings, 0).epochs
-            run_at_once = 3.0 if strategy == "proxyless" else _num_candidates(space)
+            run_at_once = 3.0 if strategy == "proxyless" else space.candidates_at_once
             one = run_at_once * passes * len(dataset.train) / speed
         elif _has_candidates_trained(strategy, settings):
             rungs = candidates.rungs_of(recipe, dataset, halving=settings.evaluator == "halving")
@@ -453,10 +452,3 @@ def _forecast(
         f"about {seconds / 60:.0f} minutes where nothing was done before: {num} searches, and "
         f"{trainings} trainings of {recipe.epochs:g} epochs"
     )
-
-
-def _num_candidates(space: SearchSpace) -> float:
-    """That a step of DARTS runs, over those that a network runs, on average."""
-    if isinstance(space, CellSpace):
-        return len(space.table.operations) * (space.table.nodes + 3) / 4
-    return float(np.mean([len(choice.options) for choice in space.choices[1:]]))

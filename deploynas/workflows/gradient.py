@@ -20,7 +20,7 @@ from deploynas.errors import (
     UnknownNameError,
     require_positive,
 )
-from deploynas.nn import MixedBlocks, MixedCells, MixedNetwork
+from deploynas.nn import MixedBlocks, MixedCells, MixedNetwork, WeightSharing, mixture_of
 from deploynas.profile import LatencyModel
 from deploynas.profile.device_profile import Precision
 from deploynas.report.probabilities import draw_probabilities
@@ -32,8 +32,7 @@ from deploynas.search.discretise import Decision, discretise
 from deploynas.search.gradient import GradientRecipe, HistoryPoint, Learned, require_splittable
 from deploynas.search.proxyless import ProxylessRecipe
 from deploynas.search.result import DecisionRecord
-from deploynas.spaces import Archs, CellSpace, SearchSpace
-from deploynas.spaces.cells import NONE
+from deploynas.spaces import Archs, SearchSpace
 from deploynas.train import ScalarLog, SupernetEvaluator, TrainingProgress, pick_device
 from deploynas.train.distributed import first_alone, is_first, processes, wait
 from deploynas.train.evaluate import CALIBRATION_IMAGES
@@ -80,7 +79,7 @@ class PathEvaluator(SupernetEvaluator):
     judged, and kept, with the weights of the blocks where it learned them.
     """
 
-    def __init__(self, network: MixedNetwork | MixedCells, dataset: ImageDataset) -> None:
+    def __init__(self, network: WeightSharing, dataset: ImageDataset) -> None:
         super().__init__(network, dataset)
         self._decided: dict[bytes, Archs] = {}
 
@@ -217,15 +216,10 @@ class _Darts:
 
     @property
     def blocks(self) -> list[tuple[str, tuple[str, ...]]]:
-        if isinstance(self.network, MixedBlocks):
-            return _blocks_of(self.network)
-        operations = (NONE, *self.network.space.table.operations)
-        return [(name, operations) for name in self.network.edge_names]
+        return self.network.row_names
 
     def warnings(self, best: Archs) -> list[str]:
-        if isinstance(self.network, MixedBlocks):
-            return []
-        skips = cells.num_skips(self.network.space, best)
+        skips = self.network.num_skips(best)
         if skips <= cells.COLLAPSED:
             return []
         return [
@@ -248,11 +242,10 @@ def _side(space: SearchSpace, recipe: ProxylessRecipe | DartsRecipe) -> _Proxyle
     if isinstance(recipe, ProxylessRecipe):
         network = MixedNetwork(space, shared=recipe.share_weights)
         return _Proxyless(network.to(pick_device()), recipe)
-    if not isinstance(space, CellSpace):
-        if recipe.architecture.max_skips is not None:
-            raise InvalidInputError(f"--max-skips is of cells, and {space.name} has none")
-        return _Darts(MixedBlocks(space).to(pick_device()), recipe)
-    return _Darts(MixedCells(space).to(pick_device()), recipe)
+    mixed = mixture_of(space).to(pick_device())
+    if recipe.architecture.max_skips is not None and not mixed.has_skips:
+        raise InvalidInputError(f"--max-skips is of cells, and {space.name} has none")
+    return _Darts(mixed, recipe)
 
 
 def search(

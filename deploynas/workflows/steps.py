@@ -20,7 +20,7 @@ from deploynas.data import ImageDataset
 from deploynas.device import Device
 from deploynas.errors import IncompleteProfileError, InvalidInputError, require_positive
 from deploynas.export.exporter import network_bytes
-from deploynas.nn import CellNetwork, MixedNetwork, StaticNetwork, Supernet, supernet_of
+from deploynas.nn import StaticNetwork, WeightSharing, supernet_of
 from deploynas.profile import DeviceProfile, LatencyModel, profile_space
 from deploynas.profile.device_profile import Precision
 from deploynas.profile.profiler import quantize_for_timing
@@ -40,7 +40,6 @@ from deploynas.train import (
     TrainingProgress,
     load_weights,
     pick_device,
-    schedules_for,
     train_supernet,
     weights_of,
 )
@@ -83,7 +82,7 @@ def supernet_recipe(
         schedule: A key of ``SCHEDULES``.
     """
     recipe = SupernetRecipe.model_validate(
-        {"seed": seed, "schedule": schedule or schedules_for(chosen)[0]}
+        {"seed": seed, "schedule": schedule or chosen.schedules[0]}
     )
     if epochs is None:
         return recipe.model_copy(update=lengthened(recipe, dataset))
@@ -106,7 +105,7 @@ class SupernetRecord(Artifact):
 class TrainedSupernet:
     """A supernet with its data."""
 
-    network: Supernet | CellNetwork | MixedNetwork
+    network: WeightSharing
     dataset: ImageDataset
     run: Path
 

@@ -15,7 +15,6 @@ from deploynas.search import STRATEGIES, Budget
 from deploynas.search.strategies import (
     SoftFitness,
     costs_of,
-    one_changed,
     pareto,
     regularised_evolution,
 )
@@ -120,7 +119,7 @@ def test_the_oldest_dies():
 
 def test_one_choice_changes():
     archs = LAND.space.sample(200, np.random.default_rng(0))
-    changed = one_changed(LAND.space, archs, np.random.default_rng(1))
+    changed = LAND.space.change_one(archs, np.random.default_rng(1))
     assert ((changed != archs).sum(axis=1) == 1).all()
     assert (changed < LAND.space.num_options).all()
 

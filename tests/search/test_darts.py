@@ -16,7 +16,7 @@ from deploynas.errors import InfeasibleBudgetError, InvalidInputError, UnknownNa
 from deploynas.nn import MixedBlocks, MixedCells
 from deploynas.profile import LatencyModel
 from deploynas.search import Budget, darts
-from deploynas.search.cells import cells_decision, derive, num_skips
+from deploynas.search.cells import cells_decision, derive
 from deploynas.search.darts import (
     DartsArchitectureRecipe,
     DartsOptimizer,
@@ -100,7 +100,7 @@ def test_the_strongest_cells_by_brute_force(nodes, board_profile):
         budgets = (Budget(macs=limit), Budget(), both)
         for budget, skips in itertools.product(budgets, (None, 2, 1, 0)):
             kept = budget.admits(rows, priced)
-            kept &= [skips is None or num_skips(space, row) <= skips for row in rows]
+            kept &= [skips is None or space.num_skips(row) <= skips for row in rows]
             found = derive(small, mixtures, priced, budget, skips)
             if not kept.any():
                 assert found is None
@@ -123,13 +123,13 @@ def test_the_budget_and_the_limit_on_skips_hold(network, model):
     mixtures = random_mixtures(network)
     mixtures[:, 1] = 10.0  # skip connections win everywhere
     free, _ = derive(network, mixtures, model, Budget())
-    assert num_skips(space, free) == 4
+    assert space.num_skips(free) == 4
     for share in (0.1, 0.5, 0.9):
         budget = Budget(latency_ms=float(low + share * (high - low)))
         for limit in (None, 2, 0):
             row, _ = derive(network, mixtures, model, budget, limit)
             assert model.upper_ms(row[None])[0] <= budget.latency_ms
-            assert limit is None or num_skips(space, row) <= limit
+            assert limit is None or space.num_skips(row) <= limit
     with pytest.raises(InfeasibleBudgetError, match="--max-skips"):
         cells_decision(network, list(mixtures), model, Budget(latency_ms=float(low) / 2))
 
@@ -401,7 +401,7 @@ def test_a_search_ends_in_files_and_says_when_it_collapsed(
     arch = space.encode([result.best.architecture])
     assert budget.admits(arch, model).all()
     assert result.strategy == "darts"
-    collapsed = num_skips(space, arch[0]) > 2
+    collapsed = space.num_skips(arch[0]) > 2
     assert any("skip connections" in note for note in notes) == collapsed
     for name in ("search.json", "gradient.json", "chosen.safetensors", "probabilities.png"):
         assert (tmp_path / "run" / name).stat().st_size > 0

@@ -48,7 +48,7 @@ def test_a_network_unlike_those_fitted_to_is_told():
 def test_skipped_blocks_have_no_say():
     arch = AT_224.decode(AT_224.smallest())[0]
     changed = arch | {"kernel_sizes": [3, 3, 7, 7] * 5}
-    first, second = accuracy_model.features(AT_224, AT_224.encode([arch, changed]))
+    first, second = AT_224.features(AT_224.encode([arch, changed]))
     assert np.array_equal(first, second)
 
 
@@ -75,7 +75,7 @@ def test_predictions_match_measured_accuracies():
 def test_a_known_relation_is_found(noise):
     rng = np.random.default_rng(0)
     archs = AT_224.sample(600, rng)
-    x = accuracy_model.features(AT_224, archs)
+    x = AT_224.features(archs)
     weights = rng.normal(0, 0.02, x.shape[1])
     truth = 0.8 - np.exp(x @ weights - 3)
     fitted = accuracy_model.fit(x[:500], truth[:500] + rng.normal(0, noise, 500))
