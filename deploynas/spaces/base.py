@@ -10,7 +10,7 @@ import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -102,10 +102,10 @@ class SearchSpace(abc.ABC):
         strategy: The search that the family was made for; None where any will do.
     """
 
-    network: ClassVar[str] = "deploynas.nn.paths:PathNetwork"
-    mixture: ClassVar[str | None] = None
-    schedules: ClassVar[tuple[str, ...]] = ("single-path",)
-    strategy: ClassVar[str | None] = None
+    network: str = "deploynas.nn.paths:PathNetwork"
+    mixture: str | None = None
+    schedules: tuple[str, ...] = ("single-path",)
+    strategy: str | None = None
 
     name: str
     num_classes: int
@@ -225,6 +225,16 @@ class SearchSpace(abc.ABC):
         if self.resolution_column is not None:
             rows[:, self.resolution_column] = np.searchsorted(self.resolutions, sides)
         return rows
+
+    @property
+    def argument(self) -> str:
+        """What names it on the command line."""
+        return self.name
+
+    @property
+    def key(self) -> str:
+        """What names it in a profile: what was measured of another table has another name."""
+        return self.name
 
     @property
     def spec(self) -> dict[str, object]:

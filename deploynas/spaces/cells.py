@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -165,8 +165,8 @@ class CellSpace(SearchSpace):
     ``sep_conv_3x3<0`` reads the cell's first input, ``<1`` its second, ``<2`` the first node.
     """
 
-    network: ClassVar[str] = "deploynas.nn.cells:CellNetwork"
-    mixture: ClassVar[str | None] = "deploynas.nn.mixtures:MixedCells"
+    network = "deploynas.nn.cells:CellNetwork"
+    mixture = "deploynas.nn.mixtures:MixedCells"
 
     def __init__(
         self,

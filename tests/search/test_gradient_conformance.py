@@ -17,7 +17,6 @@ from deploynas.search import Budget, darts, proxyless
 from deploynas.search.darts import DartsRecipe
 from deploynas.search.proxyless import ProxylessRecipe
 from deploynas.spaces import CandidateSpace
-from deploynas.spaces.candidates import OneShotSpace
 from deploynas.spaces.staged import Stage
 from deploynas.train import loop
 
@@ -38,7 +37,7 @@ def spaces_of(digits):
     blocks = replace(spaces.space("one-shot").table, **own)
     return {
         "chain": CandidateSpace("chain", chain, **shape),
-        "one-shot": OneShotSpace("blocks", blocks, **shape),
+        "one-shot": CandidateSpace("blocks", blocks, **shape),
         "cells": spaces.space(
             "darts-small:channels=4,cells=3,nodes=2,operations=skip_connect+sep_conv_3x3",
             digits.num_classes, 1, [8],

@@ -1,0 +1,90 @@
+"""What goes by a name: what ships with deploynas, and what other packages add by entry points.
+
+A package that declares, say, ::
+
+    [project.entry-points."deploynas.strategies"]
+    annealing = "my_package.annealing:STRATEGY"
+
+adds a strategy of that name; nothing of deploynas changes for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar, cast
+
+from deploynas.errors import InvalidInputError, UnknownNameError
+
+T = TypeVar("T")
+
+
+class Plugins(Generic[T]):
+    """Objects of one kind, by name; each is imported when it is first asked for.
+
+    Args:
+        what: One of them, for messages.
+        group: Of the entry points.
+        shipped: Name -> ``module:attribute``.
+    """
+
+    def __init__(self, what: str, group: str, shipped: Mapping[str, str]) -> None:
+        self._what, self._group, self._shipped = what, group, shipped
+        self._loaded: dict[str, T] = {}
+
+    def names(self) -> list[str]:
+        """Those that ship, then others by name.
+
+        Raises:
+            InvalidInputError: Two have one name.
+        """
+        return [*self._shipped, *sorted(self._others())]
+
+    def load(self, name: str) -> T:
+        """The object.
+
+        Raises:
+            UnknownNameError: There is none of that name.
+            InvalidInputError: It cannot be imported, or two have one name.
+        """
+        if name not in self._loaded:
+            if name in self._shipped:
+                module, _, attribute = self._shipped[name].partition(":")
+                self._loaded[name] = getattr(import_module(module), attribute)
+            else:
+                others = self._others()
+                if name not in others:
+                    raise UnknownNameError(self._what, name, self.names())
+                self._loaded[name] = self._imported(others[name])
+        return self._loaded[name]
+
+    def all(self) -> dict[str, T]:
+        """Name -> object."""
+        return {name: self.load(name) for name in self.names()}
+
+    def _others(self) -> dict[str, EntryPoint]:
+        found: dict[str, EntryPoint] = {}
+        for one in entry_points(group=self._group):
+            twin = found.get(one.name)
+            if one.name in self._shipped or (twin is not None and twin.value != one.value):
+                who = "deploynas itself" if twin is None else _package(twin)
+                raise InvalidInputError(
+                    f"two packages bring a {self._what} named {one.name!r}: {who} and "
+                    f"{_package(one)}",
+                    "uninstall one of them",
+                )
+            found[one.name] = one
+        return found
+
+    def _imported(self, one: EntryPoint) -> T:
+        try:
+            return cast(T, one.load())
+        except Exception as error:
+            raise InvalidInputError(
+                f"the {self._what} {one.name!r} of {_package(one)} cannot be imported: {error}"
+            ) from error
+
+
+def _package(one: EntryPoint) -> str:
+    return one.dist.name if one.dist is not None else one.value
