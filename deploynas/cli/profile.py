@@ -217,6 +217,11 @@ def validate(
     precision = as_precision(precision_name)
     own = space_name if space_name is not None and space_name.endswith(SUFFIX) else None
     spaces = {s.argument: s for s in profiled_spaces(result, precision, own)}
+    if own is not None and own not in spaces:
+        raise IncompleteProfileError(
+            f"{path} holds no calibration of {own} as it is now in {precision}",
+            f"add it: deploynas profile --space {own} --output {path}",
+        )
     if not spaces:
         raise IncompleteProfileError(
             f"{path} holds no calibrated space in {precision}",

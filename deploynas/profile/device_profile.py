@@ -231,7 +231,7 @@ def profile_command(space: SearchSpace, identity: Identity, precision: Precision
     threads = f" --threads {identity.threads}" if identity.threads > 1 else ""
     sides = "".join(f" --resolution {r}" for r in space.resolutions)
     return (
-        f"deploynas profile{how}{threads} --space {space.argument} "
+        f"deploynas profile{how}{threads} --space {shlex.quote(space.argument)} "
         f"--num-classes {space.num_classes} --in-channels {space.in_channels}{sides}"
     )
 
