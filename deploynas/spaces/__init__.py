@@ -116,7 +116,9 @@ def space(
         return staged_space(base, shipped_table(base), ships=True, **made_for)
     found = PLUGINS.load(base)(**made_for)
     if found.name != base:
-        raise InvalidInputError(f"the space {base!r} of another package calls itself {found.name}")
+        raise InvalidInputError(
+            f"the space {base!r} of another package calls itself {found.name!r}"
+        )
     return found
 
 

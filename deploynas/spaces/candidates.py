@@ -143,15 +143,9 @@ class CandidateSpace(StagedSpace):
                     f"an architecture of {self.name} needs a list 'ops' of {len(self.blocks)} "
                     "operations"
                 )
-            row = []
-            for choice, value in zip(self.choices, [arch.get("resolution"), *ops], strict=True):
-                if value not in choice.options:
-                    raise InvalidInputError(
-                        f"{choice.name} of {self.name} is one of {list(choice.options)}, "
-                        f"got {value!r}"
-                    )
-                row.append(choice.options.index(value))
-            rows.append(row)
+            values = [arch.get("resolution"), *ops]
+            pairs = zip(self.choices, values, strict=True)
+            rows.append([choice.index(value, self.name) for choice, value in pairs])
         return self.canonical(self.as_rows(rows))
 
     def decode(self, archs: Archs) -> list[dict[str, object]]:

@@ -127,12 +127,8 @@ class MobileSpace(StagedSpace):
         for column, (choice, value) in enumerate(zip(self.choices, values, strict=True)):
             if column > num_stages and not active[(column - 1 - num_stages) % num_blocks]:
                 row.append(0)
-            elif value in choice.options:
-                row.append(choice.options.index(cast(int, value)))
             else:
-                raise InvalidInputError(
-                    f"{choice.name} of {self.name} is one of {list(choice.options)}, got {value!r}"
-                )
+                row.append(choice.index(value, self.name))
         return row
 
     def _active(self, depths: Sequence[int]) -> list[bool]:

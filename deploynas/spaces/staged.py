@@ -169,7 +169,7 @@ class StagedSpace(SearchSpace):
         self.num_classes = table.num_classes if num_classes is None else num_classes
         asked = table.resolutions if resolutions is None else resolutions
         self.resolutions = tuple(sorted(set(asked)))
-        self._require_possible()
+        self.require_possible()
         self.blocks = self._blocks()
         self.choices = (Choice("resolution", self.resolutions), *self._block_choices())
         self.slots, self.layer_table = self._walk()
