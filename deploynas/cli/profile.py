@@ -132,7 +132,7 @@ def profile(
     say(f"networks of {chosen.name} take {ends[0]:.3g} to {ends[1]:.3g} ms here")
     middle = f"{float(np.sqrt(ends[0] * ends[1])):.2g}"
     named = "" if path == PROFILES / "cpu.json" else f" --profile {path}"
-    how = "" if chosen.name == "mobile-small" else f" --space {chosen.name}"
+    how = "" if chosen.name == "mobile-small" else f" --space {chosen.argument}"
     how += "" if precision == "fp32" else f" --precision {precision}"
     how += f" --strategy {chosen.strategy}" if chosen.strategy else ""
     if data or (chosen.strategy and chosen.num_classes == 1000):
@@ -206,15 +206,25 @@ def validate(
     from deploynas.profile.validate import RULE, fresh_archs, profiled_spaces
     from deploynas.profile.validate import validate as run_validation
     from deploynas.report.validation import draw_validation
+    from deploynas.spaces.tables import SUFFIX
 
     require_positive(budget_minutes, "--budget-minutes")
     hint = "make one: deploynas profile --device cpu"
     path = locate(path or newest("*.json", PROFILES, "device profile", hint))
     result = DeviceProfile.read(path)
     precision = as_precision(precision_name)
-    spaces = {s.name: s for s in profiled_spaces(result, precision)}
+    own = space_name if space_name is not None and space_name.endswith(SUFFIX) else None
+    spaces = {s.argument: s for s in profiled_spaces(result, precision, own)}
+    if own is not None and own not in spaces:
+        raise IncompleteProfileError(
+            f"{path} holds no calibration of {own} as it is now in {precision}",
+            f"add it: deploynas profile --space {own} --output {path}",
+        )
     if not spaces:
-        raise IncompleteProfileError(f"{path} holds no calibrated space in {precision}", hint)
+        raise IncompleteProfileError(
+            f"{path} holds no calibrated space in {precision}",
+            f"{hint}; of a table of your own: --space FILE{SUFFIX}",
+        )
     if space_name is not None and space_name not in spaces:
         raise UnknownNameError("profiled space", space_name, list(spaces))
     chosen = spaces[space_name or list(spaces)[-1]]

@@ -221,7 +221,7 @@ def layer_key(layer: Layer, precision: Precision) -> str:
 
 def space_key(space: SearchSpace, precision: Precision) -> str:
     """Key of a space's calibration; its resolutions are pooled."""
-    return f"{precision}/{space.name}/{space.num_classes}/{space.in_channels}"
+    return f"{precision}/{space.key}/{space.num_classes}/{space.in_channels}"
 
 
 def profile_command(space: SearchSpace, identity: Identity, precision: Precision = "fp32") -> str:
@@ -231,7 +231,7 @@ def profile_command(space: SearchSpace, identity: Identity, precision: Precision
     threads = f" --threads {identity.threads}" if identity.threads > 1 else ""
     sides = "".join(f" --resolution {r}" for r in space.resolutions)
     return (
-        f"deploynas profile{how}{threads} --space {space.name} "
+        f"deploynas profile{how}{threads} --space {shlex.quote(space.argument)} "
         f"--num-classes {space.num_classes} --in-channels {space.in_channels}{sides}"
     )
 

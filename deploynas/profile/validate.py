@@ -98,14 +98,24 @@ class Judgement:
         return sum(e.unstable for e in self.measured)
 
 
-def profiled_spaces(profile: DeviceProfile, precision: Precision = "fp32") -> list[SearchSpace]:
-    """The spaces that a profile was calibrated for, at the resolutions that it holds."""
+def profiled_spaces(
+    profile: DeviceProfile, precision: Precision = "fp32", own: str | None = None
+) -> list[SearchSpace]:
+    """The spaces that a profile was calibrated for, at the resolutions that it holds.
+
+    Args:
+        profile: Holds them by name; of a table of one's own the name says no more than which.
+        precision: Of the calibration.
+        own: Such a table's file, where it may be among them.
+    """
+    own_key = spaces.space(own).key if own is not None else None
     found = []
     for key, records in profile.networks.items():
         kind, name, num_classes, in_channels = key.split("/")
-        if kind == precision and spaces.is_known(name):
+        argument = own if name == own_key else name
+        if kind == precision and argument is not None and spaces.is_known(argument):
             sides = sorted({r.resolution for r in records})
-            found.append(spaces.space(name, int(num_classes), int(in_channels), sides))
+            found.append(spaces.space(argument, int(num_classes), int(in_channels), sides))
     return found
 
 

@@ -10,7 +10,7 @@ import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from deploynas.spaces.tree import Tree, independent
 
 Archs = npt.NDArray[np.integer]
 ArchDict = Mapping[str, object]
-ArchRecord = dict[str, int | list[int] | list[str]]  # the dict form in a file
+ArchRecord = dict[str, int | str | list[int] | list[str]]  # the dict form in a file
 RESOLUTION = "resolution"  # the name of the choice of the input's side, in every family
 _CHUNK = 16_384  # rows that keep a slot's working set inside the cache
 
@@ -34,6 +34,18 @@ class Choice:
 
     name: str
     options: tuple[int | str, ...]
+
+    def index(self, value: object, space: str) -> int:
+        """An option's index.
+
+        Raises:
+            InvalidInputError: ``value`` is none of the options; ``space`` is whose.
+        """
+        if value not in self.options:
+            raise InvalidInputError(
+                f"{self.name} of {space} is one of {list(self.options)}, got {value!r}"
+            )
+        return self.options.index(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +114,10 @@ class SearchSpace(abc.ABC):
         strategy: The search that the family was made for; None where any will do.
     """
 
-    network: ClassVar[str] = "deploynas.nn.paths:PathNetwork"
-    mixture: ClassVar[str | None] = None
-    schedules: ClassVar[tuple[str, ...]] = ("single-path",)
-    strategy: ClassVar[str | None] = None
+    network: str = "deploynas.nn.paths:PathNetwork"
+    mixture: str | None = None
+    schedules: tuple[str, ...] = ("single-path",)
+    strategy: str | None = None
 
     name: str
     num_classes: int
@@ -133,34 +145,51 @@ class SearchSpace(abc.ABC):
         """Number of distinct architectures."""
         return self.tree.size
 
-    @abc.abstractmethod
     def canonical(self, archs: Archs) -> Archs:
-        """Set every choice without effect to option 0, so that equal networks are equal rows."""
+        """Set every choice without effect to option 0, so that equal networks are equal rows.
 
-    @abc.abstractmethod
+        Here every choice has an effect.
+        """
+        return self._checked(archs).copy()
+
     def encode(self, dicts: Sequence[ArchDict]) -> Archs:
         """Dict form -> ``(n, num_choices)`` option indices.
 
         Raises:
             InvalidInputError: A key is missing or a value is not an option of its choice.
         """
+        resolution = Choice(RESOLUTION, self.resolutions)
+        for arch in dicts:
+            resolution.index(arch.get(RESOLUTION), self.name)
+        rows = [[c.index(arch.get(c.name), self.name) for c in self.choices] for arch in dicts]
+        return self.canonical(self.as_rows(rows))
 
-    @abc.abstractmethod
     def decode(self, archs: Archs) -> list[dict[str, object]]:
-        """Option indices -> dict form, for files and people."""
+        """Option indices -> dict form, for files and people: here every choice by its name."""
+        sides = self.resolution_of(archs).tolist()
+        return [
+            {RESOLUTION: side}
+            | {c.name: c.options[i] for c, i in zip(self.choices, row, strict=True)}
+            for side, row in zip(sides, self._checked(archs), strict=True)
+        ]
 
     @abc.abstractmethod
     def with_resolutions(self, resolutions: Sequence[int]) -> Self:
         """The same space at other resolutions."""
 
-    @abc.abstractmethod
     def uniform(self) -> Archs:
         """The networks that a person would draw: one kind of block everywhere.
 
-        ``(n, num_choices)``; the smallest and the largest network are among them.
+        ``(n, num_choices)``; the smallest and the largest network are among them. Here every
+        choice is as far along its options as any other.
         """
+        most = int(self.num_options.max())
+        shares = np.linspace(0.0, 1.0, most)[:, None]
+        rows = self.as_rows(np.rint(shares * (self.num_options - 1)))
+        at_all = [self.with_resolution(rows, side) for side in self.resolutions]
+        return np.unique(self.canonical(np.concatenate(at_all)), axis=0)
 
-    def _require_possible(self) -> None:
+    def require_possible(self) -> None:
         """Check what the space was made for.
 
         Raises:
@@ -225,6 +254,16 @@ class SearchSpace(abc.ABC):
         if self.resolution_column is not None:
             rows[:, self.resolution_column] = np.searchsorted(self.resolutions, sides)
         return rows
+
+    @property
+    def argument(self) -> str:
+        """What names it on the command line."""
+        return self.name
+
+    @property
+    def key(self) -> str:
+        """What names it in a profile: what was measured of another table has another name."""
+        return self.name
 
     @property
     def spec(self) -> dict[str, object]:

@@ -10,37 +10,27 @@ convolutions in a row in the place of their Xception block; no layer is left out
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 
 from deploynas.errors import InvalidInputError
-from deploynas.spaces.base import ArchDict, Archs, Choice
+from deploynas.spaces.base import ArchDict, Archs, Choice, SearchSpace
 from deploynas.spaces.layers import Layer
-from deploynas.spaces.mobile import MOBILE_SMALL, ofa_proxyless
-from deploynas.spaces.staged import Block, StagedSpace, StageTable
+from deploynas.spaces.staged import (
+    MBCONV,
+    ZERO,
+    Block,
+    StagedSpace,
+    StageTable,
+    separable_kernel,
+)
 from deploynas.spaces.tree import All, Leaf, One, Tree
 
-ZERO = "zero"
-
-
-def _with_candidates(table: StageTable, resolution: int) -> StageTable:
-    """A once-for-all table's stages at full length, with ProxylessNAS's expand ratios."""
-    stages = tuple(replace(s, depths=tuple(range(1, s.depths[-1] + 1))) for s in table.stages)
-    return replace(table, stages=stages, expand_ratios=(3, 6), resolutions=(resolution,))
-
-
-CANDIDATE_TABLES: Mapping[str, StageTable] = {
-    "proxyless-mobile": _with_candidates(ofa_proxyless(1.0), 224),
-    "proxyless-small": _with_candidates(MOBILE_SMALL, 28),
-}
-
-
-ONE_SHOT_TABLES: Mapping[str, StageTable] = {
-    "one-shot": replace(_with_candidates(MOBILE_SMALL, 28), expand_ratios=(3,)),
-}
+USUAL = (ZERO, MBCONV)  # operators of a table that names none
+MIXED = "deploynas.nn.mixed:MixedNetwork"
 
 
 class CandidateSpace(StagedSpace):
@@ -52,17 +42,34 @@ class CandidateSpace(StagedSpace):
     what is left out at the stage's end.
     """
 
-    mixture: ClassVar[str | None] = "deploynas.nn.mixtures:MixedBlocks"
-    strategy: ClassVar[str | None] = "proxyless"
+    mixture = "deploynas.nn.mixtures:MixedBlocks"
+    strategy = "proxyless"
+
+    def __init__(self, name: str, table: StageTable, **arguments: Any) -> None:
+        super().__init__(name, replace(table, operators=table.operators or USUAL), **arguments)
+        if any(separable_kernel(o) for stage in self.stages for o in stage.operators):
+            # candidates of different kinds share no weights, and none contains the others
+            is_mixed = len(self.resolutions) == 1
+            self.network = MIXED if is_mixed else SearchSpace.network
+            self.schedules = SearchSpace.schedules
 
     def _operations(self, block: Block) -> dict[str, tuple[int, int] | None]:
         """Name -> kernel size and expand ratio, None for zero; the cheapest first."""
-        t = self.table
-        may_skip = block.stride == 1 and block.in_channels == t.stages[block.stage].width
-        found: dict[str, tuple[int, int] | None] = {ZERO: None} if may_skip else {}
-        for expand_ratio in t.expand_ratios:
-            for kernel_size in t.kernel_sizes:
-                found[f"mbconv_k{kernel_size}_e{expand_ratio}"] = (kernel_size, expand_ratio)
+        stage = self.stages[block.stage]
+        may_skip = block.stride == 1 and block.in_channels == stage.width
+        found: dict[str, tuple[int, int] | None] = {}
+        for operator in stage.operators:
+            kernel_size = separable_kernel(operator)
+            if operator == MBCONV:
+                found |= {
+                    f"mbconv_k{k}_e{e}": (k, e)
+                    for e in stage.expand_ratios
+                    for k in stage.kernel_sizes
+                }
+            elif kernel_size is not None:
+                found[operator] = (kernel_size, 1)
+            elif may_skip:
+                found[operator] = None
         return found
 
     def _block_choices(self) -> Sequence[Choice]:
@@ -81,16 +88,18 @@ class CandidateSpace(StagedSpace):
         self, block: Block, side: int, name: str, shape: tuple[int, int] | None
     ) -> Layer | None:
         """The layer of an operation; None for none."""
-        return None if shape is None else self.block_layer(block, side, *shape)
-
-    @property
-    def _num_operations(self) -> int:
-        """A block's, that of leaving it out apart."""
-        return len([shape for shape in self._operations(self.blocks[0]).values() if shape])
+        if shape is None:
+            return None
+        if not separable_kernel(name):
+            return self.block_layer(block, side, *shape)
+        return Layer(
+            "sep_conv", block.in_channels, self.stages[block.stage].width, side, side,
+            kernel_size=shape[0], stride=block.stride, batch_norm_eps=self.table.batch_norm_eps,
+        )  # fmt: skip
 
     def _runs(self) -> list[list[int]]:
         """A list a stage: the columns of the blocks that may be left out."""
-        runs: list[list[int]] = [[] for _ in self.table.stages]
+        runs: list[list[int]] = [[] for _ in self.stages]
         for number, block in enumerate(self.blocks):
             if ZERO in self.choices[1 + number].options:
                 runs[block.stage].append(1 + number)
@@ -98,18 +107,17 @@ class CandidateSpace(StagedSpace):
 
     def _build_tree(self) -> Tree:
         """Blocks are independent; of those that may be left out the first few of a stage stay."""
-        num = self._num_operations
         parts: list[Tree] = []
         runs = self._runs()
         for column in range(1, 1 + len(self.blocks)):
             if not any(column in run for run in runs):
-                parts.append(Leaf.free({column: num}))
+                parts.append(Leaf.free({column: len(self.choices[column].options)}))
         for run in runs:
             branches = []
             for depth in range(len(run) + 1):
                 left_out = Leaf.fixed(dict.fromkeys(run[depth:], 0))
                 kept = [
-                    Leaf((column,), 1 + np.arange(num, dtype=np.int64)[:, None])
+                    Leaf((column,), np.arange(1, len(self.choices[column].options))[:, None])
                     for column in run[:depth]
                 ]
                 branches.append(All((left_out, *kept)))
@@ -135,15 +143,9 @@ class CandidateSpace(StagedSpace):
                     f"an architecture of {self.name} needs a list 'ops' of {len(self.blocks)} "
                     "operations"
                 )
-            row = []
-            for choice, value in zip(self.choices, [arch.get("resolution"), *ops], strict=True):
-                if value not in choice.options:
-                    raise InvalidInputError(
-                        f"{choice.name} of {self.name} is one of {list(choice.options)}, "
-                        f"got {value!r}"
-                    )
-                row.append(choice.options.index(value))
-            rows.append(row)
+            values = [arch.get("resolution"), *ops]
+            pairs = zip(self.choices, values, strict=True)
+            rows.append([choice.index(value, self.name) for choice, value in pairs])
         return self.canonical(self.as_rows(rows))
 
     def decode(self, archs: Archs) -> list[dict[str, object]]:
@@ -166,50 +168,24 @@ class CandidateSpace(StagedSpace):
         kernels, ratios = np.stack(shapes, axis=1).transpose(2, 0, 1)
         depths = [
             (kernels[:, [b.stage == s for b in self.blocks]] > 0).sum(axis=1)
-            for s in range(len(self.table.stages))
+            for s in range(len(self.stages))
         ]
         return np.stack(depths, axis=1), kernels, ratios
 
     def uniform(self) -> Archs:
         """Every architecture with one operation everywhere and as many blocks in each stage."""
-        depths = range(1, max(s.depths[-1] for s in self.table.stages) + 1)
+        depths = range(1, max(s.depths[-1] for s in self.stages) + 1)
+        most = max(len(self._operations(block)) for block in self.blocks)
         rows = [
             [r, *(self._option(block, op) if block.place < depth else 0 for block in self.blocks)]
             for r in range(len(self.resolutions))
             for depth in depths
-            for op in range(self._num_operations)
+            for op in range(most)
         ]
         smallest = [[r] + [0] * len(self.blocks) for r in range(len(self.resolutions))]
         return np.unique(self.canonical(self.as_rows([*smallest, *rows])), axis=0)
 
     def _option(self, block: Block, op: int) -> int:
-        return op + (None in self._operations(block).values())
-
-
-SEPARABLE = "sep_conv_3x3"
-
-
-class OneShotSpace(CandidateSpace):
-    """A choice block a layer: inverted residuals of three kernel sizes, or separable convolutions.
-
-    Columns of an architecture: resolution, then the operation of every layer.
-    """
-
-    network: ClassVar[str] = "deploynas.nn.mixed:MixedNetwork"
-    schedules: ClassVar[tuple[str, ...]] = ("single-path",)
-
-    def _operations(self, block: Block) -> dict[str, tuple[int, int] | None]:
-        ratio = self.table.expand_ratios[0]
-        kernels = {f"mbconv_k{k}_e{ratio}": (k, ratio) for k in self.table.kernel_sizes}
-        return {SEPARABLE: (3, 1), **kernels}
-
-    def _layer(
-        self, block: Block, side: int, name: str, shape: tuple[int, int] | None
-    ) -> Layer | None:
-        if name != SEPARABLE:
-            return super()._layer(block, side, name, shape)
-        width = self.table.stages[block.stage].width
-        return Layer(
-            "sep_conv", block.in_channels, width, side, side, kernel_size=3, stride=block.stride,
-            batch_norm_eps=self.table.batch_norm_eps,
-        )  # fmt: skip
+        """Of the so many-th operation that is one, or of the last."""
+        shapes = list(self._operations(block).values())
+        return min(op + (None in shapes), len(shapes) - 1)

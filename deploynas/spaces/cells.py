@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -165,8 +165,8 @@ class CellSpace(SearchSpace):
     ``sep_conv_3x3<0`` reads the cell's first input, ``<1`` its second, ``<2`` the first node.
     """
 
-    network: ClassVar[str] = "deploynas.nn.cells:CellNetwork"
-    mixture: ClassVar[str | None] = "deploynas.nn.mixtures:MixedCells"
+    network = "deploynas.nn.cells:CellNetwork"
+    mixture = "deploynas.nn.mixtures:MixedCells"
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class CellSpace(SearchSpace):
         self.num_classes = table.num_classes if num_classes is None else num_classes
         asked = table.resolutions if resolutions is None else resolutions
         self.resolutions = tuple(sorted(set(asked)))
-        self._require_possible()
+        self.require_possible()
         if min(table.channels, table.cells, table.nodes, table.stem) < 1 or table.channels % 2:
             raise InvalidInputError(
                 f"{name} needs an even number of channels, and at least one cell of one node"
@@ -305,10 +305,6 @@ class CellSpace(SearchSpace):
         sides = range(len(self.resolutions))
         return One(tuple(All((Leaf.fixed({0: r}), *nodes)) for r in sides))
 
-    def canonical(self, archs: Archs) -> Archs:
-        """Every choice counts: a copy."""
-        return self._checked(archs).copy()
-
     def encode(self, dicts: Sequence[ArchDict]) -> Archs:
         """Dict form -> option indices; the two edges of a node in either order.
 
@@ -318,12 +314,7 @@ class CellSpace(SearchSpace):
         """
         rows = []
         for arch in dicts:
-            if arch.get("resolution") not in self.resolutions:
-                raise InvalidInputError(
-                    f"resolution of {self.name} is one of {list(self.resolutions)}, "
-                    f"got {arch.get('resolution')!r}"
-                )
-            row = [self.resolutions.index(arch["resolution"])]
+            row = [self.choices[0].index(arch.get("resolution"), self.name)]
             for kind in KINDS:
                 edges = arch.get(kind)
                 expected = NUM_INPUTS * self.table.nodes

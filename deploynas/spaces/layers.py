@@ -175,12 +175,14 @@ class LayerKind:
     Attributes:
         convs: Its convolutions and linear maps, in order: what MACs and params add up.
         maps: Sizes of the feature maps that it makes, each of the one before it, in numbers.
+        num_scales: Numbers of batch norms that follow no convolution, which fold into none.
         has_kernel: Whether kernel size and stride are told apart in :attr:`Layer.key`.
         ends_network: Whether its output are a network's logits, one pixel.
     """
 
     convs: Callable[[Layer], list[Conv]]
     maps: Callable[[Layer], list[int]] = _maps_of_convs
+    num_scales: Callable[[Layer], int] = lambda layer: 0
     has_kernel: bool = True
     ends_network: bool = False
 
@@ -304,14 +306,17 @@ def macs(layer: Layer) -> int:
 
 def params(layer: Layer) -> int:
     """Trainable parameters, batch norms included."""
-    return sum(c.weights + c.out_channels * (c.bias + 2 * c.batch_norm) for c in convs(layer))
+    own = kind_of(layer).num_scales(layer)
+    return own + sum(
+        c.weights + c.out_channels * (c.bias + 2 * c.batch_norm) for c in convs(layer)
+    )
 
 
 def weight_bytes(layer: Layer) -> int:
     """Bytes of the deployed float32 weights: batch norms folded into a bias."""
-    return FLOAT_BYTES * sum(
-        c.weights + c.out_channels * (c.bias or c.batch_norm) for c in convs(layer)
-    )
+    own = kind_of(layer).num_scales(layer)
+    folded = (c.weights + c.out_channels * (c.bias or c.batch_norm) for c in convs(layer))
+    return FLOAT_BYTES * (own + sum(folded))
 
 
 def peak_activation_bytes(layer: Layer, *, keeps_input: bool = False) -> int:

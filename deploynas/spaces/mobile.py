@@ -1,111 +1,23 @@
 """Once-for-all spaces of mobile networks (Cai et al. 2020, section 3.1).
 
 Elastic resolution, depth (the first d blocks of a stage), kernel size and expand ratio of
-inverted-residual blocks. A space is one stage table; the published three stand beside
-``mobile-small``, the same idea scaled for images of 28-64 px.
+inverted-residual blocks. A space is one stage table: see :mod:`deploynas.spaces.tables`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import ClassVar, cast
+from typing import cast
 
 import numpy as np
 
 from deploynas.errors import InvalidInputError
 from deploynas.spaces.base import ArchDict, Archs, Choice
-from deploynas.spaces.layers import Layer, make_divisible
-from deploynas.spaces.staged import Block, Stage, StagedSpace, StageTable
+from deploynas.spaces.layers import Layer
+from deploynas.spaces.staged import Block, StagedSpace
 from deploynas.spaces.tree import All, Leaf, One, Tree
-
-_D = (2, 3, 4)
-_OFA_RESOLUTIONS = (128, 144, 160, 176, 192, 208, 224)
-
-
-def _ofa_mbv3(width: float) -> StageTable:
-    """OFAMobileNetV3 of the once-for-all repository, at a width multiplier."""
-
-    def scaled(channels: int) -> int:
-        return make_divisible(channels * width)
-
-    return StageTable(
-        #                                                             feature map at 224 px
-        stem_width=scaled(16),  #                                     112
-        first_width=scaled(16),  #                                    112
-        first_activation="relu",
-        stages=(
-            Stage(scaled(24), 2, "relu", False, _D),  #               56
-            Stage(scaled(40), 2, "relu", True, _D),  #                28
-            Stage(scaled(80), 2, "h_swish", False, _D),  #            14
-            Stage(scaled(112), 1, "h_swish", True, _D),  #            14
-            Stage(scaled(160), 2, "h_swish", True, _D),  #            7
-        ),
-        head_width=scaled(960),
-        head_features=scaled(1280),
-        activation="h_swish",
-        kernel_sizes=(3, 5, 7),
-        expand_ratios=(3, 4, 6),
-        resolutions=_OFA_RESOLUTIONS,
-        num_classes=1000,
-    )
-
-
-def ofa_proxyless(width: float) -> StageTable:
-    """OFAProxylessNASNets of the once-for-all repository, at a width multiplier."""
-
-    def scaled(channels: int) -> int:
-        return make_divisible(channels * width)
-
-    return StageTable(
-        #                                                             feature map at 224 px
-        stem_width=scaled(32),  #                                     112
-        first_width=scaled(16),  #                                    112
-        first_activation="relu6",
-        stages=(
-            Stage(scaled(24), 2, "relu6", False, _D),  #              56
-            Stage(scaled(40), 2, "relu6", False, _D),  #              28
-            Stage(scaled(80), 2, "relu6", False, _D),  #              14
-            Stage(scaled(96), 1, "relu6", False, _D),  #              14
-            Stage(scaled(192), 2, "relu6", False, _D),  #             7
-            Stage(scaled(320), 1, "relu6", False, (1,)),  #           7
-        ),
-        head_width=scaled(1280),
-        head_features=0,
-        activation="relu6",
-        kernel_sizes=(3, 5, 7),
-        expand_ratios=(3, 4, 6),
-        resolutions=_OFA_RESOLUTIONS,
-        num_classes=1000,
-        batch_norm_eps=1e-3,
-    )
-
-
-MOBILE_SMALL = StageTable(
-    #                                                                 feature map at 28 px
-    stem_width=16,  #                                                 14
-    first_width=16,  #                                                14
-    first_activation="relu",
-    stages=(
-        Stage(24, 2, "relu", False, (1, 2, 3)),  #                    7
-        Stage(40, 2, "h_swish", True, (1, 2, 3)),  #                  4
-        Stage(64, 1, "h_swish", True, (1, 2, 3)),  #                  4
-    ),
-    head_width=192,
-    head_features=256,
-    activation="h_swish",
-    kernel_sizes=(3, 5, 7),
-    expand_ratios=(2, 3, 6),
-    resolutions=(20, 24, 28),
-    num_classes=10,
-)
-
-TABLES: Mapping[str, StageTable] = {
-    "mobile-small": MOBILE_SMALL,
-    "ofa-mbv3-w1.0": _ofa_mbv3(1.0),
-    "ofa-mbv3-w1.2": _ofa_mbv3(1.2),
-    "ofa-proxyless-w1.3": ofa_proxyless(1.3),
-}
 
 
 class MobileSpace(StagedSpace):
@@ -115,11 +27,11 @@ class MobileSpace(StagedSpace):
     expand ratio of every block, blocks past their stage's depth holding option 0.
     """
 
-    schedules: ClassVar[tuple[str, ...]] = ("sandwich", "single-path", "progressive")
+    schedules = ("sandwich", "single-path", "progressive")
 
     @cached_property
     def _depth_columns(self) -> list[int]:
-        return list(range(1, 1 + len(self.table.stages)))
+        return list(range(1, 1 + len(self.stages)))
 
     @cached_property
     def _kernel_columns(self) -> list[int]:
@@ -130,16 +42,17 @@ class MobileSpace(StagedSpace):
         return [self._kernel_columns[-1] + 1 + i for i in range(len(self.blocks))]
 
     def _block_choices(self) -> Sequence[Choice]:
-        t = self.table
+        of_blocks = [(block.name, self.stages[block.stage]) for block in self.blocks]
         return (
-            *(Choice(f"stage{i + 1}.depth", s.depths) for i, s in enumerate(t.stages)),
-            *(Choice(f"{block.name}.kernel_size", t.kernel_sizes) for block in self.blocks),
-            *(Choice(f"{block.name}.expand_ratio", t.expand_ratios) for block in self.blocks),
+            *(Choice(f"stage{i + 1}.depth", s.depths) for i, s in enumerate(self.stages)),
+            *(Choice(f"{name}.kernel_size", stage.kernel_sizes) for name, stage in of_blocks),
+            *(Choice(f"{name}.expand_ratio", stage.expand_ratios) for name, stage in of_blocks),
         )
 
     def _block_options(
         self, number: int, block: Block
     ) -> tuple[tuple[int, ...], Sequence[Layer | None]]:
+        stage = self.stages[block.stage]
         columns = (
             0,
             self._depth_columns[block.stage],
@@ -151,16 +64,16 @@ class MobileSpace(StagedSpace):
             if block.place < depth
             else None
             for side in block.sides
-            for depth in self.table.stages[block.stage].depths
-            for kernel_size in self.table.kernel_sizes
-            for expand_ratio in self.table.expand_ratios
+            for depth in stage.depths
+            for kernel_size in stage.kernel_sizes
+            for expand_ratio in stage.expand_ratios
         ]
 
     def _build_tree(self) -> Tree:
         """Stages are independent, and so are a stage's blocks once its depth is known."""
-        kernels, ratios = len(self.table.kernel_sizes), len(self.table.expand_ratios)
         stages = []
-        for number, stage in enumerate(self.table.stages):
+        for number, stage in enumerate(self.stages):
+            kernels, ratios = len(stage.kernel_sizes), len(stage.expand_ratios)
             columns = [
                 (self._kernel_columns[i], self._expand_columns[i], block.place)
                 for i, block in enumerate(self.blocks)
@@ -181,7 +94,7 @@ class MobileSpace(StagedSpace):
         """Set kernel size and expand ratio of the blocks past a stage's depth to option 0."""
         archs = self._checked(archs).copy()
         for number, block in enumerate(self.blocks):
-            depths = np.array(self.table.stages[block.stage].depths)
+            depths = np.array(self.stages[block.stage].depths)
             active = depths[archs[:, self._depth_columns[block.stage]]] > block.place
             archs[:, self._kernel_columns[number]] *= active
             archs[:, self._expand_columns[number]] *= active
@@ -202,7 +115,7 @@ class MobileSpace(StagedSpace):
                 raise InvalidInputError(f"an architecture of {self.name} needs the list {key!r}")
             given = list(given)
             if key == "depths" and len(given) == num_stages - 1:
-                last = self.table.stages[-1].depths  # published configs leave out a fixed stage
+                last = self.stages[-1].depths  # published configs leave out a fixed stage
                 given += list(last) if len(last) == 1 else []
             if len(given) != length:
                 raise InvalidInputError(
@@ -214,12 +127,8 @@ class MobileSpace(StagedSpace):
         for column, (choice, value) in enumerate(zip(self.choices, values, strict=True)):
             if column > num_stages and not active[(column - 1 - num_stages) % num_blocks]:
                 row.append(0)
-            elif value in choice.options:
-                row.append(choice.options.index(cast(int, value)))
             else:
-                raise InvalidInputError(
-                    f"{choice.name} of {self.name} is one of {list(choice.options)}, got {value!r}"
-                )
+                row.append(choice.index(value, self.name))
         return row
 
     def _active(self, depths: Sequence[int]) -> list[bool]:
@@ -276,15 +185,24 @@ class MobileSpace(StagedSpace):
     def uniform(self) -> Archs:
         """Every architecture with one depth, one kernel size and one expand ratio everywhere.
 
-        A stage with fewer depths takes its nearest; ``(n, num_choices)``, smallest first.
+        A stage with fewer options takes its nearest; ``(n, num_choices)``, smallest first.
         """
-        num_depths = max(len(s.depths) for s in self.table.stages)
-        rows = []
-        for r in range(len(self.resolutions)):
-            for d in range(num_depths):
-                depths = [min(d, len(s.depths) - 1) for s in self.table.stages]
-                for k in range(len(self.table.kernel_sizes)):
-                    for e in range(len(self.table.expand_ratios)):
-                        blocks = len(self._kernel_columns)
-                        rows.append([r, *depths, *[k] * blocks, *[e] * blocks])
+        most = [
+            max(map(len, options))
+            for options in (
+                [stage.depths for stage in self.stages],
+                [stage.kernel_sizes for stage in self.stages],
+                [stage.expand_ratios for stage in self.stages],
+            )
+        ]
+        rows = [
+            [
+                r,
+                *(min(d, len(stage.depths) - 1) for stage in self.stages),
+                *(min(k, len(self.stages[b.stage].kernel_sizes) - 1) for b in self.blocks),
+                *(min(e, len(self.stages[b.stage].expand_ratios) - 1) for b in self.blocks),
+            ]
+            for r in range(len(self.resolutions))
+            for d, k, e in itertools.product(*map(range, most))
+        ]
         return self.canonical(self.as_rows(rows))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import abc
+import hashlib
+import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,21 +17,42 @@ from deploynas.spaces.base import Archs, Choice, SearchSpace, Slot
 from deploynas.spaces.layers import Activation, Layer, make_divisible
 from deploynas.spaces.tree import All, Leaf, One, Tree
 
+MBCONV, ZERO = "mbconv", "zero"
+
+
+def separable_kernel(operator: str) -> int | None:
+    """The kernel size of ``sep_conv_3x3`` and its like; None of any other operator."""
+    found = re.fullmatch(r"sep_conv_(\d*[13579])x\1", operator)
+    return int(found[1]) if found else None
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A run of blocks of one width; the first of them has the stride."""
+    """A run of blocks of one width; the first of them has the stride.
+
+    Attributes:
+        kernel_sizes, expand_ratios, operators: Empty: the table's.
+    """
 
     width: int
     stride: int
     activation: Activation
     se: bool
     depths: tuple[int, ...]
+    kernel_sizes: tuple[int, ...] = ()
+    expand_ratios: tuple[int, ...] = ()
+    operators: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class StageTable:
-    """All that defines a staged space. ``head_features`` 0 means no second head layer."""
+    """All that defines a staged space.
+
+    Attributes:
+        head_features: 0 means no second head layer.
+        operators: To choose from in every block: ``mbconv`` of every kernel size and expand ratio,
+            ``sep_conv_3x3`` and its like, ``zero``; empty where blocks are elastic.
+    """
 
     stem_width: int
     first_width: int
@@ -42,6 +66,54 @@ class StageTable:
     resolutions: tuple[int, ...]
     num_classes: int
     batch_norm_eps: float = 1e-5
+    operators: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The table in one line, which :func:`deploynas.spaces.tables.parse_table` reads.
+
+        Tables that mean the same have the same text.
+        """
+        stages = []
+        for stage in self.resolved:
+            own: dict[str, object] = {
+                "width": stage.width, "stride": stage.stride, "activation": stage.activation,
+                "se": stage.se,
+            }  # fmt: skip
+            if stage.kernel_sizes:
+                own["kernel_sizes"] = stage.kernel_sizes
+            if stage.expand_ratios:
+                own["expand_ratios"] = stage.expand_ratios
+            if self.operators:
+                own |= {"operators": stage.operators, "depth": stage.depths[-1]}
+            else:
+                own |= {"depths": stage.depths}
+            stages.append(own)
+        document = {
+            **({"operators": self.operators} if self.operators else {"operator": MBCONV}),
+            "resolutions": self.resolutions,
+            "num_classes": self.num_classes,
+            "activation": self.activation,
+            "batch_norm_eps": self.batch_norm_eps,
+            "stem": {"width": self.stem_width},
+            "first": {"width": self.first_width, "activation": self.first_activation},
+            "stages": stages,
+            "head": {"width": self.head_width, "features": self.head_features},
+        }
+        return json.dumps(document, separators=(",", ":"))
+
+    @property
+    def resolved(self) -> tuple[Stage, ...]:
+        """The stages with all that they have from the table."""
+        return tuple(
+            replace(
+                stage,
+                kernel_sizes=stage.kernel_sizes or self.kernel_sizes,
+                expand_ratios=stage.expand_ratios or self.expand_ratios,
+                operators=stage.operators or self.operators,
+            )
+            for stage in self.stages
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +140,17 @@ class StagedSpace(SearchSpace):
     """What the spaces of one stage table share; subclasses say what a block can be.
 
     Column 0 of an architecture is the resolution.
+
+    Args:
+        name: Of the space.
+        table: All that it is.
+        num_classes, in_channels, resolutions: By default the table's own, and 3.
+        ships: Whether the name alone says which table it is: it is one that ships.
+        path: As typed, of the file that the table was read from.
     """
 
-    network: ClassVar[str] = "deploynas.nn.supernet:Supernet"
-    schedules: ClassVar[tuple[str, ...]] = ("sandwich", "single-path")
+    network = "deploynas.nn.supernet:Supernet"
+    schedules: tuple[str, ...] = ("sandwich", "single-path")
 
     def __init__(
         self,
@@ -81,12 +160,16 @@ class StagedSpace(SearchSpace):
         num_classes: int | None = None,
         in_channels: int = 3,
         resolutions: Sequence[int] | None = None,
+        ships: bool = False,
+        path: str | None = None,
     ) -> None:
         self.name, self.table, self.in_channels = name, table, in_channels
+        self.ships, self._path = ships, path
+        self.stages = table.resolved
         self.num_classes = table.num_classes if num_classes is None else num_classes
         asked = table.resolutions if resolutions is None else resolutions
         self.resolutions = tuple(sorted(set(asked)))
-        self._require_possible()
+        self.require_possible()
         self.blocks = self._blocks()
         self.choices = (Choice("resolution", self.resolutions), *self._block_choices())
         self.slots, self.layer_table = self._walk()
@@ -122,18 +205,19 @@ class StagedSpace(SearchSpace):
             np.log(self.params(archs) / 1e6),
         ]
         start = 0
-        for stage in self.table.stages:
+        for stage in self.stages:
             blocks = slice(start, start + stage.depths[-1])
             start = blocks.stop
             columns += [
-                np.log(ratios[:, blocks].sum(axis=1)),
-                np.log((kernels[:, blocks] ** 2 * ratios[:, blocks]).sum(axis=1)),
+                _log(ratios[:, blocks].sum(axis=1)),
+                _log((kernels[:, blocks] ** 2 * ratios[:, blocks]).sum(axis=1)),
             ]
-        for stage, depth in zip(self.table.stages, depths.T, strict=True):
+        for stage, depth in zip(self.stages, depths.T, strict=True):
             columns += [depth >= option for option in stage.depths[1:]]
-        for kernel, ratio in zip(kernels.T, ratios.T, strict=True):
-            columns += [kernel >= option for option in self.table.kernel_sizes]
-            columns += [ratio >= option for option in self.table.expand_ratios[1:]]
+        for block, kernel, ratio in zip(self.blocks, kernels.T, ratios.T, strict=True):
+            stage = self.stages[block.stage]
+            columns += [kernel >= option for option in stage.kernel_sizes]
+            columns += [ratio >= option for option in stage.expand_ratios[1:]]
         return np.stack(columns, axis=1).astype(np.float64)
 
     def _blocks(self) -> tuple[Block, ...]:
@@ -141,7 +225,7 @@ class StagedSpace(SearchSpace):
         t = self.table
         blocks = []
         channels, sides = t.first_width, tuple(-(-side // 2) for side in self.resolutions)
-        for s, stage in enumerate(t.stages):
+        for s, stage in enumerate(self.stages):
             for place in range(stage.depths[-1]):
                 stride = stage.stride if place == 0 else 1
                 blocks.append(Block(s, place, channels, stride, sides))
@@ -188,7 +272,7 @@ class StagedSpace(SearchSpace):
 
     def block_layer(self, block: Block, side: int, kernel_size: int, expand_ratio: int) -> Layer:
         """A block's layer at one input side."""
-        stage = self.table.stages[block.stage]
+        stage = self.stages[block.stage]
         return mbconv(
             block.in_channels, stage.width, side, kernel_size, block.stride,
             expand_ratio=expand_ratio, se=stage.se, activation=stage.activation,
@@ -208,7 +292,33 @@ class StagedSpace(SearchSpace):
             num_classes=self.num_classes,
             in_channels=self.in_channels,
             resolutions=resolutions,
+            ships=self.ships,
+            path=self._path,
         )
+
+    @property
+    def argument(self) -> str:
+        """What names it on the command line."""
+        return self._path or self.name
+
+    @property
+    def key(self) -> str:
+        """What names it in a profile: what was measured of another table has another name."""
+        if self.ships:
+            return self.name
+        digest = hashlib.sha256(self.table.text.encode()).hexdigest()
+        return f"{self.name}@{digest[:8]}"
+
+    @property
+    def spec(self) -> dict[str, object]:
+        """What rebuilds this space, its table included where that does not ship."""
+        return super().spec | ({} if self.ships else {"table": self.table.text})
+
+
+def _log(sums: np.ndarray) -> np.ndarray:
+    """Of sums of whole numbers; 0 where a stage has no block."""
+    logs: np.ndarray = np.log(np.maximum(sums, 1))
+    return logs
 
 
 def mbconv(

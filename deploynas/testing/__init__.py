@@ -1,10 +1,18 @@
-"""What every space, layer kind, ... promises, as functions that raise AssertionError.
+"""What spaces and kinds of layers promise, as functions that raise AssertionError.
 
-For the tests of other packages as of our own: none of these needs a test runner.
+For the tests of other packages as of our own; no test runner is needed.
 """
 
 from __future__ import annotations
 
 from deploynas.testing.layers import check_layer, check_slices
+from deploynas.testing.spaces import check_costs, check_networks, check_rows, check_space
 
-__all__ = ["check_layer", "check_slices"]
+__all__ = [
+    "check_costs",
+    "check_layer",
+    "check_networks",
+    "check_rows",
+    "check_slices",
+    "check_space",
+]

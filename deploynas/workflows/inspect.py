@@ -126,7 +126,7 @@ def _read(
     elif schema == Manifest.SCHEMA:
         manifest = Manifest.parse(document, path)
         chosen, architecture = space(**manifest.space), dict(manifest.architecture)  # type: ignore[arg-type]
-    elif isinstance(document, dict) and any(k in document for k in ("depths", "ops", "normal")):
+    elif isinstance(document, dict) and _is_architecture(document, spec["name"]):
         if spec["name"] is None:
             raise InvalidInputError(f"{path} is an architecture", "say of what: --space NAME")
         chosen, architecture = space(**spec), document
@@ -141,6 +141,13 @@ def _read(
         except InvalidInputError as error:
             raise InvalidInputError(f"{path}: {error}") from None
     return chosen.layers(chosen.encode([architecture])[0]), chosen, architecture
+
+
+def _is_architecture(document: dict[str, Any], space_name: str | None) -> bool:
+    """Whether a file is an architecture in dict form; one of any family where a space is named."""
+    if "blocks" in document or "net" in document:
+        return False
+    return space_name is not None or any(k in document for k in ("depths", "ops", "normal"))
 
 
 def _latency(

@@ -13,7 +13,7 @@ import torch
 from deploynas import spaces
 from deploynas.errors import InvalidInputError
 from deploynas.graph.emit import DEFAULT_OPSET, MIN_OPSET, RandomWeights, StateWeights, emit
-from deploynas.nn import Supernet, build, recalibrate, supernet_of
+from deploynas.nn import Supernet, build, recalibrate
 from deploynas.spaces import Layer
 from deploynas.spaces.layers import chain
 
@@ -62,22 +62,6 @@ def small_net():
     net = perturb(Supernet(space)).extract(space.sample(1, np.random.default_rng(0))[0])
     recalibrate(net, [images(8, 28)])
     return net
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", spaces.space_names())
-@torch.no_grad()
-def test_network_equals_torch(name):
-    torch.manual_seed(0)
-    space = spaces.space(name, num_classes=10, resolutions=[40])
-    supernet = perturb(supernet_of(space))
-    drawn = space.sample(1, np.random.default_rng(2))
-    for arch in np.concatenate([space.smallest(), drawn]):
-        net = supernet.extract(arch)
-        recalibrate(net, [images(8, 40, seed=s) for s in (1, 2)])
-        batch = images(2, 40)
-        model = emit(net.nodes, state_of(net))
-        assert_near(run(model, batch), net(batch).numpy())
 
 
 @pytest.mark.parametrize("opset", [MIN_OPSET, 15, DEFAULT_OPSET, 19])

@@ -43,32 +43,6 @@ def some_archs(space, n=3):
     return np.concatenate([space.smallest(), space.largest(), drawn])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-@torch.no_grad()
-def test_extract_equals_the_supernet(name):
-    net = supernet(name).train()
-    for arch in some_archs(net.space):
-        network = net.extract(arch)
-        assert not network.training
-        expected = net(images(), arch)
-        assert expected.shape == (4, 10)
-        assert expected.std() > 1e-3
-        torch.testing.assert_close(network.train()(images()), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_extract_has_the_shapes_of_the_static_network(name):
-    net = supernet(name)
-    for arch in some_archs(net.space, 1):
-        extracted, fresh = net.extract(arch), build(net.space, arch)
-        shapes = {k: v.shape for k, v in fresh.state_dict().items()}
-        assert {k: v.shape for k, v in extracted.state_dict().items()} == shapes
-        params = sum(p.numel() for p in extracted.parameters())
-        assert params == net.space.params(arch.reshape(1, -1))[0]
-
-
 @torch.no_grad()
 def test_architectures_differ():
     net = supernet("mobile-small").train()

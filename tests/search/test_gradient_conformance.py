@@ -15,7 +15,6 @@ from deploynas.nn import MixedBlocks, MixedCells, MixedNetwork
 from deploynas.profile import LatencyModel
 from deploynas.search import STRATEGIES, Budget, Problem
 from deploynas.spaces import CandidateSpace
-from deploynas.spaces.candidates import OneShotSpace
 from deploynas.spaces.staged import Stage
 from deploynas.train import loop
 
@@ -36,7 +35,7 @@ def spaces_of(digits):
     blocks = replace(spaces.space("one-shot").table, **own)
     return {
         "chain": CandidateSpace("chain", chain, **shape),
-        "one-shot": OneShotSpace("blocks", blocks, **shape),
+        "one-shot": CandidateSpace("blocks", blocks, **shape),
         "cells": spaces.space(
             "darts-small:channels=4,cells=3,nodes=2,operations=skip_connect+sep_conv_3x3",
             digits.num_classes, 1, [8],

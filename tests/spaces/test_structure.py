@@ -10,8 +10,7 @@ from scipy import stats
 
 from deploynas import spaces
 from deploynas.spaces import CandidateSpace, MobileSpace
-from deploynas.spaces.candidates import CANDIDATE_TABLES
-from deploynas.spaces.mobile import MOBILE_SMALL
+from deploynas.spaces.tables import shipped_table
 
 TINY_CELLS = (
     "darts-small:channels=4,cells=3,nodes=2,operations=skip_connect+max_pool_3x3+sep_conv_3x3"
@@ -26,10 +25,10 @@ def few_stages(table, **changes):
 SMALL = {
     "cells": spaces.space(TINY_CELLS, resolutions=[16]),
     "elastic": MobileSpace(
-        "m", few_stages(MOBILE_SMALL, expand_ratios=(2, 3), resolutions=(20, 28))
+        "m", few_stages(shipped_table("mobile-small"), expand_ratios=(2, 3), resolutions=(20, 28))
     ),
     "candidates": CandidateSpace(
-        "c", few_stages(CANDIDATE_TABLES["proxyless-small"], expand_ratios=(3, 6))
+        "c", few_stages(shipped_table("proxyless-small"), expand_ratios=(3, 6))
     ),
     "one-shot": spaces.space("one-shot", resolutions=[16]),
 }  # fmt: skip
