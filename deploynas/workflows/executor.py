@@ -84,9 +84,6 @@ class Workers:
         return EXECUTORS.load(self.executor)(self.num, open_shared)
 
 
-ALONE = Workers()  # one at a time, in this very process
-
-
 class WorkerError(DeploynasError):
     """A worker process ended in the middle of a task."""
 
@@ -188,6 +185,9 @@ class LocalExecutor(Generic[Shared]):
         with contextlib.suppress(OSError):  # it has ended, which the first task will meet
             here.send_bytes(self._open_shared)
         return process, here
+
+
+ALONE = Workers()  # one at a time, in this very process
 
 
 def _death(process: SpawnProcess) -> WorkerError:

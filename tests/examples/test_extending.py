@@ -1,4 +1,4 @@
-"""What docs/extending.md says of spaces, run: a table, and a family of another package."""
+"""What docs/extending.md says, run: each example alone, and as another package brings it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import deploynas as dn
 from deploynas.errors import InvalidInputError
+from deploynas.profile import DeviceProfile
+from deploynas.spaces import StagedSpace
 from deploynas.spaces.tables import read_table
 from deploynas.testing import check_space
 
@@ -55,8 +59,26 @@ def test_the_table_keeps_what_every_space_promises() -> None:
     check_space(dn.space(str(EXAMPLES / "npu.toml")))
 
 
+def bring(folder: Path, name: str, **entries: str) -> None:
+    """Another package with examples, as an installer leaves it.
+
+    Args:
+        folder: On the path.
+        name: Of the package.
+        entries: Kind -> ``name = module:attribute``.
+    """
+    info = folder / f"{name}-0.1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
+    text = "".join(f"[deploynas.{kind}]\n{entry}\n" for kind, entry in entries.items())
+    (info / "entry_points.txt").write_text(text)
+    for entry in entries.values():
+        module = entry.partition("= ")[2].partition(":")[0]
+        shutil.copy(EXAMPLES / f"{module}.py", folder)
+
+
 def package(folder: Path, name: str, space: str = "plain", module: str = "plain") -> None:
-    """Another package, as an installer leaves it: its module and its entry point."""
+    """A package with a space, as an installer leaves it: its module and its entry point."""
     info = folder / f"{name}-0.1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
@@ -68,7 +90,7 @@ def run(folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess
     path = os.pathsep.join([str(folder), str(Path(dn.__file__).parents[1])])
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *arguments], capture_output=True, text=True,
-        cwd=folder, env={**os.environ, "PYTHONPATH": path}, timeout=120,
+        cwd=folder, env={**os.environ, "PYTHONPATH": path}, timeout=300,
     )  # fmt: skip
 
 
@@ -130,3 +152,69 @@ def test_a_space_that_cannot_be_loaded_or_has_another_name(tmp_path: Path) -> No
     done = run(tmp_path, MAIN, "spaces", "show", "complex")
     assert done.returncode == 1
     assert "'complex' of one cannot be imported: No module named" in done.stderr
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Path:
+    """A folder with a package of all examples."""
+    found = re.findall(r"entry-points.\"deploynas\.(\w+)\"\]\n(.+)\n", PAGE)
+    entries = {kind: entry.replace('"', "") for kind, entry in found}
+    assert entries.keys() == {"spaces", "strategies", "costs", "executors"}
+    bring(tmp_path, "examples", **entries)
+    return tmp_path
+
+
+CHECK = """
+from deploynas.costs import COSTS
+from deploynas.search import STRATEGIES
+from deploynas.spaces import space
+from deploynas.testing import check_cost, check_executor, check_strategy
+from deploynas.workflows.executor import EXECUTORS
+if __name__ == "__main__":
+    small = space("darts-small", resolutions=[8])
+    check_cost(COSTS.load("energy_mj"), small)
+    check_strategy(STRATEGIES.load("annealing"), small)
+    check_executor(EXECUTORS.load("one-by-one"))
+    print("kept")
+"""
+
+
+@pytest.mark.slow
+def test_the_examples_keep_what_everything_promises(plugins: Path) -> None:
+    done = run(plugins, CHECK)
+    assert (done.returncode, done.stdout) == (0, "kept\n"), done.stderr
+
+
+@pytest.mark.long
+def test_a_search_by_another_packages_strategy_cost_and_executor(
+    plugins: Path, board_profile: Callable[[StagedSpace], DeviceProfile]
+) -> None:
+    space = dn.space("mobile-plain", 10, 1, [28])
+    board_profile(space).write(plugins / "board.json")
+    shown = run(plugins, MAIN, "strategies", "show", "annealing", "--json")
+    assert json.loads(shown.stdout)["options"][0]["name"] == "temperature"
+    middle = np.median(space.macs(space.sample(200, np.random.default_rng(0))))
+    done = run(
+        plugins, MAIN, "search", "--strategy", "annealing", "--set", "temperature=0.05",
+        "--space", "mobile-plain", "--profile", "board.json", "--limit", "energy_mj=300uJ",
+        "--limit", f"macs={middle / 1e3:.0f}k", "--evaluator", "training", "--epochs", "0.2",
+        "--evaluations", "4", "--workers", "2", "--executor", "one-by-one", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["strategy"] == "annealing"
+    assert found["options"] == {"temperature": 0.05, "cooling": 0.01}
+    assert 0 < found["costs"]["energy_mj"] <= found["budget"]["energy_mj"] == 0.3
+    assert found["macs"] <= middle
+    wrong = run(plugins, MAIN, "search", "--limit", "energy_mj=1Wh")
+    assert "energy_mj has no unit 'Wh' (it has uJ, mJ, J)" in wrong.stderr
+    wrong = run(plugins, MAIN, "search", "--limit", "energi_mj=1")
+    assert "did you mean 'energy_mj'?" in wrong.stderr
+    bring(plugins / "again", "others", costs="energy_mj = energy:Energy2")
+    path = f"{plugins}{os.pathsep}{plugins / 'again'}"
+    code = f"import sys; sys.path[:0] = {path.split(os.pathsep)!r}; {MAIN}"
+    twice = run(plugins, code, "search", "--limit", "macs=1", "--limit", "energy_mj=1")
+    assert twice.returncode == 1
+    assert "two packages bring a cost named 'energy_mj': " in twice.stderr
+    assert "examples" in twice.stderr
+    assert "others" in twice.stderr
