@@ -90,11 +90,12 @@ class CandidateSpace(StagedSpace):
         """The layer of an operation; None for none."""
         if shape is None:
             return None
+        widths = (block.in_channels, self.stages[block.stage].width)
         if not separable_kernel(name):
-            return self.block_layer(block, side, *shape)
+            return self.block_layer(block, side, *shape, widths)
         return Layer(
-            "sep_conv", block.in_channels, self.stages[block.stage].width, side, side,
-            kernel_size=shape[0], stride=block.stride, batch_norm_eps=self.table.batch_norm_eps,
+            "sep_conv", *widths, side, side, kernel_size=shape[0], stride=block.stride,
+            batch_norm_eps=self.table.batch_norm_eps,
         )  # fmt: skip
 
     def _runs(self) -> list[list[int]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from deploynas.spaces.staged import MBCONV, ZERO, Stage, StageTable, separable_k
 FOLDER = Path(__file__).parent / "tables"
 SUFFIX = ".toml"
 MAX_WIDTH, MAX_DEPTH, MAX_SIDE = 8_192, 32, 4_096
+MAX_TOGETHER = 500  # widths of all stages and resolutions, which costs depend on together
 Place = tuple[str | int, ...]  # of a value: its keys, from the outside
 Check = Callable[[Any], Any]  # what a value means; raises ValueError with what it has to be
 
@@ -199,7 +201,7 @@ def _table(top: _Section) -> StageTable:
     stages = top.sections("stages")
     kernel_sizes = top.get("kernel_sizes", _kernel_sizes, ())
     expand_ratios = top.get("expand_ratios", _expand_ratios, ())
-    return StageTable(
+    table = StageTable(
         stem_width=stem.get("width", _width),
         first_width=first.get("width", _width),
         first_activation=first.get("activation", _one_of(get_args(Activation)), activation),
@@ -216,6 +218,14 @@ def _table(top: _Section) -> StageTable:
         batch_norm_eps=top.get("batch_norm_eps", _eps, 1e-5),
         operators=operators,
     )
+    together = math.prod(len(s.widths) for s in table.stages if s.widths) * len(table.resolutions)
+    if together > MAX_TOGETHER:
+        raise top.error(
+            "stages",
+            f"{together} combinations of widths and resolutions: at most {MAX_TOGETHER} can be "
+            "searched exactly",
+        )
+    return table
 
 
 def _stage(
@@ -226,8 +236,11 @@ def _stage(
     expand_ratios: tuple[int, ...],
 ) -> Stage:
     """A stage; what it leaves to the table must stand there."""
-    length = ("operators", "depth") if operators else ("depths",)
+    length = ("operators", "depth") if operators else ("widths", "depths")
     stage.allow("width", "stride", "activation", "se", "kernel_sizes", "expand_ratios", *length)
+    widths = stage.get("widths", _options(_width), ())
+    if widths and stage.has("width"):
+        raise stage.error("widths", "a stage has one width, or widths to choose from")
     own = stage.get("operators", _operators, ())
     if operators:
         depths = tuple(range(1, 1 + stage.get("depth", _whole(1, MAX_DEPTH))))
@@ -235,7 +248,7 @@ def _stage(
         depths = stage.get("depths", _options(_whole(1, MAX_DEPTH)))
     is_free = MBCONV not in (own or operators or (MBCONV,))
     return Stage(
-        width=stage.get("width", _width),
+        width=widths[-1] if widths else stage.get("width", _width),
         stride=stage.get("stride", _one_of((1, 2))),
         activation=stage.get("activation", _one_of(get_args(Activation)), activation),
         se=stage.get("se", _one_of((False, True)), False),
@@ -247,6 +260,7 @@ def _stage(
             "expand_ratios", _expand_ratios, () if expand_ratios or is_free else ...
         ),
         operators=own,
+        widths=widths if len(widths) > 1 else (),
     )
 
 
