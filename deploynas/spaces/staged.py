@@ -17,7 +17,7 @@ from deploynas.spaces.base import Archs, Choice, SearchSpace, Slot
 from deploynas.spaces.layers import Activation, Layer, make_divisible
 from deploynas.spaces.tree import All, Leaf, One, Tree
 
-MBCONV, ZERO = "mbconv", "zero"
+MBCONV, UIB, ZERO = "mbconv", "uib", "zero"
 
 
 def separable_kernel(operator: str) -> int | None:
@@ -54,7 +54,8 @@ class StageTable:
     Attributes:
         head_features: 0 means no second head layer.
         operators: To choose from in every block: ``mbconv`` of every kernel size and expand ratio,
-            ``sep_conv_3x3`` and its like, ``zero``; empty where blocks are elastic.
+            ``uib`` of the same, ``sep_conv_3x3`` and its like, ``zero``; empty where blocks are
+            elastic.
     """
 
     stem_width: int

@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 from deploynas.errors import InvalidInputError, MissingFileError
 from deploynas.spaces.layers import Activation
-from deploynas.spaces.staged import MBCONV, ZERO, Stage, StageTable, separable_kernel
+from deploynas.spaces.staged import MBCONV, UIB, ZERO, Stage, StageTable, separable_kernel
 
 FOLDER = Path(__file__).parent / "tables"
 SUFFIX = ".toml"
@@ -246,7 +246,7 @@ def _stage(
         depths = tuple(range(1, 1 + stage.get("depth", _whole(1, MAX_DEPTH))))
     else:
         depths = stage.get("depths", _options(_whole(1, MAX_DEPTH)))
-    is_free = MBCONV not in (own or operators or (MBCONV,))
+    is_free = not {MBCONV, UIB} & {*(own or operators or (MBCONV,))}
     return Stage(
         width=widths[-1] if widths else stage.get("width", _width),
         stride=stage.get("stride", _one_of((1, 2))),
@@ -310,9 +310,9 @@ def _odd(value: object) -> int:
 
 def _operator(value: object) -> str:
     if not isinstance(value, str) or not (
-        value in (ZERO, MBCONV) or separable_kernel(value) is not None
+        value in (ZERO, UIB, MBCONV) or separable_kernel(value) is not None
     ):
-        raise ValueError(f"is {ZERO}, {MBCONV}, sep_conv_3x3, sep_conv_5x5, ...")
+        raise ValueError(f"is {ZERO}, {MBCONV}, {UIB}, sep_conv_3x3, sep_conv_5x5, ...")
     return value
 
 
@@ -321,7 +321,14 @@ def _operators(value: object) -> tuple[str, ...]:
     found: tuple[str, ...] = _options(_operator)(value)
     if found == (ZERO,):
         raise ValueError(f"needs an operator beside {ZERO}")
-    return tuple(sorted(found, key=lambda o: (o == MBCONV, separable_kernel(o) or 0)))
+    return tuple(sorted(found, key=_cost))
+
+
+def _cost(operator: str) -> tuple[int, int]:
+    """What orders operators, the cheapest first."""
+    if operator in (UIB, MBCONV):
+        return 1 + (operator == MBCONV), 0
+    return 0, separable_kernel(operator) or 0
 
 
 def _eps(value: object) -> float:

@@ -93,6 +93,27 @@ def test_a_space_of_candidates(write):
     assert space.schedules == ("single-path",)
 
 
+def test_universal_inverted_bottlenecks():
+    """A network without any depthwise convolution is not offered where it would have to stride."""
+    space = dn.space("mobile-uib")
+    first, second = space.choices[1].options, space.choices[2].options
+    universal = ("convnext_k3", "convnext_k5", "extradw_k3", "extradw_k5")
+    own = [f"{name}_e{e}" for e in (2, 4) for name in universal]
+    usual = [f"mbconv_k{k}_e{e}" for e in (2, 4) for k in (3, 5)]
+    assert list(first) == own + usual
+    with_ffn = [*("ffn_e2", *own[:4]), *("ffn_e4", *own[4:])]
+    assert list(second) == ["zero", *with_ffn, *usual]
+    ops = ["extradw_k5_e4", "ffn_e2", "convnext_k3_e2"] * 2 + ["mbconv_k3_e2", "zero", "zero"]
+    (row,) = space.encode([{"resolution": 28, "ops": ops}])
+    layers = [node.layer for node in space.layers(row)][2:-1]
+    assert [(x.kind, x.start_kernel_size, x.kernel_size) for x in layers[:3]] == [
+        ("uib", 5, 5), ("uib", 0, 0), ("uib", 3, 0)
+    ]  # fmt: skip
+    assert [x.residual for x in layers[:3]] == [False, True, True]
+    assert layers[-1].kind == "mbconv"
+    assert {layer.activation for layer in space.layer_table} == {"relu"}
+
+
 def test_elastic_widths(write):
     """A stage's width is chosen for all of its blocks, and enters the next stage."""
     space = dn.space(write(ELASTIC.replace("width = 16", "widths = [24, 16]")))
