@@ -67,9 +67,7 @@ def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python.with_name("deploynas")
 
 
-def test_the_wheel_holds_profiles_and_tables_and_no_stray_file(
-    wheel: Path, tmp_path: Path
-) -> None:
+def test_the_wheel_holds_its_data_and_no_stray_file(wheel: Path, tmp_path: Path) -> None:
     shutil.unpack_archive(wheel, tmp_path, "zip")
     shipped = {path.name for path in (tmp_path / "deploynas" / "shipped_profiles").iterdir()}
     assert shipped == {f"{name}.json.gz" for name in names()}
