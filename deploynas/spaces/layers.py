@@ -183,16 +183,16 @@ class LayerKind:
     Attributes:
         convs: Its convolutions and linear maps, in order: what MACs and params add up.
         maps: Sizes of the feature maps that it makes, each of the one before it, in numbers.
-        num_scales: Numbers of batch norms that follow no convolution, which fold into none.
         has_kernel: Whether kernel size and stride are told apart in :attr:`Layer.key`.
         ends_network: Whether its output are a network's logits, one pixel.
+        norms: Channels of batch norms that stand alone, and cannot be folded into a convolution.
     """
 
     convs: Callable[[Layer], list[Conv]]
     maps: Callable[[Layer], list[int]] = _maps_of_convs
-    num_scales: Callable[[Layer], int] = lambda layer: 0
     has_kernel: bool = True
     ends_network: bool = False
+    norms: Callable[[Layer], int] = lambda layer: 0
 
 
 def kind_of(layer: Layer) -> LayerKind:
@@ -327,17 +327,14 @@ def macs(layer: Layer) -> int:
 
 def params(layer: Layer) -> int:
     """Trainable parameters, batch norms included."""
-    own = kind_of(layer).num_scales(layer)
-    return own + sum(
-        c.weights + c.out_channels * (c.bias + 2 * c.batch_norm) for c in convs(layer)
-    )
+    own = sum(c.weights + c.out_channels * (c.bias + 2 * c.batch_norm) for c in convs(layer))
+    return own + 2 * kind_of(layer).norms(layer)
 
 
 def weight_bytes(layer: Layer) -> int:
-    """Bytes of the deployed float32 weights: batch norms folded into a bias."""
-    own = kind_of(layer).num_scales(layer)
-    folded = (c.weights + c.out_channels * (c.bias or c.batch_norm) for c in convs(layer))
-    return FLOAT_BYTES * (own + sum(folded))
+    """Bytes of the deployed float32 weights: batch norms of convolutions folded into a bias."""
+    own = sum(c.weights + c.out_channels * (c.bias or c.batch_norm) for c in convs(layer))
+    return FLOAT_BYTES * (own + 2 * kind_of(layer).norms(layer))
 
 
 def peak_activation_bytes(layer: Layer, *, keeps_input: bool = False) -> int:
