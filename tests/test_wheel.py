@@ -15,6 +15,7 @@ import pytest
 
 from deploynas import __version__
 from deploynas.profile.shipped import names
+from deploynas.spaces.tables import shipped_names
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "deploynas", "profiles")
@@ -66,10 +67,12 @@ def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python.with_name("deploynas")
 
 
-def test_the_wheel_holds_the_profiles_and_no_stray_file(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_holds_its_data_and_no_stray_file(wheel: Path, tmp_path: Path) -> None:
     shutil.unpack_archive(wheel, tmp_path, "zip")
     shipped = {path.name for path in (tmp_path / "deploynas" / "shipped_profiles").iterdir()}
     assert shipped == {f"{name}.json.gz" for name in names()}
+    tables = {path.name for path in (tmp_path / "deploynas" / "spaces" / "tables").iterdir()}
+    assert tables == {f"{name}.toml" for name in shipped_names()}
     tops = {path.name for path in tmp_path.iterdir()}
     assert tops == {"deploynas", f"deploynas-{__version__}.dist-info"}
 

@@ -137,6 +137,24 @@ def _mbconv(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) ->
     return graph.op("Add", [x, sources[0]]) if layer.residual else x
 
 
+def _uib(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) -> str:
+    eps, cin, mid, x = layer.batch_norm_eps, layer.in_channels, layer.mid_channels, sources[0]
+    if layer.start_kernel_size:
+        stride = 1 if layer.kernel_size else layer.stride
+        x = graph.conv(
+            f"{name}.start.conv", x, cin, cin, layer.start_kernel_size, stride, groups=cin, eps=eps
+        )
+    x = graph.activation(graph.conv(f"{name}.expand.conv", x, cin, mid, eps=eps), layer.activation)
+    if layer.kernel_size:
+        x = graph.conv(
+            f"{name}.depthwise.conv", x, mid, mid, layer.kernel_size, layer.stride, groups=mid,
+            eps=eps,
+        )  # fmt: skip
+        x = graph.activation(x, layer.activation)
+    x = graph.conv(f"{name}.project.conv", x, mid, layer.out_channels, eps=eps)
+    return graph.op("Add", [x, sources[0]]) if layer.residual else x
+
+
 def _head(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) -> str:
     (x,), channels = sources, layer.mid_channels or layer.in_channels
     if layer.mid_channels:
@@ -220,6 +238,7 @@ def _concat(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) ->
 EMITTERS: dict[str, Emitter] = {
     "conv": _conv,
     "mbconv": _mbconv,
+    "uib": _uib,
     "head": _head,
     "relu_conv": _relu_conv,
     "factorised_reduce": _factorised_reduce,

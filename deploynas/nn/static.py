@@ -111,6 +111,35 @@ class MBConv(nn.Module):
             tensor.data = tensor.data[:, order]
 
 
+class Universal(nn.Module):
+    """Universal inverted bottleneck (Qin et al. 2024, figure 4)."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        cin, mid, eps, act = (
+            layer.in_channels, layer.mid_channels, layer.batch_norm_eps, layer.activation
+        )  # fmt: skip
+        start, kernel_size = layer.start_kernel_size, layer.kernel_size
+        first_stride = 1 if kernel_size else layer.stride
+        self.start = (
+            ConvBnAct(cin, cin, start, first_stride, "none", groups=cin, eps=eps)
+            if start
+            else nn.Identity()
+        )
+        self.expand = ConvBnAct(cin, mid, 1, 1, act, eps=eps)
+        self.depthwise = (
+            ConvBnAct(mid, mid, kernel_size, layer.stride, act, groups=mid, eps=eps)
+            if kernel_size
+            else nn.Identity()
+        )
+        self.project = ConvBnAct(mid, layer.out_channels, 1, 1, "none", eps=eps)
+        self.residual = layer.residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.project(self.depthwise(self.expand(self.start(x))))
+        return x + out if self.residual else out
+
+
 class Head(nn.Module):
     """Last convolution, pooling, feature layer, classifier: -> ``(n, num_classes)``."""
 
@@ -238,6 +267,7 @@ class ModuleKind:
 MODULES: dict[str, ModuleKind] = {
     "conv": ModuleKind(_conv),
     "mbconv": ModuleKind(MBConv, MBConv.sort_channels),
+    "uib": ModuleKind(Universal),
     "head": ModuleKind(Head),
     "relu_conv": ModuleKind(ReluConv),
     "factorised_reduce": ModuleKind(FactorisedReduce),
@@ -343,7 +373,7 @@ def initialise(module: nn.Module) -> None:
         elif isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, 0.0, 0.01)
             nn.init.zeros_(part.bias)
-        elif isinstance(part, MBConv) and part.residual:
+        elif isinstance(part, MBConv | Universal) and part.residual:
             norm = part.project.bn
             assert isinstance(norm, nn.BatchNorm2d)
             nn.init.zeros_(norm.weight)

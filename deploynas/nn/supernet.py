@@ -19,6 +19,7 @@ from deploynas.errors import InvalidInputError
 from deploynas.nn.published import load_published
 from deploynas.nn.sharing import WeightSharing
 from deploynas.nn.static import MODULES, StaticNetwork, build_layer, initialise
+from deploynas.spaces import layers as layer_costs
 from deploynas.spaces.base import Archs, SearchSpace
 from deploynas.spaces.layers import Layer
 
@@ -28,12 +29,12 @@ class ElasticLayer(nn.Module):
 
     Args:
         options: Every layer that can stand in the slot; they differ in kernel size and
-            middle channels (and side, which holds no weights).
+            channels (and side, which holds no weights), and one has the most of each.
     """
 
     def __init__(self, options: list[Layer]) -> None:
         super().__init__()
-        largest = max(options, key=lambda o: (o.kernel_size, o.mid_channels))
+        largest = max(options, key=layer_costs.params)
         self.full = build_layer(largest)
         self._sort_channels = MODULES[largest.kind].sort_channels
         self._kernel_sizes = sorted({o.kernel_size for o in options}, reverse=True)

@@ -5,24 +5,27 @@ an inverted residual of kernel size 3, 5 or 7 and expand ratio 3 or 6, or nothin
 shape allows that. ``proxyless-small`` is the same choice on the stages of ``mobile-small``.
 ``one-shot`` has a choice block a layer, as Guo et al. 2020 ("Single path one-shot neural
 architecture search with uniform sampling", section 3.3): three kernel sizes, or separable
-convolutions in a row in the place of their Xception block; no layer is left out.
+convolutions in a row in the place of their Xception block; no layer is left out. ``mobile-uib``
+chooses among the universal inverted bottlenecks of MobileNetV4 (Qin et al. 2024, section 3).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from deploynas.errors import InvalidInputError
 from deploynas.spaces.base import ArchDict, Archs, Choice, SearchSpace
-from deploynas.spaces.layers import Layer
+from deploynas.spaces.layers import Layer, make_divisible
 from deploynas.spaces.staged import (
     MBCONV,
+    UIB,
     ZERO,
     Block,
+    Stage,
     StagedSpace,
     StageTable,
     separable_kernel,
@@ -31,6 +34,40 @@ from deploynas.spaces.tree import All, Leaf, One, Tree
 
 USUAL = (ZERO, MBCONV)  # operators of a table that names none
 MIXED = "deploynas.nn.mixed:MixedNetwork"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What can stand in a block.
+
+    Attributes:
+        kind: Of its layer.
+        kernel_size, expand_ratio: As features count them.
+        start, middle: Of a ``uib``: kernel sizes before and after the expansion, 0 for none.
+    """
+
+    kind: str
+    kernel_size: int
+    expand_ratio: int
+    start: int = 0
+    middle: int = 0
+
+
+def _universal(stage: Stage, stride: int) -> dict[str, Candidate]:
+    """The instances of Qin et al. 2024, figure 4, that are no inverted residual.
+
+    ``ffn`` has no depthwise, and so no stride; ``convnext`` one before the expansion; ``extradw``
+    one before and one after.
+    """
+    found = {}
+    for e in stage.expand_ratios:
+        if stride == 1:
+            found[f"ffn_e{e}"] = Candidate(UIB, 1, e)
+        for k in stage.kernel_sizes:
+            found[f"convnext_k{k}_e{e}"] = Candidate(UIB, k, e, start=k)
+        for k in stage.kernel_sizes:
+            found[f"extradw_k{k}_e{e}"] = Candidate(UIB, k, e, start=k, middle=k)
+    return found
 
 
 class CandidateSpace(StagedSpace):
@@ -47,27 +84,29 @@ class CandidateSpace(StagedSpace):
 
     def __init__(self, name: str, table: StageTable, **arguments: Any) -> None:
         super().__init__(name, replace(table, operators=table.operators or USUAL), **arguments)
-        if any(separable_kernel(o) for stage in self.stages for o in stage.operators):
+        if any(o not in USUAL for stage in self.stages for o in stage.operators):
             # candidates of different kinds share no weights, and none contains the others
             is_mixed = len(self.resolutions) == 1
             self.network = MIXED if is_mixed else SearchSpace.network
             self.schedules = SearchSpace.schedules
 
-    def _operations(self, block: Block) -> dict[str, tuple[int, int] | None]:
-        """Name -> kernel size and expand ratio, None for zero; the cheapest first."""
+    def _operations(self, block: Block) -> dict[str, Candidate | None]:
+        """Name -> what it is, None for zero; the cheapest first."""
         stage = self.stages[block.stage]
         may_skip = block.stride == 1 and block.in_channels == stage.width
-        found: dict[str, tuple[int, int] | None] = {}
+        found: dict[str, Candidate | None] = {}
         for operator in stage.operators:
             kernel_size = separable_kernel(operator)
             if operator == MBCONV:
                 found |= {
-                    f"mbconv_k{k}_e{e}": (k, e)
+                    f"mbconv_k{k}_e{e}": Candidate(MBCONV, k, e)
                     for e in stage.expand_ratios
                     for k in stage.kernel_sizes
                 }
+            elif operator == UIB:
+                found |= _universal(stage, block.stride)
             elif kernel_size is not None:
-                found[operator] = (kernel_size, 1)
+                found[operator] = Candidate("sep_conv", kernel_size, 1)
             elif may_skip:
                 found[operator] = None
         return found
@@ -79,22 +118,33 @@ class CandidateSpace(StagedSpace):
         self, number: int, block: Block
     ) -> tuple[tuple[int, ...], Sequence[Layer | None]]:
         return (0, 1 + number), [
-            self._layer(block, side, name, shape)
+            self._layer(block, side, candidate)
             for side in block.sides
-            for name, shape in self._operations(block).items()
+            for candidate in self._operations(block).values()
         ]
 
-    def _layer(
-        self, block: Block, side: int, name: str, shape: tuple[int, int] | None
-    ) -> Layer | None:
-        """The layer of an operation; None for none."""
-        if shape is None:
+    def _layer(self, block: Block, side: int, candidate: Candidate | None) -> Layer | None:
+        """The layer of a candidate; None for none."""
+        if candidate is None:
             return None
-        if not separable_kernel(name):
-            return self.block_layer(block, side, *shape)
+        stage = self.stages[block.stage]
+        widths = (block.in_channels, stage.width)
+        if candidate.kind == MBCONV:
+            return self.block_layer(
+                block, side, candidate.kernel_size, candidate.expand_ratio, widths
+            )
+        eps = self.table.batch_norm_eps
+        if candidate.kind == UIB:
+            return Layer(
+                UIB, *widths, side, side, kernel_size=candidate.middle, stride=block.stride,
+                mid_channels=make_divisible(block.in_channels * candidate.expand_ratio),
+                activation=stage.activation, batch_norm_eps=eps,
+                residual=block.stride == 1 and block.in_channels == stage.width,
+                start_kernel_size=candidate.start,
+            )  # fmt: skip
         return Layer(
-            "sep_conv", block.in_channels, self.stages[block.stage].width, side, side,
-            kernel_size=shape[0], stride=block.stride, batch_norm_eps=self.table.batch_norm_eps,
+            candidate.kind, *widths, side, side, kernel_size=candidate.kernel_size,
+            stride=block.stride, batch_norm_eps=eps,
         )  # fmt: skip
 
     def _runs(self) -> list[list[int]]:
@@ -163,7 +213,12 @@ class CandidateSpace(StagedSpace):
         archs = self._checked(archs)
         shapes = []
         for number, block in enumerate(self.blocks):
-            options = np.array([shape or (0, 0) for shape in self._operations(block).values()])
+            options = np.array(
+                [
+                    (0, 0) if one is None else (one.kernel_size, one.expand_ratio)
+                    for one in self._operations(block).values()
+                ]
+            )
             shapes.append(options[archs[:, 1 + number]])
         kernels, ratios = np.stack(shapes, axis=1).transpose(2, 0, 1)
         depths = [

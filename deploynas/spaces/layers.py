@@ -39,6 +39,10 @@ class Layer:
         ``mbconv``: inverted residual (Sandler et al. 2018; SE as in MobileNetV3, Howard et
             al. 2019): 1x1 expansion (absent where ``expand`` is false), depthwise, optional
             squeeze-and-excitation, 1x1 projection, optional identity shortcut.
+        ``uib``: universal inverted bottleneck (Qin et al. 2024, "MobileNetV4", section 3): a
+            depthwise of ``start_kernel_size``, 1x1 expansion, a depthwise of ``kernel_size``, 1x1
+            projection, optional identity shortcut; either depthwise may be absent (0), and the
+            last of them strides.
         ``head``: 1x1 convolution to ``mid_channels`` with batch norm (absent where those are 0),
             global average pooling, optional bias-free linear map to ``feature_channels`` with
             activation, classifier.
@@ -54,6 +58,7 @@ class Layer:
 
     Attributes:
         height, width: Input feature map in pixels.
+        kernel_size: In pixels; 0 of a ``uib`` without that convolution.
         dilation: Of a depthwise convolution.
         num_inputs: Feature maps that enter.
         se_channels: Hidden channels of squeeze-and-excitation; 0 means none.
@@ -78,6 +83,7 @@ class Layer:
     batch_norm_eps: float = 1e-5
     dilation: int = 1
     num_inputs: int = 1
+    start_kernel_size: int = 0
 
     @property
     def out_height(self) -> int:
@@ -95,6 +101,8 @@ class Layer:
         parts = [f"{self.kind}:{self.in_channels}-{self.out_channels}@{self.height}x{self.width}"]
         if kind_of(self).has_kernel:
             parts.append(f"k{self.kernel_size}s{self.stride}")
+        if self.start_kernel_size:
+            parts.append(f"b{self.start_kernel_size}")
         if self.dilation != 1:
             parts.append(f"d{self.dilation}")
         if self.num_inputs != 1:
@@ -175,16 +183,16 @@ class LayerKind:
     Attributes:
         convs: Its convolutions and linear maps, in order: what MACs and params add up.
         maps: Sizes of the feature maps that it makes, each of the one before it, in numbers.
-        num_scales: Numbers of batch norms that follow no convolution, which fold into none.
         has_kernel: Whether kernel size and stride are told apart in :attr:`Layer.key`.
         ends_network: Whether its output are a network's logits, one pixel.
+        norms: Channels of batch norms that stand alone, and cannot be folded into a convolution.
     """
 
     convs: Callable[[Layer], list[Conv]]
     maps: Callable[[Layer], list[int]] = _maps_of_convs
-    num_scales: Callable[[Layer], int] = lambda layer: 0
     has_kernel: bool = True
     ends_network: bool = False
+    norms: Callable[[Layer], int] = lambda layer: 0
 
 
 def kind_of(layer: Layer) -> LayerKind:
@@ -220,6 +228,18 @@ def _mbconv(layer: Layer) -> list[Conv]:
     if squeezed:
         found.append(Conv(mid, squeezed, 1, 1, 1, 1, True, False, squeeze=True))
         found.append(Conv(squeezed, mid, 1, 1, 1, 1, True, False, squeeze=True))
+    return [*found, Conv(mid, layer.out_channels, 1, 1, oh, ow, False, True)]
+
+
+def _uib(layer: Layer) -> list[Conv]:
+    cin, mid, oh, ow = layer.in_channels, layer.mid_channels, layer.out_height, layer.out_width
+    found, (h, w) = [], (layer.height, layer.width)
+    if layer.start_kernel_size:
+        h, w = (h, w) if layer.kernel_size else (oh, ow)
+        found.append(Conv(cin, cin, layer.start_kernel_size, cin, h, w, False, True))
+    found.append(Conv(cin, mid, 1, 1, h, w, False, True))
+    if layer.kernel_size:
+        found.append(Conv(mid, mid, layer.kernel_size, mid, oh, ow, False, True))
     return [*found, Conv(mid, layer.out_channels, 1, 1, oh, ow, False, True)]
 
 
@@ -283,6 +303,7 @@ def _without_weights(*, has_kernel: bool) -> LayerKind:
 KINDS: dict[str, LayerKind] = {
     "conv": LayerKind(_conv),
     "mbconv": LayerKind(_mbconv),
+    "uib": LayerKind(_uib),
     "head": LayerKind(_head, _head_maps, has_kernel=False, ends_network=True),
     "relu_conv": LayerKind(
         lambda layer: _conv(replace(layer, bias=False, batch_norm=True)), _maps_after_relu
@@ -306,17 +327,14 @@ def macs(layer: Layer) -> int:
 
 def params(layer: Layer) -> int:
     """Trainable parameters, batch norms included."""
-    own = kind_of(layer).num_scales(layer)
-    return own + sum(
-        c.weights + c.out_channels * (c.bias + 2 * c.batch_norm) for c in convs(layer)
-    )
+    own = sum(c.weights + c.out_channels * (c.bias + 2 * c.batch_norm) for c in convs(layer))
+    return own + 2 * kind_of(layer).norms(layer)
 
 
 def weight_bytes(layer: Layer) -> int:
-    """Bytes of the deployed float32 weights: batch norms folded into a bias."""
-    own = kind_of(layer).num_scales(layer)
-    folded = (c.weights + c.out_channels * (c.bias or c.batch_norm) for c in convs(layer))
-    return FLOAT_BYTES * (own + sum(folded))
+    """Bytes of the deployed float32 weights: batch norms of convolutions folded into a bias."""
+    own = sum(c.weights + c.out_channels * (c.bias or c.batch_norm) for c in convs(layer))
+    return FLOAT_BYTES * (own + 2 * kind_of(layer).norms(layer))
 
 
 def peak_activation_bytes(layer: Layer, *, keeps_input: bool = False) -> int:

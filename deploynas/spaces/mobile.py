@@ -24,7 +24,8 @@ class MobileSpace(StagedSpace):
     """A once-for-all space built from a stage table.
 
     Columns of an architecture: resolution, one depth per stage, then kernel size and then
-    expand ratio of every block, blocks past their stage's depth holding option 0.
+    expand ratio of every block, blocks past their stage's depth holding option 0; last the width
+    of every stage whose width is elastic.
     """
 
     schedules = ("sandwich", "single-path", "progressive")
@@ -41,37 +42,56 @@ class MobileSpace(StagedSpace):
     def _expand_columns(self) -> list[int]:
         return [self._kernel_columns[-1] + 1 + i for i in range(len(self.blocks))]
 
+    @cached_property
+    def _width_columns(self) -> dict[int, int]:
+        """Stage -> column, of stages that have one."""
+        elastic = [number for number, stage in enumerate(self.stages) if stage.widths]
+        return {number: self._expand_columns[-1] + 1 + i for i, number in enumerate(elastic)}
+
+    def _width_options(self, stage: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if stage in self._width_columns:
+            return (self._width_columns[stage],), self.stages[stage].widths
+        return (), (self.stages[stage].width if stage >= 0 else self.table.first_width,)
+
     def _block_choices(self) -> Sequence[Choice]:
         of_blocks = [(block.name, self.stages[block.stage]) for block in self.blocks]
         return (
             *(Choice(f"stage{i + 1}.depth", s.depths) for i, s in enumerate(self.stages)),
             *(Choice(f"{name}.kernel_size", stage.kernel_sizes) for name, stage in of_blocks),
             *(Choice(f"{name}.expand_ratio", stage.expand_ratios) for name, stage in of_blocks),
+            *(Choice(f"stage{i + 1}.width", self.stages[i].widths) for i in self._width_columns),
         )
 
     def _block_options(
         self, number: int, block: Block
     ) -> tuple[tuple[int, ...], Sequence[Layer | None]]:
         stage = self.stages[block.stage]
+        own, leaving = self._width_options(block.stage)
+        widths = [(width, width) for width in leaving]
+        if block.place == 0:
+            before, entering = self._width_options(block.stage - 1)
+            own, widths = (*before, *own), list(itertools.product(entering, leaving))
         columns = (
             0,
             self._depth_columns[block.stage],
             self._kernel_columns[number],
             self._expand_columns[number],
+            *own,
         )
         return columns, [
-            self.block_layer(block, side, kernel_size, expand_ratio)
+            self.block_layer(block, side, kernel_size, expand_ratio, pair)
             if block.place < depth
             else None
             for side in block.sides
             for depth in stage.depths
             for kernel_size in stage.kernel_sizes
             for expand_ratio in stage.expand_ratios
+            for pair in widths
         ]
 
     def _build_tree(self) -> Tree:
-        """Stages are independent, and so are a stage's blocks once its depth is known."""
-        stages = []
+        """Stages are independent given the widths, and a stage's blocks given its depth."""
+        stages: list[Tree] = []
         for number, stage in enumerate(self.stages):
             kernels, ratios = len(stage.kernel_sizes), len(stage.expand_ratios)
             columns = [
@@ -88,7 +108,12 @@ class MobileSpace(StagedSpace):
                 ]
                 branches.append(All((Leaf.fixed(fixed), *blocks)))
             stages.append(One(tuple(branches)))
-        return self._at_each_resolution(stages)
+        elastic = list(self._width_columns.values())
+        if not elastic:
+            return self._at_each_resolution(stages)
+        options = itertools.product(*(range(len(self.choices[c].options)) for c in elastic))
+        chosen = [Leaf.fixed(dict(zip(elastic, one, strict=True))) for one in options]
+        return self._at_each_resolution([One(tuple(All((one, *stages)) for one in chosen))])
 
     def canonical(self, archs: Archs) -> Archs:
         """Set kernel size and expand ratio of the blocks past a stage's depth to option 0."""
@@ -123,13 +148,19 @@ class MobileSpace(StagedSpace):
                 )
             values += given
         active = self._active(cast(list[int], values[1 : 1 + num_stages]))
-        row = []
-        for column, (choice, value) in enumerate(zip(self.choices, values, strict=True)):
-            if column > num_stages and not active[(column - 1 - num_stages) % num_blocks]:
-                row.append(0)
-            else:
-                row.append(choice.index(value, self.name))
-        return row
+        counts = [True] * (1 + num_stages) + active + active
+        if self._width_columns:
+            widths = arch.get("widths")
+            if not isinstance(widths, list | tuple) or len(widths) != num_stages:
+                raise InvalidInputError(
+                    f"an architecture of {self.name} needs a list 'widths' of {num_stages} values"
+                )
+            values += [widths[stage] for stage in self._width_columns]
+            counts += [True] * len(self._width_columns)
+        return [
+            choice.index(value, self.name) if is_there else 0
+            for choice, value, is_there in zip(self.choices, values, counts, strict=True)
+        ]
 
     def _active(self, depths: Sequence[int]) -> list[bool]:
         return [
@@ -138,11 +169,18 @@ class MobileSpace(StagedSpace):
         ]
 
     def decode(self, archs: Archs) -> list[dict[str, object]]:
-        """Option indices -> resolution, depths, kernel_sizes, expand_ratios."""
+        """Option indices -> resolution, depths, kernel_sizes, expand_ratios, widths if elastic."""
         archs = self._checked(archs)
 
         def values(row: Archs, columns: Sequence[int]) -> list[object]:
             return [self.choices[c].options[row[c]] for c in columns]
+
+        def widths(row: Archs) -> list[object]:
+            columns = self._width_columns
+            return [
+                self.choices[columns[i]].options[row[columns[i]]] if i in columns else stage.width
+                for i, stage in enumerate(self.stages)
+            ]
 
         return [
             {
@@ -150,6 +188,7 @@ class MobileSpace(StagedSpace):
                 "depths": values(row, self._depth_columns),
                 "kernel_sizes": values(row, self._kernel_columns),
                 "expand_ratios": values(row, self._expand_columns),
+                **({"widths": widths(row)} if self._width_columns else {}),
             }
             for row in archs
         ]
@@ -173,7 +212,8 @@ class MobileSpace(StagedSpace):
         Args:
             n: How many.
             rng: Draws them.
-            num_open: ``depth``, ``kernel_size``, ``expand_ratio``; all options where not named.
+            num_open: ``depth``, ``kernel_size``, ``expand_ratio``, ``width``; all options where
+                not named.
         """
         num = self.num_options.copy()
         for column, choice in enumerate(self.choices):
@@ -183,26 +223,26 @@ class MobileSpace(StagedSpace):
         return self.canonical(self.as_rows(self.num_options - num + drawn))
 
     def uniform(self) -> Archs:
-        """Every architecture with one depth, one kernel size and one expand ratio everywhere.
+        """Every architecture with one depth, kernel size, expand ratio and width everywhere.
 
         A stage with fewer options takes its nearest; ``(n, num_choices)``, smallest first.
         """
-        most = [
-            max(map(len, options))
-            for options in (
-                [stage.depths for stage in self.stages],
-                [stage.kernel_sizes for stage in self.stages],
-                [stage.expand_ratios for stage in self.stages],
-            )
+        of_blocks = [self.stages[block.stage] for block in self.blocks]
+        options = [
+            *(stage.depths for stage in self.stages),
+            *(stage.kernel_sizes for stage in of_blocks),
+            *(stage.expand_ratios for stage in of_blocks),
+            *(self.stages[number].widths for number in self._width_columns),
         ]
+        kinds = np.repeat(
+            np.arange(4),
+            [len(self.stages), len(of_blocks), len(of_blocks), len(self._width_columns)],
+        )
+        last = np.array([len(one) - 1 for one in options])
+        most = [int(last[kinds == kind].max(initial=0)) for kind in range(4)]
         rows = [
-            [
-                r,
-                *(min(d, len(stage.depths) - 1) for stage in self.stages),
-                *(min(k, len(self.stages[b.stage].kernel_sizes) - 1) for b in self.blocks),
-                *(min(e, len(self.stages[b.stage].expand_ratios) - 1) for b in self.blocks),
-            ]
+            [r, *np.minimum(np.array(place)[kinds], last)]
             for r in range(len(self.resolutions))
-            for d, k, e in itertools.product(*map(range, most))
+            for place in itertools.product(*(range(1 + m) for m in most))
         ]
         return self.canonical(self.as_rows(rows))

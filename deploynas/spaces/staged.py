@@ -17,7 +17,7 @@ from deploynas.spaces.base import Archs, Choice, SearchSpace, Slot
 from deploynas.spaces.layers import Activation, Layer, make_divisible
 from deploynas.spaces.tree import All, Leaf, One, Tree
 
-MBCONV, ZERO = "mbconv", "zero"
+MBCONV, UIB, ZERO = "mbconv", "uib", "zero"
 
 
 def separable_kernel(operator: str) -> int | None:
@@ -31,7 +31,9 @@ class Stage:
     """A run of blocks of one width; the first of them has the stride.
 
     Attributes:
+        width: The largest, where it is elastic.
         kernel_sizes, expand_ratios, operators: Empty: the table's.
+        widths: To choose from; empty: none but ``width``.
     """
 
     width: int
@@ -42,6 +44,7 @@ class Stage:
     kernel_sizes: tuple[int, ...] = ()
     expand_ratios: tuple[int, ...] = ()
     operators: tuple[str, ...] = ()
+    widths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ class StageTable:
     Attributes:
         head_features: 0 means no second head layer.
         operators: To choose from in every block: ``mbconv`` of every kernel size and expand ratio,
-            ``sep_conv_3x3`` and its like, ``zero``; empty where blocks are elastic.
+            ``uib`` of the same, ``sep_conv_3x3`` and its like, ``zero``; empty where blocks are
+            elastic.
     """
 
     stem_width: int
@@ -77,8 +81,8 @@ class StageTable:
         stages = []
         for stage in self.resolved:
             own: dict[str, object] = {
-                "width": stage.width, "stride": stage.stride, "activation": stage.activation,
-                "se": stage.se,
+                "stride": stage.stride, "activation": stage.activation, "se": stage.se,
+                **({"widths": stage.widths} if stage.widths else {"width": stage.width}),
             }  # fmt: skip
             if stage.kernel_sizes:
                 own["kernel_sizes"] = stage.kernel_sizes
@@ -259,22 +263,30 @@ class StagedSpace(SearchSpace):
         slots = [slot((0,), stem), slot((0,), first)]
         slots += [slot(*self._block_options(i, block)) for i, block in enumerate(self.blocks)]
         last = self.blocks[-1]
+        columns, widths = self._width_options(last.stage)
         head = [
             Layer(
-                "head", t.stages[-1].width, self.num_classes, side, side,
+                "head", width, self.num_classes, side, side,
                 mid_channels=t.head_width, feature_channels=t.head_features,
                 activation=t.activation, batch_norm_eps=t.batch_norm_eps,
             )
             for side in (-(-side // last.stride) for side in last.sides)
+            for width in widths
         ]  # fmt: skip
-        slots.append(slot((0,), head))
+        slots.append(slot((0, *columns), head))
         return tuple(slots), tuple(index)
 
-    def block_layer(self, block: Block, side: int, kernel_size: int, expand_ratio: int) -> Layer:
-        """A block's layer at one input side."""
+    def _width_options(self, stage: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The column, where there is one, of a stage's width, and its options."""
+        return (), (self.stages[stage].width,)
+
+    def block_layer(
+        self, block: Block, side: int, kernel_size: int, expand_ratio: int, widths: tuple[int, int]
+    ) -> Layer:
+        """A block's layer at one input side; ``widths`` are the channels in and out."""
         stage = self.stages[block.stage]
         return mbconv(
-            block.in_channels, stage.width, side, kernel_size, block.stride,
+            *widths, side, kernel_size, block.stride,
             expand_ratio=expand_ratio, se=stage.se, activation=stage.activation,
             eps=self.table.batch_norm_eps,
         )  # fmt: skip

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +21,12 @@ from typing import Any, get_args
 
 from deploynas.errors import InvalidInputError, MissingFileError
 from deploynas.spaces.layers import Activation
-from deploynas.spaces.staged import MBCONV, ZERO, Stage, StageTable, separable_kernel
+from deploynas.spaces.staged import MBCONV, UIB, ZERO, Stage, StageTable, separable_kernel
 
 FOLDER = Path(__file__).parent / "tables"
 SUFFIX = ".toml"
 MAX_WIDTH, MAX_DEPTH, MAX_SIDE = 8_192, 32, 4_096
+MAX_TOGETHER = 500  # widths of all stages and resolutions, which costs depend on together
 Place = tuple[str | int, ...]  # of a value: its keys, from the outside
 Check = Callable[[Any], Any]  # what a value means; raises ValueError with what it has to be
 
@@ -199,7 +201,7 @@ def _table(top: _Section) -> StageTable:
     stages = top.sections("stages")
     kernel_sizes = top.get("kernel_sizes", _kernel_sizes, ())
     expand_ratios = top.get("expand_ratios", _expand_ratios, ())
-    return StageTable(
+    table = StageTable(
         stem_width=stem.get("width", _width),
         first_width=first.get("width", _width),
         first_activation=first.get("activation", _one_of(get_args(Activation)), activation),
@@ -216,6 +218,14 @@ def _table(top: _Section) -> StageTable:
         batch_norm_eps=top.get("batch_norm_eps", _eps, 1e-5),
         operators=operators,
     )
+    together = math.prod(len(s.widths) for s in table.stages if s.widths) * len(table.resolutions)
+    if together > MAX_TOGETHER:
+        raise top.error(
+            "stages",
+            f"{together} combinations of widths and resolutions: at most {MAX_TOGETHER} can be "
+            "searched exactly",
+        )
+    return table
 
 
 def _stage(
@@ -226,16 +236,19 @@ def _stage(
     expand_ratios: tuple[int, ...],
 ) -> Stage:
     """A stage; what it leaves to the table must stand there."""
-    length = ("operators", "depth") if operators else ("depths",)
+    length = ("operators", "depth") if operators else ("widths", "depths")
     stage.allow("width", "stride", "activation", "se", "kernel_sizes", "expand_ratios", *length)
+    widths = stage.get("widths", _options(_width), ())
+    if widths and stage.has("width"):
+        raise stage.error("widths", "a stage has one width, or widths to choose from")
     own = stage.get("operators", _operators, ())
     if operators:
         depths = tuple(range(1, 1 + stage.get("depth", _whole(1, MAX_DEPTH))))
     else:
         depths = stage.get("depths", _options(_whole(1, MAX_DEPTH)))
-    is_free = MBCONV not in (own or operators or (MBCONV,))
+    is_free = not {MBCONV, UIB} & {*(own or operators or (MBCONV,))}
     return Stage(
-        width=stage.get("width", _width),
+        width=widths[-1] if widths else stage.get("width", _width),
         stride=stage.get("stride", _one_of((1, 2))),
         activation=stage.get("activation", _one_of(get_args(Activation)), activation),
         se=stage.get("se", _one_of((False, True)), False),
@@ -247,6 +260,7 @@ def _stage(
             "expand_ratios", _expand_ratios, () if expand_ratios or is_free else ...
         ),
         operators=own,
+        widths=widths if len(widths) > 1 else (),
     )
 
 
@@ -296,9 +310,9 @@ def _odd(value: object) -> int:
 
 def _operator(value: object) -> str:
     if not isinstance(value, str) or not (
-        value in (ZERO, MBCONV) or separable_kernel(value) is not None
+        value in (ZERO, UIB, MBCONV) or separable_kernel(value) is not None
     ):
-        raise ValueError(f"is {ZERO}, {MBCONV}, sep_conv_3x3, sep_conv_5x5, ...")
+        raise ValueError(f"is {ZERO}, {MBCONV}, {UIB}, sep_conv_3x3, sep_conv_5x5, ...")
     return value
 
 
@@ -307,7 +321,14 @@ def _operators(value: object) -> tuple[str, ...]:
     found: tuple[str, ...] = _options(_operator)(value)
     if found == (ZERO,):
         raise ValueError(f"needs an operator beside {ZERO}")
-    return tuple(sorted(found, key=lambda o: (o == MBCONV, separable_kernel(o) or 0)))
+    return tuple(sorted(found, key=_cost))
+
+
+def _cost(operator: str) -> tuple[int, int]:
+    """What orders operators, the cheapest first."""
+    if operator in (UIB, MBCONV):
+        return 1 + (operator == MBCONV), 0
+    return 0, separable_kernel(operator) or 0
 
 
 def _eps(value: object) -> float:

@@ -27,6 +27,16 @@ SMALL = {
     "elastic": MobileSpace(
         "m", few_stages(shipped_table("mobile-small"), expand_ratios=(2, 3), resolutions=(20, 28))
     ),
+    "widths": MobileSpace(
+        "w",
+        replace(
+            shipped_table("mobile-small"), kernel_sizes=(3,), expand_ratios=(2, 3),
+            resolutions=(20, 28), stages=tuple(
+                replace(stage, depths=(1, 2), widths=(stage.width - 8, stage.width))
+                for stage in shipped_table("mobile-small").stages
+            ),
+        ),
+    ),
     "candidates": CandidateSpace(
         "c", few_stages(shipped_table("proxyless-small"), expand_ratios=(3, 6))
     ),

@@ -93,6 +93,50 @@ def test_a_space_of_candidates(write):
     assert space.schedules == ("single-path",)
 
 
+def test_universal_inverted_bottlenecks():
+    """A network without any depthwise convolution is not offered where it would have to stride."""
+    space = dn.space("mobile-uib")
+    first, second = space.choices[1].options, space.choices[2].options
+    universal = ("convnext_k3", "convnext_k5", "extradw_k3", "extradw_k5")
+    own = [f"{name}_e{e}" for e in (2, 4) for name in universal]
+    usual = [f"mbconv_k{k}_e{e}" for e in (2, 4) for k in (3, 5)]
+    assert list(first) == own + usual
+    with_ffn = [*("ffn_e2", *own[:4]), *("ffn_e4", *own[4:])]
+    assert list(second) == ["zero", *with_ffn, *usual]
+    ops = ["extradw_k5_e4", "ffn_e2", "convnext_k3_e2"] * 2 + ["mbconv_k3_e2", "zero", "zero"]
+    (row,) = space.encode([{"resolution": 28, "ops": ops}])
+    layers = [node.layer for node in space.layers(row)][2:-1]
+    assert [(x.kind, x.start_kernel_size, x.kernel_size) for x in layers[:3]] == [
+        ("uib", 5, 5), ("uib", 0, 0), ("uib", 3, 0)
+    ]  # fmt: skip
+    assert [x.residual for x in layers[:3]] == [False, True, True]
+    assert layers[-1].kind == "mbconv"
+    assert {layer.activation for layer in space.layer_table} == {"relu"}
+
+
+def test_elastic_widths(write):
+    """A stage's width is chosen for all of its blocks, and enters the next stage."""
+    space = dn.space(write(ELASTIC.replace("width = 16", "widths = [24, 16]")))
+    assert space.choices[-1] == spaces.Choice("stage1.width", (16, 24))
+    small, large = space.smallest()[0], space.largest()[0]
+    assert space.decode(small[None])[0]["widths"] == [16, 24]
+    for row, width in ((small, 16), (large, 24)):
+        layers = [node.layer for node in space.layers(row)][2:-1]
+        last = layers[-1]
+        assert [x.out_channels for x in layers[:-1]] == [width] * (len(layers) - 1)
+        assert (last.in_channels, last.out_channels, last.residual) == (width, 24, width == 24)
+    assert space.size == 2 * 2 * (4 + 16) * 2
+    arch = space.decode(small[None])[0]
+    for wrong, message in (
+        ([16], "needs a list 'widths' of 2 values"),
+        ([17, 24], "stage1.width of mine.toml is one of [16, 24], got 17"),
+    ):
+        with pytest.raises(InvalidInputError, match=re.escape(message)):
+            space.encode([{**arch, "widths": wrong}])
+    again = spaces.space(**space.spec)
+    assert again.layer_table == space.layer_table
+
+
 def test_arguments_override_the_tables(write):
     space = spaces.space(write(ELASTIC), 7, 1, [32])
     layers = [node.layer for node in space.layers(space.smallest()[0])]
@@ -111,6 +155,7 @@ def test_arguments_override_the_tables(write):
         ("width = 24", "widht = 24", "line 20: unknown key 'widht' of stage 2 (did you"),
         ("features = 16", "feature_maps = 3\nzzz = 1", "unknown key 'feature_maps' of head"),
         ("num_classes", "dropout = 0.1\nnum_classes", "line 6: unknown key 'dropout' (there are"),
+        ("width = 16\n", "widths = []\n", "line 15: widths of stage 1 needs at least one"),
         ("width = 16\n", "", "line 14: stage 1 lacks the key 'width'"),
         ("[stem]\nwidth = 8\n", "", "the table lacks the key 'stem'"),
         ('"h_swish"', '"swish"', "line 22: activation of stage 2 is one of \"none\", \"relu\""),
@@ -122,6 +167,8 @@ def test_arguments_override_the_tables(write):
         ('operator = "mbconv"', 'operator = "fire"', 'line 1: operator is "mbconv", got \'fire\''),
         ('operator = "mbconv"\n', "", "give either operator"),
         ("depths = [1]", "depth = 1", "line 24: unknown key 'depth' of stage 2 (did you mean"),
+        ("width = 24", "width = 24\nwidths = [8]", "line 21: a stage has one width, or widths"),
+        ("[16, 24]", f"{list(range(8, 509))}", "501 combinations of widths and resolutions"),
         ("[head]", "[[head]]", "line 27: head is a table of its own"),
         ("[[stages]] # a wider one", "[stages2]", "line 19: unknown key 'stages2'"),
         ("[stem]", "[stem", "cannot be read as TOML"),

@@ -25,6 +25,12 @@ LAYERS = [
     Layer("mbconv", 8, 16, 9, 12, kernel_size=5, stride=2, mid_channels=24, activation="relu6"),
     Layer("mbconv", 8, 8, 9, 9, kernel_size=7, mid_channels=32, se_channels=8,
           activation="h_swish", residual=True, batch_norm_eps=1e-3),
+    Layer("uib", 8, 8, 9, 9, kernel_size=0, mid_channels=16, activation="relu", residual=True),
+    Layer("uib", 8, 12, 9, 12, kernel_size=0, mid_channels=16, activation="relu", stride=2,
+          start_kernel_size=5),
+    Layer("uib", 8, 12, 9, 9, kernel_size=3, mid_channels=16, activation="h_swish", stride=2,
+          start_kernel_size=5),
+    Layer("uib", 8, 8, 9, 9, kernel_size=5, mid_channels=16, activation="relu6", residual=True),
     Layer("head", 16, 10, 4, 4, mid_channels=32, feature_channels=24, activation="h_swish"),
     Layer("head", 16, 10, 4, 4, mid_channels=32, activation="relu6"),
     Layer("head", 16, 10, 4, 4),
@@ -48,6 +54,11 @@ SLICES = {
         for m in (16, 32, 48)
     ],
     "head": [Layer("head", 8, 4, 5, 5, mid_channels=m, activation="relu") for m in (8, 16)],
+    "uib": [
+        Layer("uib", 8, 8, 9, 9, kernel_size=k, mid_channels=m, start_kernel_size=3)
+        for k in (3, 5)
+        for m in (16, 24)
+    ],
     "sep_conv": [Layer("sep_conv", 8, 8, 9, 9, kernel_size=k) for k in (3, 5)],
     "dil_conv": [Layer("dil_conv", 8, 8, 9, 9, kernel_size=k, dilation=2) for k in (3, 5)],
     "conv": [Layer("conv", 8, 8, 9, 9, kernel_size=k) for k in (1, 3)],

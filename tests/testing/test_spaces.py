@@ -40,6 +40,14 @@ OWN = {
             {"width": 16, "stride": 1, "depth": 2},
         ],
     },
+    "widths": {
+        **TABLE,
+        "stages": [
+            {"widths": [8, 16], "stride": 1, "depths": [1, 2]},  # the first may be residual
+            {"width": 16, "stride": 1, "depths": [1], "se": True},
+            {"widths": [16, 24, 32], "stride": 2, "depths": [1, 2], "kernel_sizes": [3]},
+        ],
+    },
     "one kind": {
         **TABLE, "operator": None, "operators": ["sep_conv_3x3", "mbconv"], "resolutions": [16],
         "stages": [{"width": 16, "stride": 2, "depth": 2}],
@@ -185,5 +193,6 @@ def test_which_network_a_table_gets():
     found = {name: own(name).network.rpartition(":")[2] for name in OWN}
     assert found == {
         "elastic": "Supernet", "candidates": "Supernet", "kinds": "PathNetwork",
+        "widths": "Supernet",
         "one kind": "MixedNetwork", "one network": "Supernet",
     }  # fmt: skip
