@@ -105,10 +105,10 @@ class MBConv(nn.Module):
             assert self.se.expand.bias is not None
             by_output += [self.se.expand.weight, self.se.expand.bias]
             by_input.append(self.se.reduce.weight)
-        for tensor in by_output:
-            tensor.data = tensor.data[order]
+        for tensor in by_output:  # in place: others may hold slices of it
+            tensor.data.copy_(tensor.data[order])
         for tensor in by_input:
-            tensor.data = tensor.data[:, order]
+            tensor.data.copy_(tensor.data[:, order])
 
 
 class Head(nn.Module):

@@ -266,8 +266,7 @@ class Learner(abc.ABC):
 
         def accumulate(images: StepImages) -> Tensor:
             def loss_of(out: Tensor) -> Tensor:
-                smoothing = recipe.label_smoothing
-                return nn.functional.cross_entropy(out, images.labels, label_smoothing=smoothing)
+                return images.task.loss(out, images.labels, recipe.label_smoothing)
 
             x = images.at(side)
             search.architecture_step(images.share, WeightStep(x, loss_of, images.rate))
