@@ -22,8 +22,7 @@ from peak import grown_bytes, median_of_children
 from torch import Tensor, nn
 
 import deploynas as dn
-from deploynas.data import Split
-from deploynas.data.dataset import build_dataset
+from deploynas.data import Split, build_dataset
 from deploynas.nn import Lender, Loan, Supernet, build
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train import SupernetRecipe, TrainingProgress, train_supernet

@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploynas.data import ImageDataset, Split
+from deploynas.data import ImageDataset, Source
 from deploynas.train.resizing import resized
 from deploynas.train.task import task_of
 
-RESIDENT_SHARE = 0.5  # of a GPU's free memory, at most, for a split
+HELD_SHARE = 0.5  # of a GPU's free memory, at most, for the images of a source
 _CHUNK = 4_096  # images resized at once
-_resident: WeakKeyDictionary[Split, dict[tuple[torch.device, int], Tensor]] = WeakKeyDictionary()
+_held: WeakKeyDictionary[Source, dict[tuple[torch.device, int], Tensor]] = WeakKeyDictionary()
 
 
 class Batches:
-    """A split at every resolution of a space, as channels-last float batches.
+    """A source's images at every resolution of a space, as channels-last float batches.
 
     Depthwise networks train up to twice as fast on channels-last tensors, so that every batch
     has that layout. A GPU holds the images themselves, as uint8, where they fit.
@@ -29,54 +29,43 @@ class Batches:
         labels: ``(len,)``, on the device.
     """
 
-    def __init__(self, dataset: ImageDataset, split: Split, device: torch.device) -> None:
+    def __init__(self, dataset: ImageDataset, source: Source, device: torch.device) -> None:
         self.task = task_of(dataset)
-        self._split = split
+        self._source = source
         self._device = device
         self._mean = torch.tensor(dataset.mean, device=device).view(1, -1, 1, 1) * 255
         self._std = torch.tensor(dataset.std, device=device).view(1, -1, 1, 1) * 255
-        self._pixels: dict[int, Tensor] = {}
-        self.labels = torch.from_numpy(split.labels).to(device)
+        self.labels = _tensor(source.labels).to(device)
 
     def __len__(self) -> int:
-        return len(self._split)
+        return len(self._source)
 
-    def images(
-        self, rows: np.ndarray | slice, resolution: int, moved: Moved | None = None
-    ) -> Tensor:
+    def images(self, rows: np.ndarray, resolution: int, moved: Moved | None = None) -> Tensor:
         """Normalised images ``(n, c, resolution, resolution)``, float32, channels last."""
-        if resolution not in self._pixels:
-            self._pixels[resolution] = self._at(resolution)
-        stored = self._pixels[resolution]
-        if isinstance(rows, np.ndarray):
-            pixels = stored[on_device(rows, stored.device)]
+        held = self._held(resolution)
+        if held is not None:
+            pixels = held[on_device(rows, self._device)]
         else:
-            pixels = stored[rows]
-        if pixels.device != self._device:
-            pixels = pixels.pin_memory().to(self._device, non_blocking=True)
+            pixels = on_device(self._source.batch(rows, resolution, resolution), self._device)
         if moved is not None:
             pixels = moved.of(pixels)
         return self.task.inputs(pixels, self._mean, self._std)
 
-    def _at(self, resolution: int) -> Tensor:
-        """All images at a resolution, on the device where they fit."""
-        if self._device.type != "cuda":
-            return _tensor(self._split.resized(resolution))
-        kept = _resident.setdefault(self._split, {})
+    def _held(self, resolution: int) -> Tensor | None:
+        """All images at a resolution on a GPU, uint8; None where they are not or do not fit."""
+        source = self._source
+        if self._device.type == "cpu" or not source.in_memory:
+            return None
+        held = _held.setdefault(source, {})
         key = (self._device, resolution)
-        if key in kept:
-            return kept[key]
-        images = self._split.images
-        side, channels = images.shape[1], images.shape[3]
-        new = len(images) * channels * (resolution**2 + side**2 * ((self._device, side) in kept))
-        if new > RESIDENT_SHARE * torch.cuda.mem_get_info(self._device)[0]:
-            return _tensor(self._split.resized(resolution))
-        if resolution == side:
-            kept[key] = _tensor(images).to(self._device)
-        else:
-            whole = self._at(side)
-            kept[key] = torch.cat([resized(part, resolution) for part in whole.split(_CHUNK)])
-        return kept[key]
+        if key not in held:
+            sides = {(source.height, source.width), (resolution, resolution)}
+            num_bytes = len(source) * source.channels * sum(h * w for h, w in sides)
+            if num_bytes > HELD_SHARE * torch.cuda.mem_get_info(self._device)[0]:
+                return None
+            parts = (on_device(part, self._device) for part in source.chunks(_CHUNK))
+            held[key] = torch.cat([resized(part, resolution) for part in parts])
+        return held[key]
 
     def in_order(
         self, resolution: int, num_images: int | None = None, batch_size: int | None = None
@@ -85,8 +74,8 @@ class Batches:
         end = len(self) if num_images is None else min(num_images, len(self))
         size = batch_size or (256 if self._device.type == "cpu" else 2_048)
         for start in range(0, end, size):
-            rows = slice(start, min(start + size, end))
-            yield self.images(rows, resolution), self.labels[rows]
+            rows = np.arange(start, min(start + size, end))
+            yield self.images(rows, resolution), self.labels[start : start + len(rows)]
 
     def calibration(self, resolution: int, num_images: int, seed: int = 0) -> list[Tensor]:
         """Batches of ``num_images`` random images, the same for the same seed."""
@@ -97,8 +86,8 @@ class Batches:
 
 
 def on_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """A small array, without waiting for the device."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    """An array on a device, without waiting for it."""
+    tensor = _tensor(array)
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -151,4 +140,5 @@ def _reflected(place: Tensor, side: int) -> Tensor:
 
 def _tensor(array: np.ndarray) -> Tensor:
     """The array itself where torch can write to it, else a copy."""
+    array = np.ascontiguousarray(array)
     return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -1,7 +1,8 @@
 """Pillow's antialiased bilinear filter on whole batches, on any device, to the same bytes.
 
-What :func:`deploynas.data.resize` does image by image. Both passes, columns first, are products
-with integer weights and a rounding, as in Pillow's ``Resample.c``; float64 holds them exactly.
+What :func:`deploynas.data.resize` does to a square, image by image. Both passes, columns first,
+are products with integer weights and a rounding, as in Pillow's ``Resample.c``; float64 holds
+them exactly.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ _BITS = 22  # of Pillow's fixed point
 
 
 def resized(pixels_nhwc: Tensor, side: int) -> Tensor:
-    """Square images at ``side`` px, uint8 as they come."""
-    if pixels_nhwc.shape[1] == side:
+    """Images at ``side`` px, uint8 as they come."""
+    height, width = pixels_nhwc.shape[1:3]
+    if height == width == side:
         return pixels_nhwc
-    weights = torch.from_numpy(_weights(pixels_nhwc.shape[1], side)).to(pixels_nhwc.device)
     x = pixels_nhwc.permute(0, 3, 1, 2).double()
-    x = _rounded(x @ weights.T)
-    x = _rounded(weights @ x)
+    across, down = (
+        torch.from_numpy(_weights(n, side)).to(pixels_nhwc.device) for n in (width, height)
+    )
+    x = _rounded(down @ _rounded(x @ across.T))
     return x.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploynas.data import ImageDataset, Split
+from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
 from deploynas.nn import StaticNetwork, WeightSharing
 from deploynas.spaces import Archs, SearchSpace
@@ -149,9 +149,7 @@ def supernet_images_per_second(
     copy = deepcopy(supernet).to(memory_format=torch.channels_last).train()
     task = task_of(dataset)
     accumulate = _accumulating(copy, task, recipe, _Teacher(copy, task, None))
-    few = Split(
-        dataset.train.images[: recipe.batch_size], dataset.train.labels[: recipe.batch_size]
-    )
+    few = dataset.train.take(np.arange(min(recipe.batch_size, len(dataset.train))))
     data = Batches(dataset, few, next(copy.parameters()).device)
     times = []
     for step in range(SPEED_STEPS):

@@ -71,4 +71,4 @@ def test_images_that_cannot_be_written_to_are_taken():
     images = digits.val.images.copy()
     images.flags.writeable = False
     batches = Batches(digits, Split(images, digits.val.labels), torch.device("cpu"))
-    assert len(batches.images(slice(0, 4), digits.size)) == 4
+    assert len(batches.images(np.arange(4), digits.size)) == 4
