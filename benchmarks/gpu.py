@@ -13,6 +13,7 @@ A row is written as soon as it is there, so that a run that is cut off keeps wha
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import sys
@@ -26,11 +27,9 @@ import torch
 from torch import nn
 
 from deploynas import spaces
-from deploynas.data import ImageDataset, Split, load_dataset
-from deploynas.data.dataset import build_dataset
-from deploynas.nn import Supernet, build
+from deploynas.data import ImageDataset, Split, build_dataset, load_dataset
+from deploynas.nn import Supernet, build, conv
 from deploynas.train import SupernetEvaluator, SupernetRecipe, passes, pick_device, train_supernet
-from deploynas.train import supernet as training
 
 CHUNK = 10  # steps between two looks at the clock
 DEVICE = pick_device()
@@ -86,7 +85,7 @@ def speed(options: argparse.Namespace, results: dict[str, dict[str, object]]) ->
     space = spaces.space(options.space, dataset.num_classes, dataset.channels, [SIDE])
     sizes = [int(n) for n in options.batch_sizes.split(",") if n]
     sizes = sizes or ([16, 32] if options.quick else [128, 512, 1024, 2048])
-    middle, seconds = sizes[len(sizes) // 2 - 1], 1.0 if options.quick else options.seconds
+    middle, seconds = sizes[(len(sizes) - 1) // 2], 1.0 if options.quick else options.seconds
 
     def ratio(size: int, mine: str = "ours") -> dict[str, object]:
         best = max(
@@ -97,13 +96,25 @@ def speed(options: argparse.Namespace, results: dict[str, dict[str, object]]) ->
         return {"over_plain": own / best if best else 0.0}
 
     yield "machine", machine
+    for way in ("products", "convolutions"):
+        size = middle + (40 if way == "products" else 24)
+        yield (
+            f"cold {way}",
+            lambda s=size, w=way: first_seen(space, dataset, s, options.quick, w == "products"),
+        )
     for size in sizes:
         for amp in ("off", "bf16"):
             yield f"plain {amp} {size}", lambda s=size, a=amp: plain(space, dataset, s, a, seconds)
         yield f"ours {size}", lambda s=size: ours(space, dataset, s, seconds)
         yield f"ratio {size}", lambda s=size: ratio(s)
-    yield "first seen", lambda: first_seen(space, dataset, middle, options.quick)
-    yield f"busy {middle}", lambda: busy(space, dataset, middle, seconds)
+    for size in sizes:
+        yield f"busy {size}", lambda s=size: busy(space, dataset, s, seconds)
+    yield f"ours reuse-16 {sizes[0]}", lambda: ours(space, dataset, sizes[0], seconds, reuse=16)
+    yield f"ours reuse-16 {middle}", lambda: ours(space, dataset, middle, seconds, reuse=16)
+    yield (
+        f"ours convolutions {middle}",
+        lambda: ours(space, dataset, middle, seconds, product=False),
+    )
     yield f"ours no-graphs {middle}", lambda: ours(space, dataset, middle, seconds, record_at=1e9)
     yield (
         f"ours no-graphs-no-beside {middle}",
@@ -111,7 +122,6 @@ def speed(options: argparse.Namespace, results: dict[str, dict[str, object]]) ->
     )
     yield f"ours no-beside {middle}", lambda: ours(space, dataset, middle, seconds, beside=False)
     yield f"ours float32 {middle}", lambda: ours(space, dataset, middle, seconds, amp="off")
-    yield f"ours pool-of-8 {middle}", lambda: ours(space, dataset, middle, seconds, pool=8)
     three = spaces.space(options.space, dataset.num_classes, dataset.channels, [24, 28, SIDE])
     yield f"ours three-sides {middle}", lambda: ours(three, dataset, middle, 2 * seconds)
     yield f"largest plain {middle}", lambda: plain(space, dataset, middle, "off", seconds, num=1)
@@ -130,30 +140,32 @@ def speed(options: argparse.Namespace, results: dict[str, dict[str, object]]) ->
 def accuracy(options: argparse.Namespace, results: dict[str, dict[str, object]]) -> Iterator[Row]:
     """The rows of part ``accuracy``: the largest subnet after a short training."""
     dataset = data(options)
-    sizes = [int(n) for n in options.batch_sizes.split(",") if n] or [128, 512, 1024]
+    sizes = [int(n) for n in options.batch_sizes.split(",") if n] or [512, 1024, 128]
     yield "machine", machine
     for size in sizes:
         for rule in ("linear", "root"):
-            if size == BASE_BATCH and rule == "root":
-                continue
-            yield (
-                f"{rule} {size}",
-                lambda s=size, r=rule: learnt(options, dataset, s, r),
-            )
+            for reuse in (1, 16):
+                if size != BASE_BATCH or rule == "linear":
+                    yield (
+                        f"{rule} {size} reuse-{reuse}",
+                        lambda s=size, r=rule, u=reuse: learnt(options, dataset, s, r, u),
+                    )
 
 
 PARTS = {"speed": speed, "accuracy": accuracy}
 
 
 def learnt(
-    options: argparse.Namespace, dataset: ImageDataset, size: int, rule: str
+    options: argparse.Namespace, dataset: ImageDataset, size: int, rule: str, reuse: int
 ) -> dict[str, object]:
     """Validation accuracy of both ends after training, at a batch size and its rate."""
     space = spaces.space(options.space, dataset.num_classes, dataset.channels, [SIDE])
     factor = size / BASE_BATCH
     rate = BASE_RATE * (factor if rule == "linear" else factor**0.5)
     epochs = 0.1 if options.quick else 10.0
-    recipe = SupernetRecipe(epochs=epochs, batch_size=size, learning_rate=rate, num_random=2)
+    recipe = SupernetRecipe(
+        epochs=epochs, batch_size=size, learning_rate=rate, num_random=2, reuse=reuse
+    )
     torch.manual_seed(0)
     supernet = Supernet(space).to(DEVICE)
     started = time.perf_counter()
@@ -162,8 +174,10 @@ def learnt(
     seconds = time.perf_counter() - started
     evaluator = SupernetEvaluator(supernet, dataset)
     largest, smallest = (evaluator.accuracy(a[0]) for a in (space.largest(), space.smallest()))
+    drawn = space.sample(10, np.random.default_rng(3))
     return {
         "largest": largest, "smallest": smallest, "learning_rate": rate,
+        "random": float(np.mean([evaluator.accuracy(arch) for arch in drawn])),
         "images_per_second": epochs * len(dataset.train) / seconds,
     }  # fmt: skip
 
@@ -234,12 +248,13 @@ def synchronise() -> None:
 
 def ours(
     space: spaces.SearchSpace, dataset: ImageDataset, size: int, seconds: float, *,
-    amp: str = "bf16", record_at: float = passes.RECORD_AT, beside: bool = True, pool: int = 0,
+    amp: str = "bf16", record_at: float = passes.RECORD_AT, beside: bool = True, reuse: int = 1,
+    product: bool = True,
     each: Callable[[int], None] = lambda step: None,
 ) -> dict[str, object]:  # fmt: skip
     """``train_supernet`` as it is called by ``deploynas train``."""
     recipe = SupernetRecipe.model_validate(
-        {"epochs": 10_000, "batch_size": size, "num_random": 2, "amp": amp}
+        {"epochs": 10_000, "batch_size": size, "num_random": 2, "amp": amp, "reuse": reuse}
     )
     torch.manual_seed(0)
     supernet = Supernet(space).to(DEVICE)
@@ -249,11 +264,8 @@ def ours(
         each(clock._steps)
         clock.step()
 
-    with changed(record_at, beside, pool):
-        try:
-            train_supernet(supernet, dataset, recipe, on_progress=watch)
-        except _Enough:
-            pass
+    with changed(record_at, beside, product), contextlib.suppress(_Enough):
+        train_supernet(supernet, dataset, recipe, on_progress=watch)
     found = clock.found()
     if DEVICE.type == "cuda":
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -262,20 +274,15 @@ def ours(
 
 
 @contextmanager
-def changed(record_at: float, beside: bool, pool: int) -> Iterator[None]:
-    """With other settings; ``pool``: so many sets of random subnets, in turn, or no limit."""
-    before = passes.RECORD_AT, passes.BACKWARD_BESIDE, training._subnets
+def changed(record_at: float, beside: bool, product: bool) -> Iterator[None]:
+    """With other settings."""
+    before = passes.RECORD_AT, passes.BACKWARD_BESIDE, conv.AS_PRODUCT
     passes.RECORD_AT, passes.BACKWARD_BESIDE = record_at, beside  # type: ignore[assignment]
-    if pool:
-
-        def drawn(space, phase, rng):  # type: ignore[no-untyped-def]
-            return before[2](space, phase, np.random.default_rng(int(rng.integers(pool))))
-
-        training._subnets = drawn
+    conv.AS_PRODUCT = product
     try:
         yield
     finally:
-        passes.RECORD_AT, passes.BACKWARD_BESIDE, training._subnets = before
+        passes.RECORD_AT, passes.BACKWARD_BESIDE, conv.AS_PRODUCT = before
 
 
 def plain(
@@ -294,7 +301,7 @@ def plain(
     images = torch.from_numpy(dataset.train.images).to(DEVICE).permute(0, 3, 1, 2)
     labels = torch.from_numpy(dataset.train.labels).to(DEVICE)
     clock = _Clock(size, seconds)
-    try:
+    with changed(passes.RECORD_AT, True, product=False), contextlib.suppress(_Enough):
         while True:
             rows = torch.randint(len(labels), (size,), device=DEVICE)
             x, y = images[rows].float().sub_(128).div_(64), labels[rows]
@@ -306,8 +313,7 @@ def plain(
                 nn.functional.cross_entropy(logits.float(), y).backward()
                 optimizer.step()
             clock.step()
-    except _Enough:
-        return clock.found()
+    return clock.found()
 
 
 def busy(
@@ -316,10 +322,11 @@ def busy(
     """Kernel time a step, by torch's profiler, over the time of a step without it."""
     if DEVICE.type == "cpu":
         return {"skipped": "needs a GPU"}
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     prof = profile(activities=[ProfilerActivity.CUDA])
-    span = (30 * CHUNK, 31 * CHUNK)
+    span = (20 * CHUNK, 21 * CHUNK)
     wall: dict[str, float] = {}
 
     def each(step: int) -> None:
@@ -333,10 +340,10 @@ def busy(
             prof.stop()
 
     found = ours(space, dataset, size, 3 * seconds, each=each)
-    events = prof.key_averages()
+    events = [e for e in prof.key_averages() if e.device_type == DeviceType.CUDA]
     total_us = sum(e.self_device_time_total for e in events)
     kernel_ms = total_us / 1e3 / CHUNK
-    longest = sorted(events, key=lambda e: -e.self_device_time_total)[:12]
+    longest = sorted(events, key=lambda e: -e.self_device_time_total)[:10]
     return {
         **found,
         "kernel_ms_a_step": kernel_ms,
@@ -351,7 +358,7 @@ def busy(
 
 
 def first_seen(
-    space: spaces.SearchSpace, dataset: ImageDataset, size: int, quick: bool
+    space: spaces.SearchSpace, dataset: ImageDataset, size: int, quick: bool, product: bool
 ) -> dict[str, object]:
     """Milliseconds of a subnet's first and second pass, over subnets drawn one by one."""
     torch.manual_seed(0)
@@ -362,8 +369,14 @@ def first_seen(
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.zeros(size, dtype=torch.long, device=DEVICE)
     times = []
-    with changed(1e9, True, 0):
-        for arch in space.sample(4 if quick else 40, np.random.default_rng(1)):
+    for way in (True, False):  # what a process loads once is not a subnet's
+        with changed(1e9, True, way):
+            loan = supernet.lend(space.largest()[0], own.lender)
+            own.run(b"", loan, x[:8], y[:8])
+            own.finish()
+            supernet.zero_grad(set_to_none=True)
+    with changed(1e9, True, product):
+        for arch in space.sample(4 if quick else 16, np.random.default_rng(1)):
             for _ in range(2):
                 synchronise()
                 started = time.perf_counter()
@@ -375,6 +388,7 @@ def first_seen(
     first, second = np.array(times).reshape(-1, 2).T
     part = max(1, len(first) // 4)
     return {
+        "first_ms_in_all": float(first.sum()),
         "first_ms_early": float(np.median(first[:part])),
         "first_ms_late": float(np.median(first[-part:])),
         "second_ms": float(np.median(second)),

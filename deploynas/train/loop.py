@@ -72,6 +72,10 @@ class Recipe(Record):
         needed = num_steps * self.batch_size / num_images
         return self.model_copy(update={"epochs": round(max(self.epochs, min(needed, most)), 1)})
 
+    def drawn_at(self, step: int) -> int:
+        """The step whose draws of networks a step uses."""
+        return step
+
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """What a forward pass on a device runs under."""
         is_on = device.type == "cuda" and self.amp != "off"
@@ -125,7 +129,7 @@ class StepImages:
         self._own = slice(first, None, count)  # of the whole batch
         self._data, self._rows, self._recipe, self._step = data, rows, recipe, step
         self.task = data.task
-        self.rng, self.share = _generator(recipe, step, 0), share
+        self.rng, self.share = _generator(recipe, recipe.drawn_at(step), 0), share
         self.phase, self.rate = phase, rate
         self.labels = data.labels[on_device(rows[self._own], data.labels.device)]
 

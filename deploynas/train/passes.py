@@ -18,7 +18,7 @@ from deploynas.nn import Lender, Loan
 from deploynas.nn.norm import is_distributed
 from deploynas.train.loop import Recipe
 
-RECORD_AT = 3  # the occurrence of a pass at which it is recorded
+RECORD_AT = 2  # the occurrence of a pass at which it is recorded
 MAX_RECORDED = 64
 BACKWARD_BESIDE = True  # of passes that are not recorded
 
@@ -69,7 +69,10 @@ class Passes:
             def both(x: Tensor, targets: Tensor) -> Outputs:
                 return self._pass(loan, x, targets, torch.Tensor.backward)
 
-            return self._recorder(key, both, x, targets)
+            try:
+                return self._recorder(key, both, x, targets)
+            except RuntimeError:  # what cannot be recorded here still runs
+                self._recorder = None
         return self._pass(loan, x, targets, self._backward)
 
     def finish(self) -> None:
@@ -88,14 +91,15 @@ class Passes:
         return loss.detach(), output.detach()
 
     def _backward(self, loss: Tensor) -> None:
-        if self._beside and BACKWARD_BESIDE:
-            self._running.append(self._beside.submit(loss.backward))
-        else:
+        if not (self._beside and BACKWARD_BESIDE):
             loss.backward()
+            return
+        only = [loss]  # the graph must be gone when the future is done: a recording meets no node
+        self._running.append(self._beside.submit(lambda: only.pop().backward()))
 
 
 class _Recorder:
-    """CUDA graphs of passes that recur."""
+    """CUDA graphs of passes that recur, those that recurred last."""
 
     def __init__(self) -> None:
         self._occurrences = Counter[bytes]()
@@ -106,9 +110,7 @@ class _Recorder:
     def is_due(self, key: bytes) -> bool:
         """Whether a pass is recorded, or is to be now."""
         self._occurrences[key] += 1
-        if key in self._graphs:
-            return True
-        return self._occurrences[key] >= RECORD_AT and len(self._graphs) < MAX_RECORDED
+        return self._occurrences[key] >= RECORD_AT
 
     def __call__(self, key: bytes, function: Callable[..., Outputs], *inputs: Tensor) -> Outputs:
         """What ``function`` computes and does; it must always be the same for a key.
@@ -121,11 +123,17 @@ class _Recorder:
         ]
         for place, x in zip(places, inputs, strict=True):
             place.copy_(x)
-        if key not in self._graphs:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
-                outputs = function(*places)
-            self._graphs[key] = graph, outputs
-        graph, outputs = self._graphs[key]
+        known = self._graphs.pop(key) if key in self._graphs else None
+        graph, outputs = self._graphs[key] = known or self._recorded(function, places)
+        if len(self._graphs) > MAX_RECORDED:
+            del self._graphs[next(iter(self._graphs))]
         graph.replay()
         return tuple(output.clone() for output in outputs)
+
+    def _recorded(
+        self, function: Callable[..., Outputs], places: list[Tensor]
+    ) -> tuple[torch.cuda.CUDAGraph, Outputs]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            outputs = function(*places)
+        return graph, outputs

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from deploynas.data import ImageDataset
@@ -31,6 +32,7 @@ from deploynas.train.schedules import SCHEDULES, Phase
 from deploynas.train.task import Task, task_of
 
 SPEED_STEPS = 7
+NUM_DRAWS = 16  # that take turns where a recipe reuses them
 NUM_LOOKS, LOOK_IMAGES = 10, 1_000  # at the ends' accuracies, while a training runs
 
 
@@ -39,6 +41,9 @@ class SupernetRecipe(Recipe):
 
     Attributes:
         schedule: A key of :data:`SCHEDULES`.
+        reuse: How many steps a draw of random subnets serves: :data:`NUM_DRAWS` draws take turns
+            so often before others take their place. A GPU runs a network that recurs several
+            times as fast as one that it sees for the first time.
         num_random: Random subnets a step, where it is not the schedule's number.
         teacher_ramp: With an in-place teacher: share of the steps over which the targets of the
             other subnets move from the labels to its predictions, which teach nothing at first.
@@ -46,8 +51,15 @@ class SupernetRecipe(Recipe):
 
     epochs: float = 4.0
     schedule: Literal["sandwich", "single-path", "progressive"] = "sandwich"
-    num_random: int | None = None
+    reuse: int = Field(default=1, ge=1)
+    num_random: int | None = Field(default=None, ge=1)
     teacher_ramp: float = 0.3
+
+    def drawn_at(self, step: int) -> int:
+        """The step whose draws a step uses: its own, without reuse."""
+        if self.reuse == 1:
+            return step
+        return step - step % (NUM_DRAWS * self.reuse) + step % NUM_DRAWS
 
     @property
     def phases(self) -> tuple[Phase, ...]:
