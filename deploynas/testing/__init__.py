@@ -6,13 +6,16 @@ For the tests of other packages as of our own; no test runner is needed.
 from __future__ import annotations
 
 from deploynas.testing.layers import check_layer, check_slices
+from deploynas.testing.sources import check_reader, check_source
 from deploynas.testing.spaces import check_costs, check_networks, check_rows, check_space
 
 __all__ = [
     "check_costs",
     "check_layer",
     "check_networks",
+    "check_reader",
     "check_rows",
     "check_slices",
+    "check_source",
     "check_space",
 ]

@@ -44,5 +44,3 @@ class Energy(Cost):
     def layer_sum(self, limit: float) -> LayerSum:
         """Itself."""
         return LayerSum(self._of_layers(), limit)
-
-
