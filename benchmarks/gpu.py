@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -371,8 +372,7 @@ def first_seen(
     times = []
     for way in (True, False):  # what a process loads once is not a subnet's
         with changed(1e9, True, way):
-            loan = supernet.lend(space.largest()[0], own.lender)
-            own.run(b"", loan, x[:8], y[:8])
+            own.run(b"", partial(supernet.lend, space.largest()[0]), x[:8], y[:8])
             own.finish()
             supernet.zero_grad(set_to_none=True)
     with changed(1e9, True, product):
@@ -380,8 +380,7 @@ def first_seen(
             for _ in range(2):
                 synchronise()
                 started = time.perf_counter()
-                loan = supernet.lend(arch, own.lender)
-                own.run(arch.tobytes(), loan, x, y)
+                own.run(arch.tobytes(), partial(supernet.lend, arch), x, y)
                 own.finish()
                 synchronise()
                 times.append(1e3 * (time.perf_counter() - started))

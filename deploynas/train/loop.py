@@ -185,7 +185,8 @@ def run_training(
     look_every = 1 if device.type == "cpu" else LOOK_EVERY
     steps_per_epoch = max(1, len(data) // recipe.batch_size)
     num_steps = max(1, round(recipe.epochs * steps_per_epoch))
-    optimizer = _optimizer(list(module.parameters()) if weights is None else weights, recipe)
+    parameters = list(module.parameters())
+    optimizer = _optimizer(parameters if weights is None else weights, recipe)
     loss = math.nan
     unseen: list[Tensor] = []
     batch_size = min(recipe.batch_size, len(data))
@@ -208,7 +209,8 @@ def run_training(
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * rate * share
         rows = _rows(len(data), recipe, step, steps_per_epoch)
-        module.zero_grad(set_to_none=True)
+        for parameter in parameters:
+            parameter.grad = None
         images = StepImages(
             data, rows, recipe, step, step / num_steps, part, recipe.learning_rate * rate * share
         )

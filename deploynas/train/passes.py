@@ -34,7 +34,7 @@ class Passes:
         device: Where.
 
     Attributes:
-        lender: Of the subnets.
+        lender: Of the networks.
     """
 
     def __init__(
@@ -53,15 +53,19 @@ class Passes:
         """A network that trains all of its own weights."""
         return Loan(network, tuple(network.parameters()) if self._recorder else ())
 
-    def run(self, key: bytes, loan: Loan, x: Tensor, targets: Tensor) -> Outputs:
+    def run(
+        self, key: bytes, lend: Callable[[Lender], Loan], x: Tensor, targets: Tensor
+    ) -> Outputs:
         """One network's pass on images ``(n, c, h, w)``; the loss and the output.
 
         Args:
             key: Of what recurs: the same network on images of the same shape.
-            loan: The network.
+            lend: Gives the network.
             x: The images.
             targets: What the loss is of.
         """
+        known = self._recorder and self._recorder.loan_of(key)
+        loan = known or lend(self.lender)
         self.lender.open(loan)
         if self._recorder and loan.sources and self._recorder.is_due(key):
             self.finish()
@@ -70,7 +74,7 @@ class Passes:
                 return self._pass(loan, x, targets, torch.Tensor.backward)
 
             try:
-                return self._recorder(key, both, x, targets)
+                return self._recorder(key, loan, both, x, targets)
             except RuntimeError:  # what cannot be recorded here still runs
                 self._recorder = None
         return self._pass(loan, x, targets, self._backward)
@@ -103,7 +107,7 @@ class _Recorder:
 
     def __init__(self) -> None:
         self._occurrences = Counter[bytes]()
-        self._graphs: dict[bytes, tuple[torch.cuda.CUDAGraph, Outputs]] = {}
+        self._graphs: dict[bytes, tuple[Loan, torch.cuda.CUDAGraph, Outputs]] = {}
         self._inputs: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -112,7 +116,13 @@ class _Recorder:
         self._occurrences[key] += 1
         return self._occurrences[key] >= RECORD_AT
 
-    def __call__(self, key: bytes, function: Callable[..., Outputs], *inputs: Tensor) -> Outputs:
+    def loan_of(self, key: bytes) -> Loan | None:
+        """The network of a pass that is recorded."""
+        return self._graphs[key][0] if key in self._graphs else None
+
+    def __call__(
+        self, key: bytes, loan: Loan, function: Callable[..., Outputs], *inputs: Tensor
+    ) -> Outputs:
         """What ``function`` computes and does; it must always be the same for a key.
 
         Inputs are copied to where the graph reads them, outputs from where it leaves them.
@@ -124,9 +134,10 @@ class _Recorder:
         for place, x in zip(places, inputs, strict=True):
             place.copy_(x)
         known = self._graphs.pop(key) if key in self._graphs else None
-        graph, outputs = self._graphs[key] = known or self._recorded(function, places)
+        found = self._graphs[key] = known or (loan, *self._recorded(function, places))
         if len(self._graphs) > MAX_RECORDED:
             del self._graphs[next(iter(self._graphs))]
+        _, graph, outputs = found
         graph.replay()
         return tuple(output.clone() for output in outputs)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -142,8 +143,8 @@ def _accumulating(
             targets = 0.5 * (labels + teacher(x_bchw, resolution))
         losses = []
         for i, arch in enumerate(archs):
-            loan = supernet.lend(arch, passes.lender)
-            loss, outputs = passes.run(arch.tobytes(), loan, x_bchw, targets)
+            lend = partial(supernet.lend, arch)
+            loss, outputs = passes.run(arch.tobytes(), lend, x_bchw, targets)
             losses.append(loss)
             if i == 0 and phase.teacher == "in-place":
                 trust = min(1.0, images.share / recipe.teacher_ramp)

@@ -54,9 +54,9 @@ digits = _load_digits((), seed=0, max_size=64)
 space = spaces.space("mobile-small", 10, 1, [20, 24])
 seen = []
 run = Passes.run
-def spy(self, key, loan, x, targets):
+def spy(self, key, lend, x, targets):
     seen.append([len(x), *map(int, np.frombuffer(key, space.row_type))])
-    return run(self, key, loan, x, targets)
+    return run(self, key, lend, x, targets)
 Passes.run = spy
 losses = []
 with processes():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -43,7 +45,7 @@ def through_autograd(supernet, archs, x, y):
 
 def through_loans(supernet, passes, archs, x, y):
     for arch in archs:
-        passes.run(arch.tobytes(), supernet.lend(arch, passes.lender), x, y)
+        passes.run(arch.tobytes(), partial(supernet.lend, arch), x, y)
     passes.finish()
     found = {n: None if p.grad is None else p.grad.clone() for n, p in supernet.named_parameters()}
     supernet.zero_grad(set_to_none=True)
@@ -117,7 +119,7 @@ def test_a_whole_network_trains_its_own_weights(supernet, batch):
     expected = {name: p.grad for name, p in network.named_parameters()}
     network.zero_grad(set_to_none=True)
     passes = Passes(nn.functional.cross_entropy, Recipe(epochs=1), CPU)
-    loss, logits = passes.run(b"", passes.whole(network), *batch)
+    loss, logits = passes.run(b"", lambda lender: passes.whole(network), *batch)
     assert logits.shape == (8, 10)
     assert not loss.requires_grad
     assert_close({name: p.grad for name, p in network.named_parameters()}, expected)
