@@ -1,14 +1,17 @@
-"""Time of a training step: default layout against channels-last, supernet against static.
+"""Time of a training step: layouts, supernet against static, training against plain torch.
 
 python benchmarks/supernet_step.py [--json] [--quick] [--space S] [--batch-size N]
 A step is forward and backward of one batch. The four ways are timed in turn, round by round.
 Memory: what a process grows by at its peak over three steps, channels last, one process a way; the
 supernet's step is the sandwich's (largest, smallest and a random subnet).
+``train_supernet`` is timed step by step, and after each step plain torch trains static networks of
+the same architectures on the same number of images.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -19,7 +22,10 @@ from peak import grown_bytes, median_of_children
 from torch import Tensor, nn
 
 import deploynas as dn
-from deploynas.nn import Supernet, build
+from deploynas.data import Split, build_dataset
+from deploynas.nn import Lender, Loan, Supernet, build
+from deploynas.spaces import Archs, SearchSpace
+from deploynas.train import SupernetRecipe, TrainingProgress, train_supernet
 
 LAYOUTS = {"default": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -64,6 +70,7 @@ def main() -> None:
         "supernet_over_static": medians["supernet, channels_last"]
         / medians["static, channels_last"],
     }
+    document["train_over_plain"] = train_over_plain(space, options.batch_size, options.quick)
     num = 1 if options.quick else 5
     peaks = {way: median_of_children("--peak-of", way, num) for way in ("static", "supernet")}
     document["peak_bytes"] = peaks
@@ -76,6 +83,70 @@ def main() -> None:
     print(f"channels-last is {document['channels_last_speedup']:.2f}x as fast as the default")
     print(f"a supernet's step takes {document['supernet_over_static']:.3f}x a static network's")
     print(f"and {document['memory_over_static']:.2f}x its memory ({peaks['static'] / 1e6:.0f} MB)")
+    print(f"train_supernet is {document['train_over_plain']:.3f}x as fast as plain torch")
+
+
+def train_over_plain(space: SearchSpace, batch_size: int, quick: bool) -> float:
+    """Images a second of ``train_supernet`` over those of plain loops over the same subnets."""
+    side, rng = space.resolutions[-1], np.random.default_rng(0)
+    space = space.with_resolutions([side])
+    splits = [
+        Split(
+            rng.integers(0, 256, (num, side, side, space.in_channels), np.uint8),
+            np.arange(num) % space.num_classes,
+        )
+        for num in (4_096, 100, 100)
+    ]
+    dataset = build_dataset(
+        name="noise", classes=[str(i) for i in range(space.num_classes)], train=splits[0],
+        val=splits[1], test=splits[2], warnings=(), source="noise",
+    )  # fmt: skip
+    supernet = _Watched(space)
+    images = torch.randn(batch_size, space.in_channels, side, side)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch_size) % space.num_classes
+    times: list[tuple[float, float]] = []
+    resumed = time.perf_counter()
+
+    def compare(state: TrainingProgress) -> None:
+        nonlocal resumed
+        own = time.perf_counter() - resumed
+        networks = [
+            build(space, arch).to(memory_format=LAYOUTS["channels_last"]).train()
+            for arch in supernet.lent
+        ]
+        optimizers = [torch.optim.SGD(n.parameters(), 0.1, 0.9, nesterov=True) for n in networks]
+        supernet.lent.clear()
+        started = time.perf_counter()
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            nn.functional.cross_entropy(network(images), labels).backward()
+            optimizer.step()
+        times.append((own, time.perf_counter() - started))
+        if len(times) > (6 if quick else 40):
+            raise _Enough
+        resumed = time.perf_counter()
+
+    with contextlib.suppress(_Enough):
+        recipe = SupernetRecipe(epochs=1_000, batch_size=batch_size)
+        train_supernet(supernet, dataset, recipe, on_progress=compare)
+    own, plain = np.array(times[2:]).T
+    return float(np.median(plain / own))
+
+
+class _Enough(Exception):
+    """Ends a training."""
+
+
+class _Watched(Supernet):
+    """Keeps what it lent."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__(space)
+        self.lent: list[Archs] = []
+
+    def lend(self, arch: Archs, lender: Lender) -> Loan:
+        self.lent.append(arch)
+        return super().lend(arch, lender)
 
 
 def peak_bytes(options: argparse.Namespace) -> int:

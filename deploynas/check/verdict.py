@@ -13,7 +13,7 @@ import numpy as np
 from deploynas.artifacts import sha256
 from deploynas.check.model_file import ModelFile
 from deploynas.check.regression import Baseline, LatencyRecord, Regression, compare, slower_layers
-from deploynas.data import ImageDataset, Split, framed, normalise
+from deploynas.data import ImageDataset, Source, framed, normalise
 from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
 from deploynas.errors import (
     EXIT_FAILED,
@@ -55,7 +55,7 @@ class Examples:
         crop: Share of the shorter side that a model which crops keeps.
     """
 
-    split: Split
+    split: Source
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int
@@ -326,7 +326,7 @@ def onnx_accuracy(
     """
     session = open_session(model, str(model))
     image, *others = session.get_inputs()
-    channels = examples.split.images.shape[-1]
+    channels = examples.split.channels
     if others or len(image.shape) != 4:
         raise InvalidInputError(f"{model} does not take one batch of images: no accuracy of it")
     takes_pixels = image.type == "tensor(uint8)" and image.shape[3] == channels
@@ -339,10 +339,11 @@ def onnx_accuracy(
         )
     num_classes = examples.num_classes
     box = centre(height, width, examples.crop)
-    images, labels = examples.split.resized(box.side), examples.split.labels
+    images, labels = examples.split, examples.split.labels
     correct = 0
     for start in range(0, len(images), 500):
-        pixels = framed(images[start : start + 500], height, width, *box)
+        rows = np.arange(start, min(start + 500, len(images)))
+        pixels = framed(images.batch(rows, box.side, box.side), height, width, *box)
         batch = pixels if takes_pixels else normalise(pixels, examples.mean, examples.std)
         for x, label in zip(batch, labels[start : start + 500], strict=True):
             answer = _answer(session, image.name, x[None], model)

@@ -1,23 +1,19 @@
-"""Data sets as arrays: loading, splitting and the preprocessing that everything shares."""
+"""Data sets: loading, splitting and the preprocessing that everything shares."""
 
-from deploynas.data.dataset import (
-    ImageDataset,
-    Pixels,
-    Split,
-    framed,
-    normalise,
-    resize,
-    resolutions_for,
-    space_for,
-)
-from deploynas.data.sources import load_dataset
+from deploynas.data.dataset import ImageDataset, build_dataset, resolutions_for, space_for
+from deploynas.data.images import Source, Split
+from deploynas.data.pixels import Pixels, framed, normalise, resize
+from deploynas.data.sources import Reader, load_dataset
 
 __all__ = [
     "ImageDataset",
     "Pixels",
+    "Reader",
+    "Source",
     "Split",
-    "load_dataset",
+    "build_dataset",
     "framed",
+    "load_dataset",
     "normalise",
     "resize",
     "resolutions_for",

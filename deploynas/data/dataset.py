@@ -1,65 +1,20 @@
-"""The data set in memory, and the one preprocessing of training and of the deployed check.
-
-Images are uint8 arrays of shape (n, h, w, c) with c = 1 (grey) or 3 (RGB). They become
-network input in two steps, :func:`resize` and :func:`normalise`; whoever feeds a network,
-in PyTorch or in the deployed runtime, uses these two and nothing else.
-"""
+"""A data set: three sources of images with their classes and statistics, and the spaces for it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
+from deploynas.data.images import Source
+from deploynas.data.pixels import round_side
 from deploynas.errors import InvalidInputError
 from deploynas.spaces import SearchSpace, space
 
-Pixels = NDArray[np.uint8]
-Labels = NDArray[np.int64]
-
-SIZE_STEP = 4
-"""Sides and resolutions are multiples of this, so that strides divide them."""
-
-MIN_SIZE = 8
-"""The smallest side, in px, that a network is built for."""
-
 _STD_FLOOR = 1 / 255  # a constant channel must not divide by zero
-_STATISTICS_CHUNK = 1024  # images at a time: counting levels needs eight bytes a value
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """One part of a data set.
-
-    Attributes:
-        images: uint8 (n, h, w, c), c is 1 or 3.
-        labels: int64 (n,), indices into the data set's ``classes``.
-    """
-
-    images: Pixels
-    labels: Labels
-    _resized: dict[int, Pixels] = field(default_factory=dict, init=False, repr=False)
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.labels)
-
-    def resized(self, resolution: int) -> Pixels:
-        """Images at ``resolution`` px as uint8 (n, r, r, c), computed once and kept.
-
-        The array is shared between callers: copy it before writing into it.
-
-        Raises:
-            InvalidInputError: ``resolution`` is not positive.
-        """
-        if resolution not in self._resized:
-            self._resized[resolution] = resize(self.images, resolution)
-        return self._resized[resolution]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,9 +41,9 @@ class ImageDataset:
     classes: tuple[str, ...]
     channels: int
     size: int
-    train: Split
-    val: Split
-    test: Split
+    train: Source
+    val: Source
+    test: Source
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
@@ -112,7 +67,7 @@ class ImageDataset:
         if num_images is None or num_images >= len(self.train):
             return self
         rows = np.random.default_rng(0).permutation(len(self.train))[: max(0, num_images)]
-        part = Split(self.train.images[rows], self.train.labels[rows])
+        part = self.train.take(rows)
         if np.bincount(part.labels, minlength=self.num_classes).min() == 0:
             raise InvalidInputError(
                 f"{num_images} images of {self.source} leave a class without any", "take more"
@@ -124,10 +79,9 @@ class ImageDataset:
         if channels == self.channels:
             return self
         train, val, test = (
-            Split(to_channels(split.images, channels), split.labels)
-            for split in (self.train, self.val, self.test)
+            source.with_channels(channels) for source in (self.train, self.val, self.test)
         )
-        mean, std = _statistics(train.images)
+        mean, std = _statistics(train)
         return replace(
             self, channels=channels, train=train, val=val, test=test, mean=mean, std=std
         )
@@ -135,94 +89,6 @@ class ImageDataset:
     def normalised_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageDataset:
         """The same images, normalised by given statistics instead of their own."""
         return replace(self, mean=mean, std=std)
-
-
-def to_channels(images: Pixels, channels: int) -> Pixels:
-    """Grey images as RGB, or RGB images as grey (ITU-R 601-2 luma).
-
-    Args:
-        images: uint8 (n, h, w, c), c is 1 or 3.
-        channels: 1 or 3.
-    """
-    if images.shape[-1] == channels:
-        return images
-    if channels == 3:
-        return np.repeat(images, 3, axis=-1)
-    luma = images @ np.array([0.299, 0.587, 0.114])
-    grey: Pixels = np.rint(luma).astype(np.uint8)[..., None]
-    return grey
-
-
-def resize(images: Pixels, resolution: int) -> Pixels:
-    """Resize every image to a square with Pillow's antialiased bilinear filter.
-
-    Args:
-        images: uint8 (n, h, w, c), c is 1 or 3.
-        resolution: The new side in px.
-
-    Returns:
-        uint8 (n, resolution, resolution, c); ``images`` itself when already that size.
-
-    Raises:
-        InvalidInputError: ``resolution`` is not positive.
-    """
-    if resolution < 1:
-        raise InvalidInputError(f"a resolution is a positive number of pixels, not {resolution}")
-    count, height, width, channels = images.shape
-    if (height, width) == (resolution, resolution):
-        return images
-    result = np.empty((count, resolution, resolution, channels), dtype=np.uint8)
-    for source, target in zip(images, result, strict=True):
-        image = Image.fromarray(source[..., 0] if channels == 1 else source)
-        small = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
-        target[...] = np.asarray(small).reshape(target.shape)
-    return result
-
-
-def framed(images: Pixels, height: int, width: int, top: int, left: int, side: int) -> Pixels:
-    """Images as a black frame of ``(height, width)`` px holds them, in a square at ``top, left``.
-
-    Args:
-        images: uint8 (n, h, w, c).
-        height: Of the frame.
-        width: Of the frame.
-        top: Of the square.
-        left: Of the square.
-        side: Of the square, to which the images are resized.
-    """
-    inner = resize(images, side)
-    if (side, side) == (height, width):
-        return inner
-    frames = np.zeros((len(images), height, width, images.shape[-1]), np.uint8)
-    frames[:, top : top + side, left : left + side] = inner
-    return frames
-
-
-def normalise(images: Pixels, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
-    """Turn pixels into network input: ``(images / 255 - mean) / std``, channels first.
-
-    Args:
-        images: uint8 (n, h, w, c).
-        mean: c fractions of 1.
-        std: c fractions of 1.
-
-    Returns:
-        Contiguous float32 (n, c, h, w).
-
-    Raises:
-        InvalidInputError: ``mean`` or ``std`` has not one value a channel.
-    """
-    channels = images.shape[-1]
-    if len(mean) != channels or len(std) != channels:
-        raise InvalidInputError(
-            f"images of {channels} channels need {channels} means and standard deviations, "
-            f"not {len(mean)} and {len(std)}"
-        )
-    result = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32)
-    result /= np.float32(255)
-    result -= np.asarray(mean, dtype=np.float32)[:, None, None]
-    result /= np.asarray(std, dtype=np.float32)[:, None, None]
-    return result
 
 
 def resolutions_for(size: int) -> tuple[int, ...]:
@@ -247,28 +113,23 @@ def space_for(
     return space(name, dataset.num_classes, dataset.channels, sides)
 
 
-def round_side(side: float) -> int:
-    """Round a side in px to the nearest multiple of 4, a tie goes up, at least 8."""
-    return max(MIN_SIZE, int(side / SIZE_STEP + 0.5) * SIZE_STEP)
-
-
 def build_dataset(
     *,
     name: str,
     classes: Sequence[str],
-    train: Split,
-    val: Split,
-    test: Split,
+    train: Source,
+    val: Source,
+    test: Source,
     warnings: Sequence[str],
     source: str,
 ) -> ImageDataset:
     """Assemble a data set of square images: adds the statistics and the fingerprint."""
-    mean, std = _statistics(train.images)
+    mean, std = _statistics(train)
     return ImageDataset(
         name=name,
         classes=tuple(classes),
-        channels=train.images.shape[-1],
-        size=train.images.shape[1],
+        channels=train.channels,
+        size=train.height,
         train=train,
         val=val,
         test=test,
@@ -280,13 +141,11 @@ def build_dataset(
     )
 
 
-def _statistics(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(images: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
     # Counting the 256 levels is exact and hence independent of order and chunking.
-    channels = images.shape[-1]
-    counts = np.zeros((channels, 256), dtype=np.int64)
-    for start in range(0, len(images), _STATISTICS_CHUNK):
-        chunk = images[start : start + _STATISTICS_CHUNK]
-        for channel in range(channels):
+    counts = np.zeros((images.channels, 256), dtype=np.int64)
+    for chunk in images.chunks():
+        for channel in range(images.channels):
             counts[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
     share = counts / counts.sum(axis=1, keepdims=True)
     levels = np.arange(256) / 255
@@ -296,10 +155,9 @@ def _statistics(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _fingerprint(classes: Sequence[str], splits: Sequence[Split]) -> str:
-    shapes = [split.images.shape for split in splits]
+def _fingerprint(classes: Sequence[str], sources: Sequence[Source]) -> str:
+    shapes = [source.shape for source in sources]
     digest = hashlib.sha256(json.dumps([list(classes), shapes]).encode())
-    for split in splits:
-        digest.update(np.ascontiguousarray(split.images).data)
-        digest.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
+    for source in sources:
+        source.hash_into(digest)
     return digest.hexdigest()

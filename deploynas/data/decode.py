@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deploynas.data.dataset import MIN_SIZE, SIZE_STEP, Pixels, round_side
+from deploynas.data.pixels import MIN_SIZE, SIZE_STEP, Pixels, round_side
 from deploynas.errors import InvalidInputError
 
 Progress = Callable[[int, int], None]

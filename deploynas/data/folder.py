@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deploynas.data.dataset import ImageDataset, Labels, Split, build_dataset
+from deploynas.data.dataset import ImageDataset, build_dataset
 from deploynas.data.decode import Progress, decode, look_at
+from deploynas.data.images import Labels, Split
 from deploynas.data.splits import check_classes, check_counts, stratified_mask
 from deploynas.errors import InvalidInputError
 
@@ -34,6 +35,23 @@ class _Listing:
     labels: Labels
     part: NDArray[np.int64]
     warnings: tuple[str, ...]
+
+
+class ImageFolder:
+    """The reader of any folder that no other one reads."""
+
+    def reads(self, path: Path) -> bool:
+        """See :class:`deploynas.data.Reader`."""
+        return path.is_dir()
+
+    def load(
+        self, path: Path, *, seed: int, max_size: int, progress: Progress | None = None
+    ) -> ImageDataset:
+        """See :class:`deploynas.data.Reader`."""
+        return load_folder(path, seed=seed, max_size=max_size, progress=progress)
+
+
+READER = ImageFolder()
 
 
 def load_folder(

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deploynas.data.dataset import ImageDataset, Labels, Pixels, Split, build_dataset
-from deploynas.data.decode import clamp_size, square
+from deploynas.data.dataset import ImageDataset, build_dataset
+from deploynas.data.decode import Progress, clamp_size, square
+from deploynas.data.images import Labels, Split
+from deploynas.data.pixels import Pixels
 from deploynas.data.splits import check_classes, check_counts, stratified_mask
 from deploynas.errors import InvalidInputError, MissingFileError
 
@@ -45,6 +47,29 @@ def find_idx(directory: Path) -> list[Path | None]:
         candidates = (directory / f"{name}.gz", directory / name)
         found.append(next((path for path in candidates if path.is_file()), None))
     return found
+
+
+class IdxFiles:
+    """The reader of a folder with any of the four files."""
+
+    def reads(self, path: Path) -> bool:
+        """See :class:`deploynas.data.Reader`."""
+        return any(find_idx(path))
+
+    def load(
+        self, path: Path, *, seed: int, max_size: int, progress: Progress | None = None
+    ) -> ImageDataset:
+        """See :class:`deploynas.data.Reader`."""
+        resolved = path.resolve()
+        # torchvision keeps the files in FashionMNIST/raw, hence the parent.
+        fashion = any("fashion" in part.lower() for part in resolved.parts[-2:])
+        return load_idx(
+            path, name=resolved.name, source=str(path), fashion=fashion, seed=seed,
+            max_size=max_size,
+        )  # fmt: skip
+
+
+READER = IdxFiles()
 
 
 def load_idx(

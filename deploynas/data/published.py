@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from deploynas.data.dataset import Labels, Pixels
 from deploynas.data.decode import Progress, decode, look_at
 from deploynas.data.folder import SUFFIXES
+from deploynas.data.images import Labels
+from deploynas.data.pixels import Pixels
 from deploynas.errors import InvalidInputError, MissingFileError
 
 NUM_CLASSES = 1000

@@ -7,17 +7,21 @@ import http.client
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Protocol
 
 import numpy as np
 
-from deploynas.data.dataset import ImageDataset, Split, build_dataset, resize
+from deploynas.data.dataset import ImageDataset, build_dataset
 from deploynas.data.decode import Progress, clamp_size
-from deploynas.data.folder import load_folder
 from deploynas.data.idx import find_idx, load_idx
+from deploynas.data.images import Split
+from deploynas.data.pixels import resize
 from deploynas.data.splits import stratified_mask
 from deploynas.errors import InvalidInputError, MissingDependencyError, MissingFileError
+from deploynas.plugins import Plugins
 
 FASHION_MNIST_DIRECTORY = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package ``dataset-fashion-mnist`` puts the files."""
@@ -26,6 +30,28 @@ FASHION_MNIST_VARIABLE = "DEPLOYNAS_FASHION_MNIST"
 """Environment variable that names another directory."""
 
 _DIGITS_SIZE = 28
+_SHIPPED = {"idx": "deploynas.data.idx:READER", "folder": "deploynas.data.folder:READER"}
+
+
+class Reader(Protocol):
+    """Makes a data set of what is at a path: an entry point of ``deploynas.sources``."""
+
+    def reads(self, path: Path) -> bool:
+        """Whether a file or folder, which exists, is of this kind."""
+        ...
+
+    def load(
+        self, path: Path, *, seed: int, max_size: int, progress: Progress | None = None
+    ) -> ImageDataset:
+        """The data set, as :func:`load_dataset` says.
+
+        Raises:
+            InvalidInputError: It is of this kind, and not usable.
+        """
+        ...
+
+
+READERS = Plugins[Reader]("data source", "deploynas.sources", _SHIPPED)
 
 
 def load_dataset(
@@ -40,7 +66,8 @@ def load_dataset(
 
     Args:
         path: A directory with the four IDX files of MNIST or Fashion-MNIST, or an image
-            folder: ``<class>/*``, or ``train/<class>/*`` with ``val/`` and/or ``test/``.
+            folder: ``<class>/*``, or ``train/<class>/*`` with ``val/`` and/or ``test/``; or
+            what the reader of another package takes.
             None is Fashion-MNIST from Debian's package, from an earlier download, or from
             a download; where there is none, scikit-learn's digits, with a warning.
         download: Allow the download of Fashion-MNIST when ``path`` is None.
@@ -60,23 +87,18 @@ def load_dataset(
         return _load_default(download=download, seed=seed, max_size=max_size)
     if not path.exists():
         raise MissingFileError(f"data set {path} does not exist")
-    if not path.is_dir():
+    found = next((reader for reader in _readers() if reader.reads(path)), None)
+    if found is None:
         raise InvalidInputError(
             f"data set {path} is a file, not a directory", "unpack an archive first"
         )
-    if any(find_idx(path)):
-        resolved = path.resolve()
-        # torchvision keeps the files in FashionMNIST/raw, hence the parent.
-        fashion = any("fashion" in part.lower() for part in resolved.parts[-2:])
-        return load_idx(
-            path,
-            name=resolved.name,
-            source=str(path),
-            fashion=fashion,
-            seed=seed,
-            max_size=max_size,
-        )
-    return load_folder(path, seed=seed, max_size=max_size, progress=progress)
+    return found.load(path, seed=seed, max_size=max_size, progress=progress)
+
+
+def _readers() -> Iterator[Reader]:
+    """Those of other packages first: they know their own, ours take any folder."""
+    others = [name for name in READERS.names() if name not in _SHIPPED]
+    return (READERS.load(name) for name in (*others, *_SHIPPED))
 
 
 def _load_default(*, download: bool, seed: int, max_size: int) -> ImageDataset:

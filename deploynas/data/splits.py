@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deploynas.data.dataset import Labels
+from deploynas.data.images import Labels
 from deploynas.errors import InvalidInputError
 
 

@@ -7,6 +7,7 @@ from pkgutil import resolve_name
 from deploynas.errors import InvalidInputError
 from deploynas.nn.cells import CellNetwork
 from deploynas.nn.flops import fvcore_costs
+from deploynas.nn.lending import Lender, Loan
 from deploynas.nn.mixed import MixedLayer, MixedNetwork
 from deploynas.nn.mixtures import MixedBlocks, MixedCells, Mixture
 from deploynas.nn.paths import PathNetwork
@@ -17,6 +18,8 @@ from deploynas.spaces.base import SearchSpace
 
 __all__ = [
     "CellNetwork",
+    "Lender",
+    "Loan",
     "MixedBlocks",
     "MixedCells",
     "MixedLayer",

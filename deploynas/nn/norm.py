@@ -17,19 +17,20 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not self.training or not is_distributed():
             out: Tensor = super().forward(x)
             return out
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # also under autocast
         count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device).double()
-        sums = torch.cat([x.sum((0, 2, 3), dtype=torch.float64), count])
+        sums = torch.cat([wide.sum((0, 2, 3), dtype=torch.float64), count])
         total: Tensor = _SumOverProcesses.apply(sums)
-        mean = (total[:-1] / total[-1]).to(x.dtype)
+        mean = (total[:-1] / total[-1]).to(wide.dtype)
         # deviations from the mean, for E[x^2] - E[x]^2 cancels where the mean is large
-        centred = x - mean[:, None, None]
+        centred = wide - mean[:, None, None]
         squares: Tensor = _SumOverProcesses.apply(centred.square().sum((0, 2, 3)))
-        variance = squares / total[-1].to(x.dtype)
+        variance = squares / total[-1].to(wide.dtype)
         if self.running_mean is not None:
             self._track(mean.detach(), variance.detach(), float(total[-1]))
         scale = self.weight * torch.rsqrt(variance + self.eps)
         normed: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
-        return normed
+        return normed.to(x.dtype)
 
     def _track(self, mean: Tensor, variance: Tensor, count: float) -> None:
         assert self.running_mean is not None

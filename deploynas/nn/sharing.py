@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
+from deploynas.nn.lending import Lender, Loan
 from deploynas.nn.static import StaticNetwork
 from deploynas.spaces.base import Archs, SearchSpace
 
@@ -22,6 +25,10 @@ class WeightSharing(nn.Module):
     def forward(self, x: Tensor, arch: Archs) -> Tensor:
         """Logits ``(n, num_classes)`` of images ``(n, c, r, r)`` under one architecture."""
         raise NotImplementedError
+
+    def lend(self, arch: Archs, lender: Lender) -> Loan:
+        """The network of ``arch`` on these weights, in training mode; trains as ``forward``."""
+        return Loan(partial(self, arch=arch))
 
     def extract(self, arch: Archs) -> StaticNetwork:
         """The static network of ``arch``, with copies of its weights, in eval mode.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deploynas.artifacts import read_json
 from deploynas.errors import InvalidInputError
+from deploynas.nn.conv import Conv2d
 from deploynas.nn.norm import BatchNorm2d
 from deploynas.nn.published import load_published
 from deploynas.spaces.base import Archs, SearchSpace
@@ -40,7 +41,7 @@ class ConvBnAct(nn.Module):
         dilation: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.conv = nn.Conv2d(
+        self.conv = Conv2d(
             in_channels, out_channels, kernel_size, stride, dilation * (kernel_size // 2),
             dilation, groups, bias,
         )  # fmt: skip
@@ -57,8 +58,8 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.reduce = nn.Conv2d(channels, hidden, 1)
-        self.expand = nn.Conv2d(hidden, channels, 1)
+        self.reduce = Conv2d(channels, hidden, 1)
+        self.expand = Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.expand(torch.relu(self.reduce(x.mean((2, 3), keepdim=True))))
@@ -105,10 +106,10 @@ class MBConv(nn.Module):
             assert self.se.expand.bias is not None
             by_output += [self.se.expand.weight, self.se.expand.bias]
             by_input.append(self.se.reduce.weight)
-        for tensor in by_output:
-            tensor.data = tensor.data[order]
+        for tensor in by_output:  # in place: others may hold slices of it
+            tensor.data.copy_(tensor.data[order])
         for tensor in by_input:
-            tensor.data = tensor.data[:, order]
+            tensor.data.copy_(tensor.data[:, order])
 
 
 class Universal(nn.Module):
@@ -150,7 +151,7 @@ class Head(nn.Module):
             ConvBnAct(cin, mid, 1, 1, act, eps=layer.batch_norm_eps) if mid else nn.Identity()
         )
         features, mid = layer.feature_channels, mid or cin
-        self.features = nn.Conv2d(mid, features, 1, bias=False) if features else nn.Identity()
+        self.features = Conv2d(mid, features, 1, bias=False) if features else nn.Identity()
         self.act = activation(act) if features else nn.Identity()
         self.classifier = nn.Linear(features or mid, layer.out_channels)
 

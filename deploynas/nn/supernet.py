@@ -9,13 +9,16 @@ slicing function, so that an extracted network computes what the supernet comput
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deploynas.errors import InvalidInputError
+from deploynas.nn.lending import Lender, Loan
 from deploynas.nn.published import load_published
 from deploynas.nn.sharing import WeightSharing
 from deploynas.nn.static import MODULES, StaticNetwork, build_layer, initialise
@@ -37,52 +40,120 @@ class ElasticLayer(nn.Module):
         largest = max(options, key=layer_costs.params)
         self.full = build_layer(largest)
         self._sort_channels = MODULES[largest.kind].sort_channels
+        self._places = _places(self.full)
         self._kernel_sizes = sorted({o.kernel_size for o in options}, reverse=True)
         self._shells: dict[Layer, _Shell] = {}
         for large, small in zip(self._kernel_sizes, self._kernel_sizes[1:], strict=False):
             matrix = nn.Parameter(torch.eye(small * small))
             self.register_parameter(f"kernel_{large}to{small}", matrix)
 
-    def weights(self, layer: Layer) -> dict[str, Tensor]:
+    def weights(self, layer: Layer, *, buffers: bool = True) -> dict[str, Tensor]:
         """State of the static module of ``layer``: differentiable slices of the full weights."""
-        if layer not in self._shells:
-            self._shells[layer] = _Shell(layer)
-        shapes = self._shells[layer].shapes
+        shapes = self._shell(layer).shapes
         return {
-            name: self._slice(tensor, shapes[name])
-            for name, tensor in self._full_state().items()
+            name: self.cut(tensor, shapes[name])
+            for name, registry, key in self._places
             if name in shapes
+            and (tensor := registry[key]) is not None
+            and (buffers or isinstance(tensor, nn.Parameter))
         }
 
-    def _full_state(self) -> dict[str, Tensor]:
-        return {**dict(self.full.named_parameters()), **dict(self.full.named_buffers())}
+    def lend(self, layer: Layer, lender: Lender) -> Loan:
+        """The static module of ``layer`` in training mode, on slices of the full weights."""
+        with torch.device("meta"):
+            module = build_layer(layer).train()
+        full = {name: registry[key] for name, registry, key in self._places}
+        sources: list[nn.Parameter] = []
+        lent = _Lent(self, module)
+        for name, registry, key in _places(module):
+            source, wanted = full[name], registry[key]
+            if not isinstance(source, nn.Parameter) or wanted is None:
+                continue
+            sources.append(source)
+            num = len(wanted)  # the first outputs lie side by side in memory
+            part = nn.Parameter(source.detach()[:num])
+            part.grad = lender.gradient(source)[:num]
+            registry[key] = part
+            if part.shape != wanted.shape:
+                lent.cut(module.get_submodule(name.rpartition(".")[0]), key, wanted.shape)
+        for norm in module.modules():
+            if isinstance(norm, nn.BatchNorm2d):  # batch statistics only
+                norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+        sources += self._matrices(layer.kernel_size)
+        return Loan(lent, tuple(sources))
+
+    def _matrices(self, kernel_size: int) -> list[nn.Parameter]:
+        """What transforms the largest kernel into one of ``kernel_size``, in order."""
+        pairs = zip(self._kernel_sizes, self._kernel_sizes[1:], strict=False)
+        return [
+            getattr(self, f"kernel_{large}to{small}")
+            for large, small in pairs
+            if large > kernel_size
+        ]
+
+    def _shell(self, layer: Layer) -> _Shell:
+        if layer not in self._shells:
+            self._shells[layer] = _Shell(layer)
+        return self._shells[layer]
 
     def sort_channels(self) -> None:
         """Sort the middle channels, where there are any that smaller layers leave out."""
         if self._sort_channels is not None:
             self._sort_channels(self.full)
 
-    def _slice(self, tensor: Tensor, shape: torch.Size) -> Tensor:
-        if tensor.shape == shape:
-            return tensor
+    def cut(self, tensor: Tensor, shape: torch.Size) -> Tensor:
+        """The part of a full weight that a smaller layer uses."""
         if tensor.dim() == 4 and tensor.shape[-1] != shape[-1]:
             return self._shrink_kernel(tensor[: shape[0]], shape[-1])
-        return tensor[tuple(slice(0, n) for n in shape)]
+        for dim, length in enumerate(shape):
+            if tensor.shape[dim] != length:
+                tensor = tensor.narrow(dim, 0, length)
+        return tensor
 
     def _shrink_kernel(self, weight: Tensor, kernel_size: int) -> Tensor:
-        for large, small in zip(self._kernel_sizes, self._kernel_sizes[1:], strict=False):
-            if large <= kernel_size:
-                break
-            border = (large - small) // 2
+        for matrix in self._matrices(kernel_size):
+            small = math.isqrt(len(matrix))
+            border = (weight.shape[-1] - small) // 2
             centre = weight[:, :, border : border + small, border : border + small]
-            matrix = getattr(self, f"kernel_{large}to{small}")
             weight = (centre.flatten(2) @ matrix.T).view_as(centre)
         return weight
 
     def forward(self, x: Tensor, layer: Layer) -> Tensor:
         """Run ``layer`` with sliced weights; batch statistics in training mode."""
-        weights = self.weights(layer)
+        weights = self.weights(layer, buffers=not self.training)
         return self._shells[layer].run(x, weights, self.training)
+
+
+class _Lent(nn.Module):
+    """A lent layer, some of whose weights are cut out of larger ones at every pass."""
+
+    def __init__(self, lender: ElasticLayer, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self._lender = [lender]  # in a list: no submodule
+        self._cuts: list[tuple[dict[str, Any], str, nn.Parameter, torch.Size]] = []
+
+    def cut(self, owner: nn.Module, name: str, shape: torch.Size) -> None:
+        """From now on cut a module's parameter to ``shape``."""
+        whole = owner._parameters.pop(name)
+        assert whole is not None
+        self._cuts.append((owner.__dict__, name, whole, shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for place, name, whole, shape in self._cuts:
+            place[name] = self._lender[0].cut(whole, shape)
+        out: Tensor = self.module(x)
+        return out
+
+
+def _places(module: nn.Module) -> list[tuple[str, dict[str, Any], str]]:
+    """Full name, registry and name there of every parameter and buffer."""
+    return [
+        (f"{prefix}.{name}" if prefix else name, registry, name)
+        for prefix, part in module.named_modules()
+        for registry in (part._parameters, part._buffers)
+        for name in registry
+    ]
 
 
 class _Shell:
@@ -115,9 +186,6 @@ class _Shell:
             registry[key] = tensor
         for norm in self._norms:
             norm.training = training
-            if training:  # batch statistics only: running ones belong to one subnet
-                norm.__dict__["running_mean"] = norm.__dict__["running_var"] = None
-                norm.__dict__["num_batches_tracked"] = None
         out: Tensor = self._module(x)
         for registry, key in self._places.values():
             registry[key] = None
@@ -157,6 +225,17 @@ class Supernet(WeightSharing):
         """
         load_published(Path(path), self, "slots.{}.full.", len(self.slots))
 
+    def lend(self, arch: Archs, lender: Lender) -> Loan:
+        """The subnet of ``arch`` in training mode, on this network's own weights."""
+        return lender.chain(
+            [lender.layer(self._elastic(slot), layer) for slot, layer in self._active(arch)]
+        )
+
+    def _elastic(self, slot: int) -> ElasticLayer:
+        found = self.slots[slot]
+        assert isinstance(found, ElasticLayer)
+        return found
+
     @torch.no_grad()
     def sort_channels(self) -> None:
         """Sort each block's middle channels by importance, the first being the most important.
@@ -165,9 +244,8 @@ class Supernet(WeightSharing):
         read a channel (Cai et al. 2020, section 3.3, "elastic width"). Batch norms and the SE
         layer are permuted along, so that the largest network computes what it did.
         """
-        for slot in self.slots:
-            assert isinstance(slot, ElasticLayer)
-            slot.sort_channels()
+        for slot in range(len(self.slots)):
+            self._elastic(slot).sort_channels()
 
     @torch.no_grad()
     def extract(self, arch: Archs) -> StaticNetwork:
@@ -175,9 +253,7 @@ class Supernet(WeightSharing):
         active = self._active(arch)
         network = StaticNetwork(self.space.layers(arch))
         for module, (slot, layer) in zip(network.layers.children(), active, strict=True):
-            elastic = self.slots[slot]
-            assert isinstance(elastic, ElasticLayer)
-            weights = elastic.weights(layer)
+            weights = self._elastic(slot).weights(layer)
             module.load_state_dict({k: v.detach().clone() for k, v in weights.items()})
         device = next(self.parameters()).device
         return network.to(device).eval()

@@ -16,6 +16,7 @@ from deploynas.search.problem import Problem
 from deploynas.search.strategies.proxyless import ProxylessOptions
 from deploynas.train.distributed import average, share_of_mean
 from deploynas.train.loop import DivergedError
+from deploynas.train.task import CLASSIFICATION
 
 if TYPE_CHECKING:
     from deploynas.search.gradient import WeightStep
@@ -226,7 +227,7 @@ class ArchitectureOptimizer:
             options = self.sample(rng)
             with torch.no_grad():
                 logits = self.network(x, self.network.row(options))
-                own = nn.functional.cross_entropy(logits, labels)
+                own = CLASSIFICATION.loss(logits, labels)
                 loss = float(average(own * share_of_mean(len(labels))))
             losses.append(loss)
             reward = -self._objective(loss, options)
@@ -358,7 +359,7 @@ def gate_gradients(
     gates = torch.zeros(num_mixed, 2, device=labels.device)
     gates[:, 0] = 1.0
     gates.requires_grad_()
-    loss = nn.functional.cross_entropy(forward(gates), labels) * share_of_mean(len(labels))
+    loss = CLASSIFICATION.loss(forward(gates), labels) * share_of_mean(len(labels))
     (gradient,) = torch.autograd.grad(loss, gates)
     mean = average(torch.cat([gradient.flatten(), loss.detach()[None]]))
     found = mean.cpu().double().numpy()

@@ -35,6 +35,7 @@ from deploynas.search.strategies.darts import DartsOptions
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train.distributed import averages, mean_over_processes, share_of_mean
 from deploynas.train.loop import DivergedError, StepImages
+from deploynas.train.task import CLASSIFICATION
 
 STEP_SHARE = 0.01  # of the weights' norm: the finite difference of section 2.3
 
@@ -111,7 +112,7 @@ class DartsOptimizer:
         """Of a held-out batch, with what drives the mixtures beside it."""
         recipe = self.recipe
         mixtures = self.network.mixtures(recipe.gate)
-        loss = nn.functional.cross_entropy(self.network.forward_mixed(x, mixtures), labels)
+        loss = CLASSIFICATION.loss(self.network.forward_mixed(x, mixtures), labels)
         loss = loss * share_of_mean(len(labels))
         if recipe.gate == "sigmoid":
             loss = loss - recipe.zero_one * (mixtures - 0.5).square().mean()

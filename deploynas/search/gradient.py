@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from deploynas.artifacts import Record
 from deploynas.costs import COSTS
-from deploynas.data import ImageDataset, Split
+from deploynas.data import ImageDataset, Source
 from deploynas.data.splits import stratified_mask
 from deploynas.errors import InvalidInputError
 from deploynas.search.budget import own_name
@@ -151,17 +151,17 @@ class Learned:
 
 def split_for_architecture(
     dataset: ImageDataset, share: float, seed: int
-) -> tuple[ImageDataset, Split]:
+) -> tuple[ImageDataset, Source]:
     """The data set without ``share`` of its train images, and those, each class by its share.
 
     Raises:
         InvalidInputError: See :func:`require_splittable`.
     """
     require_splittable(dataset)
-    images, labels = dataset.train.images, dataset.train.labels
+    labels = dataset.train.labels
     held = stratified_mask(labels, round(share * len(labels)), np.random.default_rng([seed, 9]))
-    own = replace(dataset, train=Split(images[~held], labels[~held]))
-    return own, Split(images[held], labels[held])
+    own = replace(dataset, train=dataset.train.take(np.flatnonzero(~held)))
+    return own, dataset.train.take(np.flatnonzero(held))
 
 
 def require_splittable(dataset: ImageDataset) -> None:
@@ -266,8 +266,7 @@ class Learner(abc.ABC):
 
         def accumulate(images: StepImages) -> Tensor:
             def loss_of(out: Tensor) -> Tensor:
-                smoothing = recipe.label_smoothing
-                return nn.functional.cross_entropy(out, images.labels, label_smoothing=smoothing)
+                return images.task.loss(out, images.labels, recipe.label_smoothing)
 
             x = images.at(side)
             search.architecture_step(images.share, WeightStep(x, loss_of, images.rate))

@@ -3,91 +3,142 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deploynas.data import ImageDataset, Split
+from deploynas.data import ImageDataset, Source
+from deploynas.train.resizing import resized
+from deploynas.train.task import task_of
+
+HELD_SHARE = 0.5  # of a GPU's free memory, at most, for the images of a source
+_CHUNK = 4_096  # images resized at once
+_held: WeakKeyDictionary[Source, dict[tuple[torch.device, int], Tensor]] = WeakKeyDictionary()
 
 
 class Batches:
-    """A split at every resolution of a space, as channels-last float batches.
+    """A source's images at every resolution of a space, as channels-last float batches.
 
     Depthwise networks train up to twice as fast on channels-last tensors, so that every batch
-    has that layout.
+    has that layout. A GPU holds the images themselves, as uint8, where they fit.
+
+    Attributes:
+        task: What the images are for.
+        labels: ``(len,)``, on the device.
     """
 
-    def __init__(self, dataset: ImageDataset, split: Split, device: torch.device) -> None:
-        self._split = split
+    def __init__(self, dataset: ImageDataset, source: Source, device: torch.device) -> None:
+        self.task = task_of(dataset)
+        self._source = source
         self._device = device
         self._mean = torch.tensor(dataset.mean, device=device).view(1, -1, 1, 1) * 255
         self._std = torch.tensor(dataset.std, device=device).view(1, -1, 1, 1) * 255
-        self._images: dict[int, Tensor] = {}
-        self.labels = torch.from_numpy(split.labels).to(device)
+        self.labels = _tensor(source.labels).to(device)
 
     def __len__(self) -> int:
-        return len(self._split)
+        return len(self._source)
 
-    def images(self, indices: np.ndarray | slice, resolution: int) -> Tensor:
+    def images(self, rows: np.ndarray, resolution: int, moved: Moved | None = None) -> Tensor:
         """Normalised images ``(n, c, resolution, resolution)``, float32, channels last."""
-        if resolution not in self._images:
-            self._images[resolution] = torch.tensor(self._split.resized(resolution))
-        stored = self._images[resolution]
-        batch = (
-            stored[indices] if isinstance(indices, slice) else stored[torch.from_numpy(indices)]
-        )
-        batch_bchw = batch.to(self._device).permute(0, 3, 1, 2).float()
-        return ((batch_bchw - self._mean) / self._std).contiguous(
-            memory_format=torch.channels_last
-        )
+        held = self._held(resolution)
+        if held is not None:
+            pixels = held[on_device(rows, self._device)]
+        else:
+            pixels = on_device(self._source.batch(rows, resolution, resolution), self._device)
+        if moved is not None:
+            pixels = moved.of(pixels)
+        return self.task.inputs(pixels, self._mean, self._std)
+
+    def _held(self, resolution: int) -> Tensor | None:
+        """All images at a resolution on a GPU, uint8; None where they are not or do not fit."""
+        source = self._source
+        if self._device.type == "cpu" or not source.in_memory:
+            return None
+        held = _held.setdefault(source, {})
+        key = (self._device, resolution)
+        if key not in held:
+            sides = {(source.height, source.width), (resolution, resolution)}
+            num_bytes = len(source) * source.channels * sum(h * w for h, w in sides)
+            if num_bytes > HELD_SHARE * torch.cuda.mem_get_info(self._device)[0]:
+                return None
+            parts = (on_device(part, self._device) for part in source.chunks(_CHUNK))
+            held[key] = torch.cat([resized(part, resolution) for part in parts])
+        return held[key]
 
     def in_order(
-        self, resolution: int, num_images: int | None = None, batch_size: int = 256
+        self, resolution: int, num_images: int | None = None, batch_size: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of the first ``num_images`` images and labels."""
         end = len(self) if num_images is None else min(num_images, len(self))
-        for start in range(0, end, batch_size):
-            rows = slice(start, min(start + batch_size, end))
-            yield self.images(rows, resolution), self.labels[rows]
+        size = batch_size or (256 if self._device.type == "cpu" else 2_048)
+        for start in range(0, end, size):
+            rows = np.arange(start, min(start + size, end))
+            yield self.images(rows, resolution), self.labels[start : start + len(rows)]
 
     def calibration(self, resolution: int, num_images: int, seed: int = 0) -> list[Tensor]:
         """Batches of ``num_images`` random images, the same for the same seed."""
         rng = np.random.default_rng([seed, resolution])
         picked = rng.permutation(len(self))[:num_images]
-        num_batches = max(1, len(picked) // 128)
+        num_batches = max(1, len(picked) // (128 if self._device.type == "cpu" else 512))
         return [self.images(part, resolution) for part in np.array_split(picked, num_batches)]
 
 
-def augment(
-    images: Tensor, rng: np.random.Generator, *, flip: bool, of: int, own: slice
-) -> Tensor:
-    """Shift every image by up to a twelfth of its side, and mirror half of them.
+def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array on a device, without waiting for it."""
+    tensor = _tensor(array)
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Moved:
+    """Every image of a batch shifted by up to a twelfth of its side, half of them mirrored.
+
+    What is beyond the border is a reflection.
 
     Args:
-        images: ``(n, c, h, w)``, the part ``own`` of a batch of ``of`` images.
         rng: Draws for the whole batch.
         flip: Whether to mirror.
-        of: Images of the whole batch.
-        own: Which of them these are.
+        num_images: Of the whole batch.
+        own: Which of them are in hand.
     """
-    n, _, height, width = images.shape
-    border = max(1, height // 12)
-    padded = torch.nn.functional.pad(images, [border] * 4, mode="reflect")
-    rows = _shifts(rng, of, height, border)
-    columns = _shifts(rng, of, width, border)
-    if flip:
-        mirrored = rng.random(of) < 0.5
-        columns[mirrored] = columns[mirrored][:, ::-1]
-    rows, columns = rows[own], np.ascontiguousarray(columns[own])
-    sample = torch.arange(n)[:, None, None]
-    # advanced indexing around a slice puts the channels last: exactly the layout wanted
-    picked = padded.permute(0, 2, 3, 1)[
-        sample, torch.from_numpy(rows)[:, :, None], torch.from_numpy(columns)[:, None, :]
-    ]
-    return picked.permute(0, 3, 1, 2)
+
+    def __init__(
+        self, rng: np.random.Generator, *, flip: bool, num_images: int, own: slice
+    ) -> None:
+        self._rng, self._flip, self._num, self._own = rng, flip, num_images, own
+
+    def of(self, pixels_nhwc: Tensor) -> Tensor:
+        """The images in hand, moved."""
+        n, height, width, _ = pixels_nhwc.shape
+        borders = [max(1, side // 12) for side in (height, width)]
+        draws = [self._rng.integers(0, 2 * b + 1, size=(self._num, 1)) - b for b in borders]
+        mirrored = np.zeros((self._num, 1), np.int64)
+        if self._flip:
+            mirrored = (self._rng.random(self._num) < 0.5).astype(np.int64)[:, None]
+        drawn = np.concatenate([*draws, mirrored], axis=1)[self._own]
+        top, left, flip = on_device(drawn, pixels_nhwc.device).unsqueeze(1).unbind(2)
+        rows = _reflected(top + _span(height, pixels_nhwc), height)
+        across = _span(width, pixels_nhwc)
+        across = torch.where(flip.bool(), width - 1 - across, across)
+        columns = _reflected(left + across, width)
+        sample = torch.arange(n, device=pixels_nhwc.device)[:, None, None]
+        return pixels_nhwc[sample, rows[:, :, None], columns[:, None, :]]
 
 
-def _shifts(rng: np.random.Generator, n: int, side: int, border: int) -> np.ndarray:
-    start = rng.integers(0, 2 * border + 1, size=(n, 1))
-    return start + np.arange(side)
+def _span(length: int, like: Tensor) -> Tensor:
+    return torch.arange(length, device=like.device)[None]
+
+
+def _reflected(place: Tensor, side: int) -> Tensor:
+    """Places beyond a border, reflected at the outermost pixel."""
+    place = place.abs()
+    return (side - 1) - ((side - 1) - place).abs()
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """The array itself where torch can write to it, else a copy."""
+    array = np.ascontiguousarray(array)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())

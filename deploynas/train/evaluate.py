@@ -30,13 +30,13 @@ def accuracy(
     Raises:
         InvalidInputError: There is no image.
     """
-    correct = total = 0
-    for images, labels in batches.in_order(resolution, num_images):
-        correct += int((network(images).argmax(1) == labels).sum())
-        total += len(labels)
-    if not total:
+    scores = [
+        batches.task.score(network(images), labels)
+        for images, labels in batches.in_order(resolution, num_images)
+    ]
+    if not scores:
         raise InvalidInputError("there are no images to measure accuracy on")
-    return correct / total
+    return float(torch.cat(scores).double().mean())
 
 
 class SupernetEvaluator:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from deploynas.artifacts import Record
 from deploynas.data import ImageDataset
 from deploynas.errors import DeploynasError, InvalidInputError
-from deploynas.train.batches import Batches, augment
+from deploynas.train.batches import Batches, Moved, on_device
 from deploynas.train.checkpoint import State, load_checkpoint, save_checkpoint
 from deploynas.train.distributed import (
     average_gradients,
@@ -33,6 +35,7 @@ from deploynas.train.distributed import (
 
 CHECKPOINT_SECONDS = 30.0
 MIN_STEPS, MAX_EPOCHS = 600, 40.0  # of a training whose length nobody chose
+LOOK_EVERY = 16  # steps of a GPU, which a look at the loss waits for
 
 
 class Recipe(Record):
@@ -45,6 +48,9 @@ class Recipe(Record):
         augment_from: Trainings of at least so many epochs shift the images; shorter ones do not
             overfit, and shifts slow them down.
         flip: Mirror half of the images as well.
+        amp: What a GPU computes convolutions and linear layers in (Micikevicius et al. 2018);
+            weights, batch norms' statistics and losses stay float32. ``off`` is float32
+            throughout, which a CPU always is.
     """
 
     epochs: float
@@ -55,6 +61,7 @@ class Recipe(Record):
     label_smoothing: float = 0.05
     augment_from: float = 8.0
     flip: bool = True
+    amp: Literal["off", "bf16"] = "bf16"
     seed: int = 0
 
     def lengthened(self, num_images: int) -> Self:
@@ -64,6 +71,15 @@ class Recipe(Record):
     def _with_steps(self, num_steps: int, num_images: float, most: float) -> Self:
         needed = num_steps * self.batch_size / num_images
         return self.model_copy(update={"epochs": round(max(self.epochs, min(needed, most)), 1)})
+
+    def drawn_at(self, step: int) -> int:
+        """The step whose draws of networks a step uses."""
+        return step
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """What a forward pass on a device runs under."""
+        is_on = device.type == "cuda" and self.amp != "off"
+        return torch.autocast(device.type, torch.bfloat16, enabled=is_on)
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,7 @@ class StepImages:
     """The images of one step.
 
     Attributes:
+        task: What they are for.
         labels: ``(n,)``; in a distributed training those of this process's part.
         rng: The step's own generator, equal in all processes.
         share: Share of the training that is done, 0 to 1.
@@ -111,20 +128,20 @@ class StepImages:
         first, count = place()
         self._own = slice(first, None, count)  # of the whole batch
         self._data, self._rows, self._recipe, self._step = data, rows, recipe, step
-        self.rng, self.share = _generator(recipe, step, 0), share
+        self.task = data.task
+        self.rng, self.share = _generator(recipe, recipe.drawn_at(step), 0), share
         self.phase, self.rate = phase, rate
-        own = torch.from_numpy(rows[self._own])
-        self.labels = data.labels[own.to(data.labels.device)]
+        self.labels = data.labels[on_device(rows[self._own], data.labels.device)]
 
     def at(self, resolution: int) -> Tensor:
         """``(n, c, resolution, resolution)``, normalised and, where the recipe says, shifted."""
-        images = self._data.images(self._rows[self._own], resolution)
+        moved = None
         if self._recipe.epochs >= self._recipe.augment_from:
-            rng = _generator(self._recipe, self._step, 1)
-            images = augment(
-                images, rng, flip=self._recipe.flip, of=len(self._rows), own=self._own
-            )
-        return images
+            moved = Moved(
+                _generator(self._recipe, self._step, 1), flip=self._recipe.flip,
+                num_images=len(self._rows), own=self._own,
+            )  # fmt: skip
+        return self._data.images(self._rows[self._own], resolution, moved)
 
 
 def run_training(
@@ -147,11 +164,11 @@ def run_training(
         module: What is trained; in training mode afterwards.
         dataset: Its train split.
         recipe: How.
-        accumulate: Adds one step's gradients and returns the loss that is reported.
+        accumulate: Adds one step's gradients and returns the loss that is reported, a scalar.
         identity: What a checkpoint must have been written for, beside data and recipe.
         checkpoint: Written every half minute and read back at the start where it exists; the
             caller removes it after success.
-        on_progress: Called after every step.
+        on_progress: Called after every step, on a GPU with the loss of the last look.
         parts: Shares of the steps and of the peak learning rate: each part has a warm-up, a cosine
             and a momentum of its own.
         on_part: Called with a part's number before its first step; may change ``module``.
@@ -163,10 +180,15 @@ def run_training(
         InvalidInputError: The checkpoint belongs to another recipe, network or data set.
     """
     module.to(memory_format=torch.channels_last).train()
-    data = Batches(dataset, dataset.train, next(module.parameters()).device)
+    device = next(module.parameters()).device
+    data = Batches(dataset, dataset.train, device)
+    look_every = 1 if device.type == "cpu" else LOOK_EVERY
     steps_per_epoch = max(1, len(data) // recipe.batch_size)
     num_steps = max(1, round(recipe.epochs * steps_per_epoch))
-    optimizer = _optimizer(list(module.parameters()) if weights is None else weights, recipe)
+    parameters = list(module.parameters())
+    optimizer = _optimizer(parameters if weights is None else weights, recipe)
+    loss = math.nan
+    unseen: list[Tensor] = []
     batch_size = min(recipe.batch_size, len(data))
     if batch_size % place()[1]:
         raise InvalidInputError(
@@ -187,24 +209,35 @@ def run_training(
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * rate * share
         rows = _rows(len(data), recipe, step, steps_per_epoch)
-        module.zero_grad(set_to_none=True)
+        for parameter in parameters:
+            parameter.grad = None
         images = StepImages(
             data, rows, recipe, step, step / num_steps, part, recipe.learning_rate * rate * share
         )
-        loss = mean_over_processes(float(accumulate(images).detach()))
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"training diverged at step {step} of {num_steps}", "try a lower learning rate"
-            )
+        unseen.append(accumulate(images).detach())
+        is_look = not (step + 1) % look_every or step in (first_step, num_steps - 1)
+        if is_look:
+            loss = _seen(unseen)
+            unseen.clear()
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"training diverged at step {step} of {num_steps}", "try a lower learning rate"
+                )
         average_gradients(module)
         optimizer.step()
         step += 1
         now = time.monotonic()
         speed = (step - first_step) * recipe.batch_size / (now - started)
         on_progress(TrainingProgress(step, num_steps, loss, speed))
-        if checkpoint and is_first() and now - saved > CHECKPOINT_SECONDS:
+        if checkpoint and is_first() and is_look and now - saved > CHECKPOINT_SECONDS:
             save_checkpoint(checkpoint, identity, step, module, optimizer, beside)
             saved = time.monotonic()
+
+
+def _seen(losses: Sequence[Tensor]) -> float:
+    """The last loss, a mean over the processes; NaN where any is not finite."""
+    total, last = torch.stack([torch.stack(list(losses)).sum(), losses[-1]]).tolist()
+    return mean_over_processes(last if math.isfinite(total) else math.nan)
 
 
 def _ends(parts: Sequence[tuple[float, float]], num_steps: int) -> np.ndarray:
@@ -239,8 +272,13 @@ def _schedule(step: int, num_steps: int, warmup: float) -> float:
 def _rows(n: int, recipe: Recipe, step: int, steps_per_epoch: int) -> np.ndarray:
     """The step's images: every epoch is a new seeded permutation."""
     epoch, place = divmod(step, steps_per_epoch)
-    order = np.random.default_rng([recipe.seed, epoch, 1]).permutation(n)
+    order = _order(n, recipe.seed, epoch)
     return order[place * recipe.batch_size : (place + 1) * recipe.batch_size]
+
+
+@lru_cache(maxsize=2)
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, 1]).permutation(n)
 
 
 def pick_device() -> torch.device:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from deploynas.data import ImageDataset
 from deploynas.nn import StaticNetwork, recalibrate
@@ -13,6 +14,8 @@ from deploynas.nn.state import digest
 from deploynas.train.batches import Batches
 from deploynas.train.evaluate import CALIBRATION_IMAGES
 from deploynas.train.loop import Recipe, StepImages, TrainingProgress, run_training
+from deploynas.train.passes import Passes
+from deploynas.train.task import task_of
 
 
 def train_network(
@@ -29,13 +32,15 @@ def train_network(
     Arguments and errors as in :func:`run_training`.
     """
     resolution = network.nodes[0].layer.height
+    device = next(network.parameters()).device
+    loss = partial(task_of(dataset).loss, smoothing=recipe.label_smoothing)
+    passes = Passes(loss, recipe, device)
+    loan = passes.whole(network)
 
     def accumulate(images: StepImages) -> Tensor:
-        logits = network(images.at(resolution))
-        smoothing = recipe.label_smoothing
-        loss = nn.functional.cross_entropy(logits, images.labels, label_smoothing=smoothing)
-        loss.backward()
-        return loss
+        reported, _ = passes.run(b"", lambda lender: loan, images.at(resolution), images.labels)
+        passes.finish()
+        return reported
 
     layers = " ".join(node.layer.key for node in network.nodes)
     run_training(
@@ -43,6 +48,5 @@ def train_network(
         identity=f"{layers} {digest(dict(network.named_parameters()))}",  # where it starts, too
         checkpoint=checkpoint, on_progress=on_progress,
     )  # fmt: skip
-    device = next(network.parameters()).device
     images = Batches(dataset, dataset.train, device).calibration(resolution, CALIBRATION_IMAGES)
     recalibrate(network, images)

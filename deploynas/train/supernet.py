@@ -10,14 +10,16 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from deploynas.data import ImageDataset, Split
+from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
 from deploynas.nn import StaticNetwork, WeightSharing
 from deploynas.spaces import Archs, SearchSpace
@@ -26,9 +28,12 @@ from deploynas.train.checkpoint import load_weights, save_weights
 from deploynas.train.distributed import is_first
 from deploynas.train.evaluate import QUICK_CALIBRATION, SupernetEvaluator
 from deploynas.train.loop import Recipe, StepImages, TrainingProgress, run_training
+from deploynas.train.passes import Passes
 from deploynas.train.schedules import SCHEDULES, Phase
+from deploynas.train.task import Task, task_of
 
 SPEED_STEPS = 7
+NUM_DRAWS = 16  # that take turns where a recipe reuses them
 NUM_LOOKS, LOOK_IMAGES = 10, 1_000  # at the ends' accuracies, while a training runs
 
 
@@ -37,18 +42,36 @@ class SupernetRecipe(Recipe):
 
     Attributes:
         schedule: A key of :data:`SCHEDULES`.
+        reuse: How many steps a draw of random subnets serves: :data:`NUM_DRAWS` draws take turns
+            so often before others take their place. A GPU runs a network that recurs several
+            times as fast as one that it sees for the first time.
+        num_random: Random subnets a step, where it is not the schedule's number.
         teacher_ramp: With an in-place teacher: share of the steps over which the targets of the
             other subnets move from the labels to its predictions, which teach nothing at first.
     """
 
     epochs: float = 4.0
     schedule: Literal["sandwich", "single-path", "progressive"] = "sandwich"
+    reuse: int = Field(default=1, ge=1)
+    num_random: int | None = Field(default=None, ge=1)
     teacher_ramp: float = 0.3
+
+    def drawn_at(self, step: int) -> int:
+        """The step whose draws a step uses: its own, without reuse."""
+        if self.reuse == 1:
+            return step
+        return step - step % (NUM_DRAWS * self.reuse) + step % NUM_DRAWS
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         """The schedule's."""
-        return SCHEDULES[self.schedule]
+        phases = SCHEDULES[self.schedule]
+        if self.num_random is None:
+            return phases
+        return tuple(
+            phase.model_copy(update={"num_random": self.num_random}) if phase.num_random else phase
+            for phase in phases
+        )
 
 
 def train_supernet(
@@ -69,7 +92,10 @@ def train_supernet(
             f"{space.name} has no choices for the schedule {recipe.schedule}",
             f"it can be trained by {' or '.join(space.schedules)}",
         )
-    teacher = _Teacher(supernet, checkpoint and checkpoint.with_suffix(".teacher.safetensors"))
+    task = task_of(dataset)
+    teacher = _Teacher(
+        supernet, task, checkpoint and checkpoint.with_suffix(".teacher.safetensors")
+    )
 
     def start(number: int) -> None:
         if number == 0:
@@ -92,7 +118,7 @@ def train_supernet(
         on_progress(replace(state, accuracies=dict(accuracies), fresh=fresh))
 
     run_training(
-        supernet, dataset, recipe, _accumulating(supernet, recipe, teacher),
+        supernet, dataset, recipe, _accumulating(supernet, task, recipe, teacher),
         identity=str(space.spec), checkpoint=checkpoint, on_progress=watch,
         parts=[(phase.share, phase.rate) for phase in recipe.phases], on_part=start,
     )  # fmt: skip
@@ -100,31 +126,30 @@ def train_supernet(
 
 
 def _accumulating(
-    supernet: WeightSharing, recipe: SupernetRecipe, teacher: _Teacher
+    supernet: WeightSharing, task: Task, recipe: SupernetRecipe, teacher: _Teacher
 ) -> Callable[[StepImages], Tensor]:
     """One step: the gradients of several subnets at one resolution."""
     space = supernet.space
+    passes = Passes(task.loss, recipe, next(supernet.parameters()).device)
 
     def accumulate(images: StepImages) -> Tensor:
         phase = recipe.phases[images.phase]
         resolution = space.resolutions[int(images.rng.integers(len(space.resolutions)))]
         archs = space.with_resolution(_subnets(space, phase, images.rng), resolution)
         x_bchw = images.at(resolution)
-        one_hot = nn.functional.one_hot(images.labels, space.num_classes)
-        smoothing = recipe.label_smoothing
-        labels = one_hot * (1 - smoothing) + smoothing / space.num_classes
-        losses = []
+        labels = task.targets(images.labels, space.num_classes, recipe.label_smoothing)
         targets = labels
         if phase.teacher == "largest":
             targets = 0.5 * (labels + teacher(x_bchw, resolution))
+        losses = []
         for i, arch in enumerate(archs):
-            logits = supernet(x_bchw, arch)
-            loss = nn.functional.cross_entropy(logits, targets)
-            loss.backward()
+            lend = partial(supernet.lend, arch)
+            loss, outputs = passes.run(arch.tobytes(), lend, x_bchw, targets)
             losses.append(loss)
             if i == 0 and phase.teacher == "in-place":
                 trust = min(1.0, images.share / recipe.teacher_ramp)
-                targets = trust * logits.detach().softmax(1) + (1 - trust) * labels
+                targets = trust * task.taught(outputs) + (1 - trust) * labels
+        passes.finish()
         return losses[0]
 
     return accumulate
@@ -135,10 +160,9 @@ def supernet_images_per_second(
 ) -> float:
     """How fast a supernet trains here, measured on a few steps; its weights stay as they are."""
     copy = deepcopy(supernet).to(memory_format=torch.channels_last).train()
-    accumulate = _accumulating(copy, recipe, _Teacher(copy, None))
-    few = Split(
-        dataset.train.images[: recipe.batch_size], dataset.train.labels[: recipe.batch_size]
-    )
+    task = task_of(dataset)
+    accumulate = _accumulating(copy, task, recipe, _Teacher(copy, task, None))
+    few = dataset.train.take(np.arange(min(recipe.batch_size, len(dataset.train))))
     data = Batches(dataset, few, next(copy.parameters()).device)
     times = []
     for step in range(SPEED_STEPS):
@@ -157,8 +181,8 @@ class _Teacher:
     A training that was killed asks for it again at the same step, or finds the file.
     """
 
-    def __init__(self, supernet: WeightSharing, path: Path | None) -> None:
-        self._supernet, self._path = supernet, path
+    def __init__(self, supernet: WeightSharing, task: Task, path: Path | None) -> None:
+        self._supernet, self._task, self._path = supernet, task, path
         self._networks: dict[int, StaticNetwork] = {}
         self._weights: dict[str, Tensor] | None = None
 
@@ -178,8 +202,7 @@ class _Teacher:
             self._weights = network.state_dict()
             network.to(memory_format=torch.channels_last)
             self._networks[resolution] = network.train()
-        soft: Tensor = self._networks[resolution](x_bchw).softmax(1)
-        return soft
+        return self._task.taught(self._networks[resolution](x_bchw))
 
     def forget(self) -> None:
         """Forget it, and remove the file."""

@@ -124,7 +124,7 @@ def inherited(
     network = SupernetEvaluator(supernet.network, supernet.dataset).extract(arch)
     return TrainedNetwork(
         network, candidate, space_of(result.space), result.data,
-        supernet.dataset.test.images[:PARITY_IMAGES], "inherited",
+        supernet.dataset.test.first(PARITY_IMAGES), "inherited",
     )  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def open_saved(run: Path, result: SearchResult, dataset: ImageDataset | None) ->
     side = result.data.size
     images = np.zeros((0, side, side, 3), np.uint8)
     if result.weights in ("paths", "trained") and dataset is not None:
-        images = dataset.test.images[:PARITY_IMAGES]
+        images = dataset.test.first(PARITY_IMAGES)
     elif record.images and Path(record.images).is_dir():
         from deploynas.data.published import load_unlabelled
 

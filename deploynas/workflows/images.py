@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from deploynas.data import ImageDataset, Split, load_dataset
 from deploynas.errors import InvalidInputError
 from deploynas.search import DataRecord
@@ -55,8 +57,8 @@ def data_of(own: DataRecord, path: Path | None) -> ImageDataset:
     from deploynas.data.published import load_imagenet
 
     images, labels = load_imagenet(path, own.size, IMAGENET_PER_CLASS)
-    half = len(labels) // 2
-    train, val = Split(images[:half], labels[:half]), Split(images[half:], labels[half:])
+    whole, half = Split(images, labels), len(labels) // 2
+    train, val = whole.take(np.arange(half)), whole.take(np.arange(half, len(labels)))
     return ImageDataset(
         name=own.name, classes=own.classes, channels=own.channels, size=own.size, train=train,
         val=val, test=val, mean=own.mean, std=own.std, fingerprint="", warnings=(),

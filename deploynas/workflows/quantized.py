@@ -9,7 +9,7 @@ import numpy as np
 
 from deploynas.check.regression import Baseline, compare
 from deploynas.check.verdict import Examples, onnx_accuracy
-from deploynas.data import ImageDataset, Split, normalise
+from deploynas.data import ImageDataset, normalise
 from deploynas.device import Device
 from deploynas.errors import InvalidInputError
 from deploynas.export.manifest import Preprocessing, Quantization
@@ -48,9 +48,9 @@ class Int8:
         """
         side, mean, std = preprocessing.resolution, preprocessing.mean, preprocessing.std
         rows = np.random.default_rng(0).permutation(len(self.dataset.train))[:NUM_CALIBRATION]
-        images = normalise(self.dataset.train.resized(side)[rows], mean, std)
+        images = normalise(self.dataset.train.batch(rows, side, side), mean, std)
         val = self.dataset.val
-        judged = Split(val.images[:NUM_JUDGED], val.labels[:NUM_JUDGED])
+        judged = val.take(np.arange(min(NUM_JUDGED, len(val))))
         examples = Examples(judged, mean, std, self.dataset.num_classes)
         with temporary_folder() as folder:
 

@@ -54,7 +54,7 @@ def from_scratch(result: SearchResult, dataset: ImageDataset, seed: int) -> Trai
     network = build(chosen, chosen.encode([result.best.architecture])[0]).to(pick_device())
     return TrainedNetwork(
         network, _priced(result, chosen), chosen, _record(result, dataset),
-        dataset.test.images[:PARITY_IMAGES], "from-scratch",
+        dataset.test.first(PARITY_IMAGES), "from-scratch",
     )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def for_classes(
     start: TrainedNetwork, result: SearchResult, dataset: ImageDataset
 ) -> TrainedNetwork:
     """The network for the data: with a new classifier where the classes are not its own."""
-    images = dataset.test.images[:PARITY_IMAGES]
+    images = dataset.test.first(PARITY_IMAGES)
     if dataset.classes == start.data.classes:
         return replace(start, data=_record(result, dataset), images=images)
     chosen = space_of(result.space, dataset.num_classes)
@@ -216,5 +216,5 @@ def open_retrained(run: Path, moved_to: Path | None) -> TrainedNetwork:
     chosen = space_of(record.space)
     return TrainedNetwork(
         load(chosen, record.candidate, path), record.candidate, chosen, record.data,
-        dataset.test.images[:PARITY_IMAGES], record.weights,
+        dataset.test.first(PARITY_IMAGES), record.weights,
     )  # fmt: skip

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from deploynas.artifacts import Artifact, exists, write_together
 from deploynas.data import ImageDataset
@@ -30,6 +29,7 @@ from deploynas.train import (
     train_network,
     weights_of,
 )
+from deploynas.train.task import CLASSIFICATION
 from deploynas.workflows.executor import Executor, Workers
 from deploynas.workflows.supernets import told
 from deploynas.workflows.target import OnProgress
@@ -234,7 +234,7 @@ def images_per_second(space: SearchSpace, batch_size: int) -> float:
     times = []
     for _ in range(5):
         started = time.perf_counter()
-        loss = nn.functional.cross_entropy(network(x), labels)
+        loss = CLASSIFICATION.loss(network(x), labels)
         loss.backward()
         times.append(time.perf_counter() - started + 0 * float(loss.detach()))
     return batch_size / float(np.median(times))

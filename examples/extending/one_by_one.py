@@ -1,7 +1,8 @@
 """An executor in one file: every task in a fresh interpreter of its own, some at a time.
 
 As a batch system would: what all tasks share goes into a file once, a task into another, its
-answer into a third. Replace ``subprocess`` by ``srun`` or ``ssh``, and the files by ones that all see.
+answer into a third. Replace ``subprocess`` by ``srun`` or ``ssh``, and the files by ones that all
+see.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from PIL import Image
 from deploynas.data import (
     ImageDataset,
     Split,
+    build_dataset,
     decode,
     load_dataset,
     normalise,
@@ -26,7 +27,6 @@ from deploynas.data import (
     resolutions_for,
     sources,
 )
-from deploynas.data.dataset import build_dataset
 from deploynas.data.idx import FASHION_CLASSES, FILE_NAMES
 from deploynas.data.splits import stratified_mask
 from deploynas.errors import (
@@ -154,16 +154,17 @@ def test_resize_keeps_native_size_and_refuses_nonsense():
         resize(images, 0)
 
 
-def test_split_resized_is_cached_and_equals_resize():
+def test_a_split_gives_rows_at_any_size():
     images = np.random.default_rng(1).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     split = Split(images, np.arange(4))
-    other = Split(images[:2], np.arange(2))
+    rows = np.array([3, 0, 3])
     assert len(split) == 4
-    assert np.array_equal(split.resized(12), resize(images, 12))
-    assert split.resized(12) is split.resized(12)
-    assert split.resized(16) is images
-    assert split.resized(8).shape == (4, 8, 8, 3)
-    assert len(other.resized(12)) == 2
+    assert np.array_equal(split.batch(rows, 12, 12), resize(images, 12)[rows])
+    assert np.array_equal(split.batch(rows, 16, 16), images[rows])
+    assert split.batch(rows, 8, 12).shape == (3, 8, 12, 3)
+    assert np.array_equal(split.first(2), images[:2])
+    assert len(split.first(9)) == 4
+    assert np.array_equal(split.take(rows).batch(np.arange(3), 12, 12), resize(images, 12)[rows])
 
 
 def test_normalise():

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from deploynas.artifacts import sha256
-from deploynas.data.dataset import normalise, resize
+from deploynas.data import normalise, resize
 from deploynas.device.web import install
 from deploynas.device.web.device import find_browser
 from deploynas.errors import DeploynasError

@@ -159,7 +159,7 @@ def plugins(tmp_path: Path) -> Path:
     """A folder with a package of all examples."""
     found = re.findall(r"entry-points.\"deploynas\.(\w+)\"\]\n(.+)\n", PAGE)
     entries = {kind: entry.replace('"', "") for kind, entry in found}
-    assert entries.keys() == {"spaces", "strategies", "costs", "executors"}
+    assert entries.keys() == {"spaces", "strategies", "costs", "executors", "sources"}
     bring(tmp_path, "examples", **entries)
     return tmp_path
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deploynas import spaces
-from deploynas.data.dataset import Split
+from deploynas.data import Split
 from deploynas.data.sources import _load_digits
 from deploynas.errors import InfeasibleBudgetError, InvalidInputError
 from deploynas.nn import MixedNetwork

@@ -39,6 +39,7 @@ SCRIPT = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
 from pathlib import Path
+import numpy as np
 import torch
 torch.set_num_threads(1)
 from deploynas import spaces
@@ -46,16 +47,17 @@ from deploynas.data.sources import _load_digits
 from deploynas.nn import Supernet
 from deploynas.train import SupernetRecipe, save_weights, train_supernet
 from deploynas.train.distributed import place, processes
+from deploynas.train.passes import Passes
 
 folder, schedule = Path(sys.argv[1]), sys.argv[2]
 digits = _load_digits((), seed=0, max_size=64)
 space = spaces.space("mobile-small", 10, 1, [20, 24])
 seen = []
-forward = Supernet.forward
-def spy(self, x, arch):
-    seen.append([len(x), *map(int, arch)])
-    return forward(self, x, arch)
-Supernet.forward = spy
+run = Passes.run
+def spy(self, key, lend, x, targets):
+    seen.append([len(x), *map(int, np.frombuffer(key, space.row_type))])
+    return run(self, key, lend, x, targets)
+Passes.run = spy
 losses = []
 with processes():
     torch.manual_seed(0)

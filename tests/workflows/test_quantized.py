@@ -71,14 +71,14 @@ def test_int8_is_accurate_and_measured(model, digits, preprocessing):
     assert record.is_faster in (True, False, None)
     metadata = {p.key: p.value for p in onnx.load_from_string(content).metadata_props}
     assert metadata == {"classes": "ten"}
-    images = normalise(digits.test.resized(SIDE)[:64], digits.mean, digits.std)
+    images = normalise(digits.test.batch(np.arange(64), SIDE, SIDE), digits.mean, digits.std)
     same = run(content, images).argmax(1) == run(model, images).argmax(1)
     assert same.mean() > 0.9
 
 
 @pytest.mark.slow
 def test_layers_in_float(model, digits):
-    images = normalise(digits.train.resized(SIDE)[:16], digits.mean, digits.std)
+    images = normalise(digits.train.batch(np.arange(16), SIDE, SIDE), digits.mean, digits.std)
     names = layer_names(model)
     assert names == [f"layers.{i}" for i in range(len(names))]
     everything = quantize(model, images)

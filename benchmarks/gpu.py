@@ -1,0 +1,398 @@
+"""How busy a GPU is: one prepared script, for a machine without network.
+
+python benchmarks/gpu.py --part speed [--data DIR] [--seconds N] [--rows a,b] [--json] [--quick]
+
+``speed``: images a second of a supernet's training, four subnets a step (largest, smallest and two
+random ones), over plain torch that trains the same kind of four static networks on resident data;
+what each measure brings; kernel time over wall time; the first pass of a subnet over its second.
+``accuracy``: the largest subnet after ten epochs, at each batch size; needs ``--data``.
+A row is written as soon as it is there, so that a run that is cut off keeps what it has. Without
+``--data`` the images are noise. ``--quick`` is a small form for a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from deploynas import spaces
+from deploynas.data import ImageDataset, Split, build_dataset, load_dataset
+from deploynas.nn import Supernet, build, conv
+from deploynas.train import SupernetEvaluator, SupernetRecipe, passes, pick_device, train_supernet
+
+CHUNK = 10  # steps between two looks at the clock
+DEVICE = pick_device()
+SIDE = 32
+BASE_BATCH, BASE_RATE = 128, 0.2
+
+
+def main() -> None:
+    """Print the rows."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--part", choices=PARTS, default="speed")
+    parser.add_argument("--data", type=Path, help="image folder; noise without it")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of every row")
+    parser.add_argument("--rows", default="", help="names, or beginnings of them")
+    parser.add_argument("--space", default="mobile-small")
+    parser.add_argument("--batch-sizes", default="", help="such as 128,512,1024")
+    parser.add_argument("--json", action="store_true", help="lines of JSON alone")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    wanted = tuple(name for name in options.rows.split(",") if name)
+    started = time.perf_counter()
+    results: dict[str, dict[str, object]] = {}
+    for name, row in PARTS[options.part](options, results):
+        if wanted and not name.startswith(wanted):
+            continue
+        before = time.perf_counter()
+        try:
+            found = row()
+        except Exception as error:  # the other rows are worth having
+            found = {"error": f"{type(error).__name__}: {error}"[:500]}
+        results[name] = found
+        seconds = {
+            "seconds": round(time.perf_counter() - before, 1),
+            "at": round(time.perf_counter() - started, 1),
+        }
+        if options.json:
+            print(json.dumps({"row": name, **found, **seconds}), flush=True)
+        else:
+            text = "  ".join(f"{k} {_short(v)}" for k, v in {**found, **seconds}.items())
+            print(f"{name:34} {text}", flush=True)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+Row = tuple[str, Callable[[], dict[str, object]]]
+
+
+def speed(options: argparse.Namespace, results: dict[str, dict[str, object]]) -> Iterator[Row]:
+    """The rows of part ``speed``."""
+    dataset = data(options)
+    space = spaces.space(options.space, dataset.num_classes, dataset.channels, [SIDE])
+    sizes = [int(n) for n in options.batch_sizes.split(",") if n]
+    sizes = sizes or ([16, 32] if options.quick else [128, 512, 1024, 2048])
+    middle, seconds = sizes[(len(sizes) - 1) // 2], 1.0 if options.quick else options.seconds
+
+    def ratio(size: int, mine: str = "ours") -> dict[str, object]:
+        best = max(
+            float(results.get(f"plain {amp} {size}", {}).get("images_per_second", 0.0))  # type: ignore[arg-type]
+            for amp in ("off", "bf16")
+        )
+        own = float(results.get(f"{mine} {size}", {}).get("images_per_second", 0.0))  # type: ignore[arg-type]
+        return {"over_plain": own / best if best else 0.0}
+
+    yield "machine", machine
+    for way in ("products", "convolutions"):
+        size = middle + (40 if way == "products" else 24)
+        yield (
+            f"cold {way}",
+            lambda s=size, w=way: first_seen(space, dataset, s, options.quick, w == "products"),
+        )
+    for size in sizes:
+        for amp in ("off", "bf16"):
+            yield f"plain {amp} {size}", lambda s=size, a=amp: plain(space, dataset, s, a, seconds)
+        yield f"ours {size}", lambda s=size: ours(space, dataset, s, seconds)
+        yield f"ratio {size}", lambda s=size: ratio(s)
+    for size in sizes:
+        yield f"busy {size}", lambda s=size: busy(space, dataset, s, seconds)
+    yield f"ours reuse-16 {sizes[0]}", lambda: ours(space, dataset, sizes[0], seconds, reuse=16)
+    yield f"ours reuse-16 {middle}", lambda: ours(space, dataset, middle, seconds, reuse=16)
+    yield (
+        f"ours convolutions {middle}",
+        lambda: ours(space, dataset, middle, seconds, product=False),
+    )
+    yield f"ours no-graphs {middle}", lambda: ours(space, dataset, middle, seconds, record_at=1e9)
+    yield (
+        f"ours no-graphs-no-beside {middle}",
+        lambda: ours(space, dataset, middle, seconds, record_at=1e9, beside=False),
+    )
+    yield f"ours no-beside {middle}", lambda: ours(space, dataset, middle, seconds, beside=False)
+    yield f"ours float32 {middle}", lambda: ours(space, dataset, middle, seconds, amp="off")
+    three = spaces.space(options.space, dataset.num_classes, dataset.channels, [24, 28, SIDE])
+    yield f"ours three-sides {middle}", lambda: ours(three, dataset, middle, 2 * seconds)
+    yield f"largest plain {middle}", lambda: plain(space, dataset, middle, "off", seconds, num=1)
+    yield (
+        f"largest contiguous {middle}",
+        lambda: plain(
+            space, dataset, middle, "off", seconds, num=1, layout=torch.contiguous_format
+        ),
+    )
+    yield (
+        f"largest compiled {middle}",
+        lambda: plain(space, dataset, middle, "off", seconds, num=1, compiled=True),
+    )
+
+
+def accuracy(options: argparse.Namespace, results: dict[str, dict[str, object]]) -> Iterator[Row]:
+    """The rows of part ``accuracy``: the largest subnet after a short training."""
+    dataset = data(options)
+    sizes = [int(n) for n in options.batch_sizes.split(",") if n] or [512, 1024, 128]
+    yield "machine", machine
+    for size in sizes:
+        for rule in ("linear", "root"):
+            for reuse in (1, 16):
+                if size != BASE_BATCH or rule == "linear":
+                    yield (
+                        f"{rule} {size} reuse-{reuse}",
+                        lambda s=size, r=rule, u=reuse: learnt(options, dataset, s, r, u),
+                    )
+
+
+PARTS = {"speed": speed, "accuracy": accuracy}
+
+
+def learnt(
+    options: argparse.Namespace, dataset: ImageDataset, size: int, rule: str, reuse: int
+) -> dict[str, object]:
+    """Validation accuracy of both ends after training, at a batch size and its rate."""
+    space = spaces.space(options.space, dataset.num_classes, dataset.channels, [SIDE])
+    factor = size / BASE_BATCH
+    rate = BASE_RATE * (factor if rule == "linear" else factor**0.5)
+    epochs = 0.1 if options.quick else 10.0
+    recipe = SupernetRecipe(
+        epochs=epochs, batch_size=size, learning_rate=rate, num_random=2, reuse=reuse
+    )
+    torch.manual_seed(0)
+    supernet = Supernet(space).to(DEVICE)
+    started = time.perf_counter()
+    train_supernet(supernet, dataset, recipe)
+    synchronise()
+    seconds = time.perf_counter() - started
+    evaluator = SupernetEvaluator(supernet, dataset)
+    largest, smallest = (evaluator.accuracy(a[0]) for a in (space.largest(), space.smallest()))
+    drawn = space.sample(10, np.random.default_rng(3))
+    return {
+        "largest": largest, "smallest": smallest, "learning_rate": rate,
+        "random": float(np.mean([evaluator.accuracy(arch) for arch in drawn])),
+        "images_per_second": epochs * len(dataset.train) / seconds,
+    }  # fmt: skip
+
+
+def machine() -> dict[str, object]:
+    """What this runs on."""
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.processor()
+    return {
+        "device": name, "torch": torch.__version__, "python": platform.python_version(),
+        "argv": " ".join(sys.argv[1:]),
+    }  # fmt: skip
+
+
+def data(options: argparse.Namespace) -> ImageDataset:
+    """The images of a folder, or noise of the size of CIFAR-10."""
+    if options.data:
+        return load_dataset(options.data)
+    rng = np.random.default_rng(0)
+    splits = [
+        Split(rng.integers(0, 256, (n, SIDE, SIDE, 3), np.uint8), rng.integers(0, 10, n))
+        for n in ((2_000, 500, 500) if options.quick else (45_000, 5_000, 5_000))
+    ]
+    return build_dataset(
+        name="noise", classes=[str(i) for i in range(10)], train=splits[0], val=splits[1],
+        test=splits[2], warnings=(), source="noise",
+    )  # fmt: skip
+
+
+class _Enough(Exception):
+    """Ends a training."""
+
+
+class _Clock:
+    """Speed over chunks of steps; ends the training when its time is over."""
+
+    def __init__(self, batch_size: int, seconds: float) -> None:
+        self._batch_size, self._seconds = batch_size, seconds
+        self._marks: list[float] = []
+        self._steps = 0
+        self._started = time.perf_counter()
+
+    def step(self) -> None:
+        self._steps += 1
+        if self._steps % CHUNK:
+            return
+        synchronise()
+        self._marks.append(time.perf_counter())
+        over = self._marks[-1] - self._started
+        if (over > self._seconds and len(self._marks) > 5) or over > 4 * self._seconds + 30:
+            raise _Enough
+
+    def found(self) -> dict[str, object]:
+        chunks = np.diff(self._marks)
+        late = chunks[len(chunks) // 2 :]
+        return {
+            "images_per_second": float(self._batch_size * CHUNK * len(late) / late.sum()),
+            "best_images_per_second": float(self._batch_size * CHUNK / late.min()),
+            "step_ms": float(1e3 * late.mean() / CHUNK),
+            "steps": self._steps,
+        }
+
+
+def synchronise() -> None:
+    """Wait for the device."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def ours(
+    space: spaces.SearchSpace, dataset: ImageDataset, size: int, seconds: float, *,
+    amp: str = "bf16", record_at: float = passes.RECORD_AT, beside: bool = True, reuse: int = 1,
+    product: bool = True,
+    each: Callable[[int], None] = lambda step: None,
+) -> dict[str, object]:  # fmt: skip
+    """``train_supernet`` as it is called by ``deploynas train``."""
+    recipe = SupernetRecipe.model_validate(
+        {"epochs": 10_000, "batch_size": size, "num_random": 2, "amp": amp, "reuse": reuse}
+    )
+    torch.manual_seed(0)
+    supernet = Supernet(space).to(DEVICE)
+    clock = _Clock(size, seconds)
+
+    def watch(state: object) -> None:
+        each(clock._steps)
+        clock.step()
+
+    with changed(record_at, beside, product), contextlib.suppress(_Enough):
+        train_supernet(supernet, dataset, recipe, on_progress=watch)
+    found = clock.found()
+    if DEVICE.type == "cuda":
+        found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        torch.cuda.reset_peak_memory_stats()
+    return found
+
+
+@contextmanager
+def changed(record_at: float, beside: bool, product: bool) -> Iterator[None]:
+    """With other settings."""
+    before = passes.RECORD_AT, passes.BACKWARD_BESIDE, conv.AS_PRODUCT
+    passes.RECORD_AT, passes.BACKWARD_BESIDE = record_at, beside  # type: ignore[assignment]
+    conv.AS_PRODUCT = product
+    try:
+        yield
+    finally:
+        passes.RECORD_AT, passes.BACKWARD_BESIDE, conv.AS_PRODUCT = before
+
+
+def plain(
+    space: spaces.SearchSpace, dataset: ImageDataset, size: int, amp: str, seconds: float, *,
+    num: int = 4, layout: torch.memory_format = torch.channels_last, compiled: bool = False,
+) -> dict[str, object]:  # fmt: skip
+    """Plain torch: static networks in turn, each with its optimizer, on resident images."""
+    if DEVICE.type == "cpu" and compiled:
+        return {"skipped": "needs a GPU"}
+    drawn = space.sample(2, np.random.default_rng(0))
+    archs = np.concatenate([space.largest(), space.smallest(), drawn])[:num]
+    networks = [build(space, a).to(DEVICE).to(memory_format=layout).train() for a in archs]
+    optimizers = [torch.optim.SGD(n.parameters(), 0.01, 0.9, nesterov=True) for n in networks]
+    if compiled:
+        networks = [torch.compile(n, mode="reduce-overhead") for n in networks]  # type: ignore[misc]
+    images = torch.from_numpy(dataset.train.images).to(DEVICE).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(dataset.train.labels).to(DEVICE)
+    clock = _Clock(size, seconds)
+    with changed(passes.RECORD_AT, True, product=False), contextlib.suppress(_Enough):
+        while True:
+            rows = torch.randint(len(labels), (size,), device=DEVICE)
+            x, y = images[rows].float().sub_(128).div_(64), labels[rows]
+            x = x.contiguous(memory_format=layout)
+            for network, optimizer in zip(networks, optimizers, strict=True):
+                optimizer.zero_grad(set_to_none=True)
+                with torch.autocast(DEVICE.type, torch.bfloat16, enabled=amp == "bf16"):
+                    logits = network(x)
+                nn.functional.cross_entropy(logits.float(), y).backward()
+                optimizer.step()
+            clock.step()
+    return clock.found()
+
+
+def busy(
+    space: spaces.SearchSpace, dataset: ImageDataset, size: int, seconds: float
+) -> dict[str, object]:
+    """Kernel time a step, by torch's profiler, over the time of a step without it."""
+    if DEVICE.type == "cpu":
+        return {"skipped": "needs a GPU"}
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    prof = profile(activities=[ProfilerActivity.CUDA])
+    span = (20 * CHUNK, 21 * CHUNK)
+    wall: dict[str, float] = {}
+
+    def each(step: int) -> None:
+        if step == span[0]:
+            synchronise()
+            prof.start()
+            wall["start"] = time.perf_counter()
+        elif step == span[1]:
+            synchronise()
+            wall["profiled"] = time.perf_counter() - wall["start"]
+            prof.stop()
+
+    found = ours(space, dataset, size, 3 * seconds, each=each)
+    events = [e for e in prof.key_averages() if e.device_type == DeviceType.CUDA]
+    total_us = sum(e.self_device_time_total for e in events)
+    kernel_ms = total_us / 1e3 / CHUNK
+    longest = sorted(events, key=lambda e: -e.self_device_time_total)[:10]
+    return {
+        **found,
+        "kernel_ms_a_step": kernel_ms,
+        "kernels_a_step": sum(e.count for e in events) / CHUNK,
+        "kernel_over_wall": kernel_ms / float(found["step_ms"]),  # type: ignore[arg-type]
+        "profiled_step_ms": wall["profiled"] * 1e3 / CHUNK,
+        "longest": [
+            f"{e.key[:70]} x{e.count / CHUNK:.0f} {e.self_device_time_total / 1e3 / CHUNK:.2f} ms"
+            for e in longest
+        ],
+    }
+
+
+def first_seen(
+    space: spaces.SearchSpace, dataset: ImageDataset, size: int, quick: bool, product: bool
+) -> dict[str, object]:
+    """Milliseconds of a subnet's first and second pass, over subnets drawn one by one."""
+    torch.manual_seed(0)
+    supernet = Supernet(space).to(DEVICE).to(memory_format=torch.channels_last).train()
+    recipe = SupernetRecipe(epochs=1, batch_size=size)
+    own = passes.Passes(nn.functional.cross_entropy, recipe, DEVICE)
+    x = torch.randn(size, space.in_channels, SIDE, SIDE, device=DEVICE)
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.zeros(size, dtype=torch.long, device=DEVICE)
+    times = []
+    for way in (True, False):  # what a process loads once is not a subnet's
+        with changed(1e9, True, way):
+            own.run(b"", partial(supernet.lend, space.largest()[0]), x[:8], y[:8])
+            own.finish()
+            supernet.zero_grad(set_to_none=True)
+    with changed(1e9, True, product):
+        for arch in space.sample(4 if quick else 16, np.random.default_rng(1)):
+            for _ in range(2):
+                synchronise()
+                started = time.perf_counter()
+                own.run(arch.tobytes(), partial(supernet.lend, arch), x, y)
+                own.finish()
+                synchronise()
+                times.append(1e3 * (time.perf_counter() - started))
+    first, second = np.array(times).reshape(-1, 2).T
+    part = max(1, len(first) // 4)
+    return {
+        "first_ms_in_all": float(first.sum()),
+        "first_ms_early": float(np.median(first[:part])),
+        "first_ms_late": float(np.median(first[-part:])),
+        "second_ms": float(np.median(second)),
+    }
+
+
+if __name__ == "__main__":
+    main()
