@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from deploynas.artifacts import sha256
+from deploynas.check.limits import LATENCY, TITLES, kind_of, measured
 from deploynas.check.model_file import ModelFile
 from deploynas.check.regression import Baseline, LatencyRecord, Regression, compare, slower_layers
 from deploynas.data import ImageDataset, Source, framed, normalise
@@ -87,7 +88,7 @@ class Gate:
 
     Attributes:
         name: For people and test reports: ``outputs``, ``latency``, ``regression``, ``accuracy``,
-            ``size``, ``memory``.
+            ``size``, ``memory``, ``MACs``.
         reason: In a few words, with the measured value and the limit.
     """
 
@@ -109,7 +110,7 @@ class CheckResult:
             are any, predicted and measured are not compared.
         regression: Against the baseline, where there is one.
         record: To compare later measurements with.
-        peak_bytes: Memory, where it was asked for and the device tells.
+        taken: What else was limited -> what the file takes; None where the device does not tell.
     """
 
     verdict: Verdict
@@ -123,7 +124,7 @@ class CheckResult:
     differences: list[str]
     regression: Regression | None
     record: LatencyRecord
-    peak_bytes: int | None = None
+    taken: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def load_target(target: Path) -> tuple[Path, Manifest | None]:
@@ -158,12 +159,10 @@ def check(
     target: Path,
     device: Device,
     *,
-    latency_ms: float | None = None,
+    limits: Mapping[str, float] | None = None,
     baseline: Baseline | None = None,
     examples: Examples | None = None,
     min_accuracy: float | None = None,
-    max_bytes: float | None = None,
-    max_memory: float | None = None,
     input_shapes: Sequence[str] = (),
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> CheckResult:
@@ -172,12 +171,11 @@ def check(
     Args:
         target: A model file or an export folder.
         device: Measures.
-        latency_ms: Budget; the manifest's where None.
+        limits: Of the file, by the names of :mod:`deploynas.check.limits`; the latency that the
+            manifest was searched under where none is among them.
         baseline: What it must not be slower than.
         examples: Labelled images.
         min_accuracy: Fraction of them.
-        max_bytes: Of the file, with the weights that it keeps beside it.
-        max_memory: Bytes that loading and running it may add to an idle runtime.
         input_shapes: Of inputs whose own are dynamic; see :meth:`ModelFile.fixed`.
         on_progress: Called with what is going on and its share done.
 
@@ -187,13 +185,13 @@ def check(
     """
     file, manifest = load_target(target)
     whole = ModelFile(file)
-    budget = latency_ms or (manifest.latency_budget_ms if manifest else None)
-    regression, peak, accuracy = None, None, None
+    limits = dict(limits or {})
+    budget = limits.pop(LATENCY, manifest.latency_budget_ms if manifest else None)
+    regression, accuracy = None, None
     with temporary_folder() as folder:
         model = whole.fixed(input_shapes, folder)
         outputs = _outputs(model, file, manifest, device)
-        if max_memory is not None:
-            peak = device.examine(model).peak_bytes
+        taken = measured(limits, device, model, whole)
         if baseline is None:
             samples = measure_model(device, model, on_progress)
         else:
@@ -224,17 +222,12 @@ def check(
         kept = accuracy >= min_accuracy
         text = f"accuracy {accuracy:.2%}, {'at least' if kept else 'below'} {min_accuracy:.2%}"
         gates.append(Gate("accuracy", "pass" if kept else "failed-gate", text))
-    if max_bytes is not None:
-        size = sum(part.stat().st_size for part in [file, *whole.external])
-        text = f"{size:,} bytes, allowed {max_bytes:,.0f}"
-        gates.append(Gate("size", "pass" if size <= max_bytes else "failed-gate", text))
-    if max_memory is not None:
-        gates.append(_memory(peak, max_memory))
+    gates += [_limited(name, taken[name], limit) for name, limit in limits.items()]
     gates.append(outputs)
     gravest = min(gates, key=lambda gate: GRAVITY.index(gate.verdict))
     return CheckResult(
         gravest.verdict, gravest.reason, tuple(gates), raw, normalised, budget, accuracy, manifest,
-        differences, regression, LatencyRecord.of(device, file, samples), peak,
+        differences, regression, LatencyRecord.of(device, file, samples), taken,
     )  # fmt: skip
 
 
@@ -262,11 +255,13 @@ def _outputs(model: Path, file: Path, manifest: Manifest | None, device: Device)
     return Gate("outputs", "pass" if kept else "failed-gate", text)
 
 
-def _memory(peak: int | None, limit: float) -> Gate:
-    if peak is None:
-        return Gate("memory", "inconclusive", "the device does not tell peak memory")
-    text = f"{peak:,} bytes of memory at most, allowed {limit:,.0f}"
-    return Gate("memory", "pass" if peak <= limit else "failed-gate", text)
+def _limited(name: str, value: float | None, limit: float) -> Gate:
+    title, cost = TITLES[name], kind_of(name)
+    if value is None:
+        return Gate(title, "inconclusive", f"the device does not tell {title}")
+    kept = value >= limit if cost.at_least else value <= limit
+    text = f"{title} {value:,.0f} ({cost.format(value)}), allowed {limit:,.0f}"
+    return Gate(title, "pass" if kept else "failed-gate", text)
 
 
 def judge(

@@ -42,7 +42,9 @@ def check(
         typer.Option(help="Threads inside one operator; else the manifest's, or 1.", min=1),
     ] = None,
     provider: Annotated[str | None, typer.Option(help="Execution provider.")] = None,
-    latency_ms: Annotated[float | None, typer.Option(help="Budget; else the manifest's.")] = None,
+    latency_ms: Annotated[
+        str | None, typer.Option(metavar="MS", help="Budget; else the manifest's.")
+    ] = None,
     baseline: Annotated[
         Path | None,
         typer.Option(help="ONNX file, export, or record: what it must not be slower than."),
@@ -67,9 +69,19 @@ def check(
         Path | None, typer.Option(help="Markdown file, for a pull request.")
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML file.")] = None,
-    max_size: Annotated[float | None, typer.Option(help="Bytes of the file.")] = None,
+    max_size: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Of the file: 5MB.")
+    ] = None,
     max_memory: Annotated[
-        float | None, typer.Option(help="Bytes that loading and running it may take.")
+        str | None, typer.Option(metavar="BYTES", help="That loading and running it may take.")
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="latency_ms, file_bytes, peak_memory_bytes, macs: what the flags above limit, "
+            "and more.",
+        ),
     ] = None,
     input_shape: Annotated[
         list[str] | None, typer.Option(help="Of a dynamic input: 1,3,224,224 or NAME=1,3,...")
@@ -84,16 +96,18 @@ def check(
     from deploynas.check import EXIT_CODES, Baseline, markdown, percentage
     from deploynas.check import check as run_check
     from deploynas.check import junit as as_xml
+    from deploynas.check.limits import limits_from
     from deploynas.check.verdict import load_target, side_of
     from deploynas.device import open_device, open_same
     from deploynas.errors import InvalidInputError, require_positive
 
-    if latency_ms is not None:
-        require_positive(latency_ms, "--latency-ms")
-    if max_size is not None:
-        require_positive(max_size, "--max-size")
-    if max_memory is not None:
-        require_positive(max_memory, "--max-memory")
+    flags = {"latency_ms": latency_ms, "file_bytes": max_size, "peak_memory_bytes": max_memory}
+    limits = limits_from(
+        [
+            *(f"{name}={value}" for name, value in flags.items() if value is not None),
+            *(limit or []),
+        ]
+    )
     if baseline is None:
         for option, value in (
             ("--max-regression", max_regression), ("--timeout", timeout),
@@ -139,9 +153,8 @@ def check(
     reach(target_device, device, quiet)
     with progress(quiet) as on_progress:
         result = run_check(
-            target, target_device, latency_ms=latency_ms, baseline=against, examples=examples,
-            min_accuracy=min_accuracy, max_bytes=max_size, max_memory=max_memory,
-            input_shapes=input_shape or (), on_progress=on_progress,
+            target, target_device, limits=limits, baseline=against, examples=examples,
+            min_accuracy=min_accuracy, input_shapes=input_shape or (), on_progress=on_progress,
         )  # fmt: skip
     warn_notes(target_device)
     if record is not None:
@@ -175,8 +188,10 @@ def check(
         if result.regression:
             document["ratio"] = _estimate(result.regression.ratio)
             document["slower_layers"] = [vars(layer) for layer in result.regression.slower]
-        if result.peak_bytes is not None:
-            document["peak_bytes"] = result.peak_bytes
+        if result.taken:
+            document["taken"] = dict(result.taken)
+        if result.taken.get("peak_memory_bytes") is not None:
+            document["peak_bytes"] = result.taken["peak_memory_bytes"]
         print_json(document)
     else:
         x = result.latency

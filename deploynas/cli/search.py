@@ -109,6 +109,10 @@ def search(
     strategy = STRATEGIES.load(strategy_name)
     options = strategy.options_from(pairs(option, "--set"))
     changes = pairs(recipe_set, "--recipe-set")
+    if supernet is not None and space_name is not None:
+        from deploynas.workflows.inherited import require_space
+
+        require_space(supernet, space(space_name))
     space_name = space_name or strategy.home
     space(space_name)  # one that is not known ends here
     if ofa_weights is None and calibration_images is not None:

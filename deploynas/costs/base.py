@@ -7,13 +7,12 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from deploynas.errors import InvalidInputError
-from deploynas.profile import LatencyModel
 from deploynas.spaces import Archs, SearchSpace
 
 Floats = npt.NDArray[np.float64]
@@ -24,6 +23,45 @@ BYTES = {
     "GiB": 2.0**30,
 }  # fmt: skip
 MILLISECONDS = {"": 1.0, "us": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+class Latencies(Protocol):
+    """What a cost is told of: a space, and the latency of its networks on a device.
+
+    :class:`deploynas.profile.LatencyModel` is one.
+    """
+
+    @property
+    def space(self) -> SearchSpace:
+        """Whose networks."""
+
+    @property
+    def half_width(self) -> float:
+        """Relative, of a prediction's interval."""
+
+    @property
+    def layer_terms(self) -> Floats:
+        """``(len(layer_table),)`` whose sum over a network, and :attr:`intercept_term`, tell."""
+
+    @property
+    def intercept_term(self) -> float:
+        """Of every network."""
+
+    def predict_ms(self, archs: Archs) -> Floats:
+        """``(n,)``."""
+        ...
+
+    def upper_ms(self, archs: Archs) -> Floats:
+        """``(n,)`` ends of the predictions' intervals."""
+        ...
+
+    def ms_of(self, terms: float) -> float:
+        """Of a sum of terms."""
+        ...
+
+    def terms_of(self, milliseconds: float) -> float:
+        """The sum of terms that is predicted to take so long."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +110,7 @@ class Cost(abc.ABC):
     shown: ClassVar[tuple[str, float]] = ("", 1.0)
     at_least: ClassVar[bool] = False
 
-    def __init__(self, model: LatencyModel) -> None:
+    def __init__(self, model: Latencies) -> None:
         self.model = model
 
     @property

@@ -75,6 +75,8 @@ class Inherited:
         self.at_once = workers.num
         self.more_seconds = 0.0
         self.space: SearchSpace = space
+        if recipe is not None and exists(SupernetRecord.file_in(folder)):
+            require_space(folder, space)
         if recipe is None or exists(SupernetRecord.file_in(folder)):
             record = SupernetRecord.read(SupernetRecord.file_in(folder))
             if recipe is not None and recipe != record.settings:
@@ -182,6 +184,21 @@ def _evaluator(
     """What a worker opens once."""
     torch.set_num_threads(num_threads)
     return SupernetEvaluator(open_supernet(folder, dataset).network, dataset, space_of(spec))
+
+
+def require_space(folder: Path, named: SearchSpace) -> None:
+    """Check that a supernet is of a space, at whatever resolutions and for whatever classes.
+
+    Raises:
+        MissingFileError, InvalidInputError: It is not there, or of another space.
+    """
+    record = SupernetRecord.read(SupernetRecord.file_in(folder))
+    own = space_of(record.space)
+    if own.key != named.key:
+        raise InvalidInputError(
+            f"{folder} is a supernet of {own.name}, not of {named.name} as it is now",
+            "leave out --space, or train another",
+        )
 
 
 def _differences(wanted: SupernetRecipe, before: SupernetRecipe) -> str:

@@ -43,7 +43,7 @@ def test_there_are_nine():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
 def test_classic_networks(path):
-    result = check(path, CpuDevice(), latency_ms=1e6, max_bytes=1e9)
+    result = check(path, CpuDevice(), limits={"latency_ms": 1e6, "file_bytes": 1e9})
     assert result.verdict == "pass"
     assert [gate.name for gate in result.gates] == ["latency", "size", "outputs"]
     assert result.latency.median > 0
@@ -115,7 +115,7 @@ def test_external_data(device, tmp_path):
 
     name = f"exec:{shlex.quote(sys.executable)}" if device == "exec" else device
     path = external(tmp_path)
-    result = check(path, open_device(name), max_bytes=64 * 64 * 4)
+    result = check(path, open_device(name), limits={"file_bytes": 64 * 64 * 4})
     assert result.verdict == "failed-gate"  # the weights count
     (tmp_path / "w.bin").unlink()
     with pytest.raises(MissingFileError, match="keeps its weights in w.bin"):
@@ -194,14 +194,14 @@ def test_a_model_larger_than_memory(tmp_path, monkeypatch):
 def test_memory_is_a_gate(tmp_path):
     chosen = space("mobile-small", 10, 3, [32])
     path = write_model(tmp_path / "m.onnx", chosen.layers(chosen.largest()[0]), RandomWeights())
-    result = check(path, CpuDevice(), max_memory=1_000)
-    if result.peak_bytes is None:
+    result = check(path, CpuDevice(), limits={"peak_memory_bytes": 1_000})
+    if result.taken["peak_memory_bytes"] is None:
         pytest.skip("this system does not tell peak memory")
-    assert result.peak_bytes > path.stat().st_size / 2
+    assert result.taken["peak_memory_bytes"] > path.stat().st_size / 2
     assert result.verdict == "failed-gate"
     assert "bytes of memory at most, allowed 1,000" in result.reason
     with pytest.raises(InvalidInputError, match="tells neither"):
-        check(path, _web(), max_memory=1e9)
+        check(path, _web(), limits={"peak_memory_bytes": 1e9})
 
 
 def _web():
@@ -262,8 +262,8 @@ def test_a_real_network_passes_every_gate(real_file, tmp_path):
     twin = tmp_path / "twin.onnx"
     twin.write_bytes(real_file.read_bytes())
     result = check(
-        real_file, CpuDevice(), latency_ms=10_000, baseline=Baseline(twin, 1.0),
-        max_bytes=30e6, max_memory=1e9,
+        real_file, CpuDevice(), baseline=Baseline(twin, 1.0),
+        limits={"latency_ms": 10_000, "file_bytes": 30e6, "peak_memory_bytes": 1e9},
     )  # fmt: skip
     assert {gate.name for gate in result.gates} == {
         "latency", "regression", "size", "memory", "outputs"

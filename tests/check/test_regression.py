@@ -134,7 +134,10 @@ def test_refusals(models, tmp_path):
 def test_the_gravest_verdict_wins(models):
     size = models["large"].stat().st_size
     result = check(
-        models["large"], CpuDevice(1), baseline=Baseline(models["small"]), max_bytes=size - 1
+        models["large"],
+        CpuDevice(1),
+        baseline=Baseline(models["small"]),
+        limits={"file_bytes": size - 1},
     )
     assert result.verdict == "failed-gate"
     assert f"{size:,} bytes" in result.reason
@@ -150,7 +153,7 @@ def test_the_gravest_verdict_wins(models):
     assert [f.get("type") for f in failures[:2]] == ["regressed", "failed-gate"]
     assert failures[2] is None
     assert "| slower layer | before | now |" in text
-    within = check(models["small"], CpuDevice(1), latency_ms=1e-6, max_bytes=size)
+    within = check(models["small"], CpuDevice(1), limits={"latency_ms": 1e-6, "file_bytes": size})
     assert within.verdict == "over-budget"
 
 
