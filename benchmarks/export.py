@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deploynas.check.regression import Baseline, compare
+from deploynas.check.regression import Baseline, against
 from deploynas.device import open_device
 from deploynas.export.manifest import Manifest
 from deploynas.profile import LatencyModel, profile_space
@@ -74,7 +74,7 @@ def speed(options: argparse.Namespace) -> dict[str, object]:
                 nodes = chosen.layers(arch)
                 slow = write_timed(Path(folder) / "float.onnx", nodes, "fp32")
                 fast = write_timed(Path(folder) / "int8.onnx", nodes, "int8")
-                ratio = compare(device, fast, Baseline(slow, 0.0, SECONDS)).ratio
+                ratio = against(device, fast, Baseline(slow, 0.0, SECONDS)).ratio
             told.append(f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})")
             print(f"{name} {told[-1]}", file=sys.stderr)
         document[f"{name} {side} px"] = ", ".join(told)

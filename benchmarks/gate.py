@@ -26,7 +26,7 @@ import numpy as np
 
 import deploynas as dn
 from deploynas.check import Baseline
-from deploynas.check.regression import compare
+from deploynas.check.regression import against
 from deploynas.device import CpuDevice, StopRule, measure
 from deploynas.graph import RandomWeights, write_model
 from deploynas.onboard.timing import estimate
@@ -122,7 +122,7 @@ def decisions(
     )
     while len(done) < num and time.monotonic() - started < options.minutes * 60:
         start = time.monotonic()
-        found = compare(device, path, Baseline(RUNS / "baseline.onnx", GATE))
+        found = against(device, path, Baseline(RUNS / "baseline.onnx", GATE))
         done.append(
             {
                 "outcome": found.outcome,

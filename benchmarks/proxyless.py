@@ -54,7 +54,7 @@ from deploynas.graph import RandomWeights, write_model
 from deploynas.nn import MixedNetwork, build
 from deploynas.profile import LatencyModel, profile_space
 from deploynas.search import Budget, Effort, Plan, SearchResult
-from deploynas.search.architecture import AdditiveCost, gate_gradients, score, softmax_gradient
+from deploynas.search.gates import AdditiveCost, gate_gradients, score, softmax_gradient
 from deploynas.search.strategies.proxyless import STRATEGY as PROXYLESS
 from deploynas.spaces import CandidateSpace, Node
 from deploynas.spaces.staged import Stage, StageTable

@@ -103,7 +103,7 @@ class Regression:
     slower: tuple[SlowerLayer, ...] = ()
 
 
-def compare(
+def against(
     device: Device,
     model: Path,
     baseline: Baseline,

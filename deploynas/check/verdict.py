@@ -13,7 +13,7 @@ import numpy as np
 from deploynas.artifacts import sha256
 from deploynas.check.limits import LATENCY, TITLES, kind_of, measured
 from deploynas.check.model_file import ModelFile
-from deploynas.check.regression import Baseline, LatencyRecord, Regression, compare, slower_layers
+from deploynas.check.regression import Baseline, LatencyRecord, Regression, against, slower_layers
 from deploynas.data import ImageDataset, Source, framed, normalise
 from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
 from deploynas.errors import (
@@ -181,7 +181,7 @@ def check(
 
     Raises:
         DeviceError: The runtime cannot load or run it.
-        See also :func:`load_target` and :func:`compare`.
+        See also :func:`load_target` and :func:`against`.
     """
     file, manifest = load_target(target)
     whole = ModelFile(file)
@@ -199,7 +199,7 @@ def check(
                 (folder / "baseline").mkdir()
                 fixed = ModelFile(baseline.path).fixed(input_shapes, folder / "baseline")
                 baseline = replace(baseline, path=fixed)
-            regression = compare(device, model, baseline, on_progress=on_progress)
+            regression = against(device, model, baseline, on_progress=on_progress)
             samples = regression.samples
             if regression.outcome == "regressed" and baseline.path.suffix != ".json":
                 on_progress("which layers are slower", 1.0)

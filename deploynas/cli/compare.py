@@ -35,7 +35,7 @@ from deploynas.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from deploynas.workflows.comparison import Comparison, Row
+    from deploynas.workflows.compare_table import Comparison, Row
 
 
 def register(app: typer.Typer) -> None:
@@ -92,7 +92,7 @@ def compare(
     from deploynas.errors import require_positive
     from deploynas.spaces import space
     from deploynas.workflows import compare as workflow
-    from deploynas.workflows.comparison import Settings
+    from deploynas.workflows.compare_table import Settings
     from deploynas.workflows.executor import Workers
     from deploynas.workflows.recipes import FROM_SCRATCH, for_data
     from deploynas.workflows.target import Tell

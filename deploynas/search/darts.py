@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from deploynas.errors import InvalidInputError
 from deploynas.nn import mixture_of
 from deploynas.nn.mixtures import MixedBlocks, MixedCells, Mixture
-from deploynas.search.architecture import Floats, restore_adam
 from deploynas.search.cells import COLLAPSED, cells_decision
 from deploynas.search.discretise import Decision, discretise
+from deploynas.search.gates import Floats, restore_adam
 from deploynas.search.gradient import Architecture, GradientRecipe, Learner, WeightStep
 from deploynas.search.problem import Problem
 from deploynas.search.strategies.darts import DartsOptions

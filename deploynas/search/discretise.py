@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploynas.nn.mixed import MixedNetwork
-from deploynas.search.architecture import AdditiveCost, Floats, additive_costs
 from deploynas.search.drawing import admitted_samples
+from deploynas.search.gates import AdditiveCost, Floats, additive_costs
 from deploynas.search.knapsack import knapsack
 from deploynas.search.problem import Problem
 from deploynas.spaces import Archs

@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from deploynas.nn.mixed import MixedNetwork
-from deploynas.search.architecture import ArchitectureOptimizer, additive_costs
 from deploynas.search.discretise import Decision, discretise
+from deploynas.search.gates import ArchitectureOptimizer, additive_costs
 from deploynas.search.gradient import Architecture, GradientRecipe, Learner
 from deploynas.search.problem import Problem
 from deploynas.search.strategies.proxyless import ProxylessOptions

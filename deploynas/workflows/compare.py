@@ -29,7 +29,7 @@ from deploynas.spaces.layers import Node
 from deploynas.train import Recipe, SupernetRecipe
 from deploynas.train.distributed import require_one_process
 from deploynas.workflows.candidates import Candidates, TrainedCandidates, at_once, rungs_of
-from deploynas.workflows.comparison import (
+from deploynas.workflows.compare_table import (
     RANDOM,
     Comparison,
     Settings,

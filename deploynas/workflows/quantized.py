@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploynas.check.regression import Baseline, compare
+from deploynas.check.regression import Baseline, against
 from deploynas.check.verdict import Examples, onnx_accuracy
 from deploynas.data import ImageDataset, normalise
 from deploynas.device import Device
@@ -72,7 +72,7 @@ class Int8:
             paths = folder / "float.onnx", folder / "int8.onnx"
             for path, data in zip(paths, (model, content), strict=True):
                 path.write_bytes(data)
-            found = compare(self.device, paths[1], Baseline(paths[0], 0.0, COMPARE_SECONDS))
+            found = against(self.device, paths[1], Baseline(paths[0], 0.0, COMPARE_SECONDS))
         ratio = found.ratio
         return content, record.model_copy(
             update={"ratio": ratio.median, "ratio_low": ratio.low, "ratio_high": ratio.high}

@@ -9,7 +9,7 @@ import pytest
 
 import deploynas as dn
 from deploynas.check import Baseline, check, junit, markdown, percentage
-from deploynas.check.regression import RECORD_MARGIN, compare, decide
+from deploynas.check.regression import RECORD_MARGIN, against, decide
 from deploynas.device import CpuDevice, Estimate
 from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
 from deploynas.graph import RandomWeights, write_model
@@ -52,10 +52,10 @@ def test_the_whole_interval_decides(low, high, expected):
 @pytest.mark.slow
 def test_a_slower_model_regresses_and_a_faster_one_does_not(models):
     device = CpuDevice(1)
-    slower = compare(device, models["large"], Baseline(models["small"]))
+    slower = against(device, models["large"], Baseline(models["small"]))
     assert slower.outcome == "regressed"
     assert 1.05 < slower.ratio.low <= slower.ratio.median <= slower.ratio.high
-    faster = compare(device, models["small"], Baseline(models["large"]))
+    faster = against(device, models["small"], Baseline(models["large"]))
     assert faster.outcome == "pass"
     assert faster.ratio.median == pytest.approx(1 / slower.ratio.median, rel=0.2)
     result = check(models["large"], device, baseline=Baseline(models["small"]))
@@ -67,7 +67,7 @@ def test_a_slower_model_regresses_and_a_faster_one_does_not(models):
 def test_a_limit_that_nothing_can_tell_ends_with_the_timeout(models):
     equal = Baseline(models["small"], max_regression=0.0, timeout_seconds=0.1)
     for _ in range(12):  # equal models: the interval mostly holds 1, of few sessions too
-        found = compare(CpuDevice(1), models["small"], equal)
+        found = against(CpuDevice(1), models["small"], equal)
         if found.outcome == "inconclusive":
             return
     pytest.fail("twelve times an interval of equal models lay beside 1")
@@ -78,18 +78,18 @@ def test_against_a_record(models, record, tmp_path):
     device = CpuDevice(1)
     path = tmp_path / "record.json"
     record.write(path)
-    again = compare(device, models["small"], Baseline(path, max_regression=1.0))
+    again = against(device, models["small"], Baseline(path, max_regression=1.0))
     assert again.outcome == "pass"
     assert again.ratio.low < again.ratio.median * (1 - RECORD_MARGIN / 2)
-    slower = compare(device, models["large"], Baseline(path))
+    slower = against(device, models["large"], Baseline(path))
     assert slower.outcome == "regressed"
     document = json.loads(path.read_text())
     document["identity"]["processor"] = "another"
     path.write_text(json.dumps(document))
     with pytest.raises(DeviceMismatchError, match="processor: another"):
-        compare(device, models["small"], Baseline(path))
+        against(device, models["small"], Baseline(path))
     allowed = Baseline(path, allow_other_device=True)
-    assert compare(device, models["large"], allowed).outcome == "inconclusive"
+    assert against(device, models["large"], allowed).outcome == "inconclusive"
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_a_slower_machine_is_taken_out_of_a_record(models, record, tmp_path):
     )
     path = tmp_path / "quick.json"
     quick.write(path)
-    found = compare(device, models["small"], Baseline(path, max_regression=0.9))
+    found = against(device, models["small"], Baseline(path, max_regression=0.9))
     assert found.outcome == "pass"  # with the level left in, the ratio is 2
     assert found.ratio.median == pytest.approx(1, abs=0.3)
 
@@ -117,17 +117,17 @@ def test_a_slower_machine_is_taken_out_of_a_record(models, record, tmp_path):
 def test_refusals(models, tmp_path):
     device = CpuDevice(1)
     with pytest.raises(MissingFileError):
-        compare(device, models["small"], Baseline(tmp_path / "none.onnx"))
+        against(device, models["small"], Baseline(tmp_path / "none.onnx"))
     with pytest.raises(InvalidInputError, match="do not compare"):
-        compare(device, models["small"], Baseline(models["other"]))
+        against(device, models["small"], Baseline(models["other"]))
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"\x00no model")
     with pytest.raises(InvalidInputError, match="not an ONNX file"):
-        compare(device, models["small"], Baseline(broken))
+        against(device, models["small"], Baseline(broken))
     not_a_record = tmp_path / "x.json"
     not_a_record.write_text("{}")
     with pytest.raises(InvalidInputError, match="latency-record"):
-        compare(device, models["small"], Baseline(not_a_record))
+        against(device, models["small"], Baseline(not_a_record))
 
 
 @pytest.mark.slow

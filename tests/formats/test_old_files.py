@@ -17,7 +17,7 @@ import deploynas
 from deploynas.artifacts import Artifact, read_json
 from deploynas.errors import InvalidInputError
 from deploynas.search import SearchResult
-from deploynas.workflows.comparison import Comparison
+from deploynas.workflows.compare_table import Comparison
 from deploynas.workflows.gradient import GradientRecord
 
 FOLDER = Path(__file__).parent

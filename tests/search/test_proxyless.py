@@ -17,8 +17,9 @@ from deploynas.errors import InfeasibleBudgetError, InvalidInputError
 from deploynas.nn import MixedNetwork
 from deploynas.profile import LatencyModel
 from deploynas.search import Budget, Effort, Plan, Problem, search
-from deploynas.search import architecture as arch_module
-from deploynas.search.architecture import (
+from deploynas.search import gates as arch_module
+from deploynas.search.discretise import USE, discretise
+from deploynas.search.gates import (
     ArchitectureOptimizer,
     additive_costs,
     draw_pair,
@@ -26,7 +27,6 @@ from deploynas.search.architecture import (
     score,
     softmax_gradient,
 )
-from deploynas.search.discretise import USE, discretise
 from deploynas.search.gradient import split_for_architecture
 from deploynas.search.proxyless import PathsLearner, ProxylessRecipe
 from deploynas.search.strategies.proxyless import STRATEGY as PROXYLESS

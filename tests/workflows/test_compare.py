@@ -15,7 +15,7 @@ from deploynas.search import Budget, Problem
 from deploynas.train import Recipe
 from deploynas.workflows import candidates, trainings
 from deploynas.workflows import compare as workflow
-from deploynas.workflows.comparison import Comparison, Settings, Winner, rows_of, welch
+from deploynas.workflows.compare_table import Comparison, Settings, Winner, rows_of, welch
 from deploynas.workflows.executor import Workers
 from deploynas.workflows.target import Target, Tell
 from deploynas.workflows.trainings import Trained
