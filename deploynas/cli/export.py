@@ -46,7 +46,7 @@ def export(
     """Export the network of a search; parity with PyTorch is proved on real images."""
     from deploynas.device import open_attached
     from deploynas.errors import InvalidInputError
-    from deploynas.export.exporter import InModel
+    from deploynas.export.exporter import Form, InModel
     from deploynas.workflows import exporting
     from deploynas.workflows.chosen import open_run
     from deploynas.workflows.images import data_of
@@ -82,7 +82,7 @@ def export(
     folder = output / (name or (run.name if quantize is None else f"{run.name}-int8"))
     with progress(quiet or quantize is None) as on_progress:
         manifest = exporting.export(
-            result, trained, folder, opset, quantize, in_model,
+            result, trained, folder, Form(opset, quantize, in_model),
             device if is_elsewhere else None, on_progress,
         )  # fmt: skip
     if manifest.batch_norm == "uncalibrated":

@@ -59,38 +59,65 @@ class InModel:
     image_size: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network that can be exported.
+
+    Attributes:
+        network: In eval mode.
+        candidate: Its costs; its accuracy is that of these weights.
+        space: Its space, with the classes that it tells apart.
+        data: Its classes and its preprocessing.
+        images: Some of the data's images, uint8 ``(n, h, w, c)``; none where there are none.
+        weights: How they were trained.
+        batch_norm: Whether its statistics are its own.
+    """
+
+    network: StaticNetwork
+    candidate: Candidate
+    space: SearchSpace
+    data: DataRecord
+    images: Pixels
+    weights: Weights
+    batch_norm: BatchNorm = "calibrated"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a network is written.
+
+    Attributes:
+        opset: ONNX operator set; where None, the oldest common one that has what is needed.
+        quantize: Makes the file that is written of the float one, whose parity was proved.
+        in_model: Makes preprocessing a part of it.
+    """
+
+    opset: int | None = None
+    quantize: Quantize | None = None
+    in_model: InModel | None = None
+
+
+AS_IT_IS = Form()
+
+
 def export_network(
-    network: StaticNetwork,
-    candidate: Candidate,
-    folder: Path,
-    *,
-    weights: Weights,
-    batch_norm: BatchNorm,
-    space: SearchSpace,
-    data: DataRecord,
-    images: Pixels,
+    trained: TrainedNetwork,
     result: SearchResult,
-    opset: int | None = None,
-    quantize: Quantize | None = None,
-    in_model: InModel | None = None,
+    folder: Path,
+    form: Form = AS_IT_IS,
+    *,
     run_on_device: Callable[[Path], None] | None = None,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> Manifest:
     """Write ``model.onnx`` and ``manifest.json`` into ``folder``.
 
+    Parity is proved on the network's images, on noise where there are none.
+
     Args:
-        network: The extracted subnet, recalibrated, in eval mode.
-        candidate: Its architecture, costs and accuracy.
-        folder: Created; files of an earlier export are replaced.
-        weights: How they were trained; recorded.
-        batch_norm: Whether its statistics are its own; recorded.
-        space: The network's; recorded.
-        data: Classes and preprocessing.
-        images: Real images for parity, uint8 ``(n, h, w, c)``; noise where there are none.
+        trained: What is written.
         result: The search: its budget, and whose its prediction is, are recorded.
-        opset: ONNX operator set; where None, the oldest common one that has what is needed.
-        quantize: Makes the file that is written of the float one, whose parity was proved.
-        in_model: Makes preprocessing a part of it.
+        folder: Created; files of an earlier export are replaced.
+        form: How.
         run_on_device: Raises where the device that it is for cannot run the file.
         on_progress: Called with what is going on and its share done.
 
@@ -100,6 +127,8 @@ def export_network(
         DeviceError: The device cannot run it; nothing is written.
         OutputError: The folder cannot be written.
     """
+    network, candidate, data = trained.network, trained.candidate, trained.data
+    images, opset, in_model = trained.images, form.opset, form.in_model
     resolution = network.nodes[0].layer.height
     preprocessing = Preprocessing(
         resolution=resolution, channels=data.channels,  # type: ignore[arg-type]
@@ -124,7 +153,7 @@ def export_network(
     difference = parity(network, content, inputs)
     path = folder / "model.onnx"
     manifest = Manifest(
-        space=space.spec,  # type: ignore[arg-type]
+        space=trained.space.spec,  # type: ignore[arg-type]
         architecture=candidate.architecture,
         classes=data.classes,
         preprocessing=preprocessing,
@@ -138,9 +167,9 @@ def export_network(
         predicted_latency_ms=candidate.predicted_latency_ms,
         prediction_error=candidate.prediction_error,
         latency_budget_ms=result.budget.latency_ms,
-        weights=weights,
-        batch_norm=batch_norm,
-        accuracy=candidate.accuracy if batch_norm == "calibrated" else None,
+        weights=trained.weights,
+        batch_norm=trained.batch_norm,
+        accuracy=candidate.accuracy if trained.batch_norm == "calibrated" else None,
         accuracy_kind=candidate.accuracy_kind,
         macs=candidate.macs,
         params=candidate.params,
@@ -155,19 +184,19 @@ def export_network(
             },
         },
     )
-    if quantize is not None:
-        content, quantization = quantize(content, preprocessing, on_progress)
+    if form.quantize is not None:
+        content, quantization = form.quantize(content, preprocessing, on_progress)
         changed: dict[str, object] = {"quantization": quantization}
-        if batch_norm == "calibrated":
+        if trained.batch_norm == "calibrated":
             changed |= {"accuracy": quantization.accuracy_int8, "accuracy_kind": "measured"}
         manifest = manifest.model_copy(update=changed)
-    if (quantize is not None) != (result.precision == "int8"):
+    if (form.quantize is not None) != (result.precision == "int8"):
         manifest = manifest.model_copy(update={"predicted_latency_ms": None})
     if manifest.quantization and manifest.quantization.float_layers:
         predicted = _priced(manifest, Path(result.profile), network.nodes)
         manifest = manifest.model_copy(update={"predicted_latency_ms": predicted})
     if in_model is not None:
-        content, difference = _in_model(content, preprocessing, images, quantize is None)
+        content, difference = _in_model(content, preprocessing, images, form.quantize is None)
         changed = {"predicted_latency_ms": None, "preprocessing_max_abs_diff": difference}
         manifest = manifest.model_copy(update=changed)
     if run_on_device is not None:

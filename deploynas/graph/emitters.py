@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,6 +36,18 @@ class Weights(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Shape of a convolution."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: int = 1
+    stride: int = 1
+    groups: int = 1
+    dilation: int = 1
+
+
 class GraphBuilder:
     """Operators and initializers under construction; most methods return their output's name."""
 
@@ -57,19 +70,19 @@ class GraphBuilder:
         return EMITTERS[layer.kind](self, layer, name, sources)
 
     def conv(
-        self, name: str, x: str, in_channels: int, out_channels: int, kernel_size: int = 1,
-        stride: int = 1, groups: int = 1, *, eps: float | None = None, bias: bool = False,
-        dilation: int = 1, ends: tuple[int, int] | None = None,
+        self, name: str, x: str, window: Window, *, eps: float | None = None, bias: bool = False,
+        ends: tuple[int, int] | None = None,
     ) -> str:  # fmt: skip
         """A convolution padded to keep the side, or at its ends alone by ``ends``."""
-        border = [dilation * (kernel_size // 2)] * 2
-        dilated = {"dilations": [dilation] * 2} if dilation != 1 else {}
-        shape = (out_channels, in_channels // groups, kernel_size, kernel_size)
+        w = window
+        border = [w.dilation * (w.kernel_size // 2)] * 2
+        dilated = {"dilations": [w.dilation] * 2} if w.dilation != 1 else {}
+        shape = (w.out_channels, w.in_channels // w.groups, w.kernel_size, w.kernel_size)
         weight, offset = self._weights.conv(name, shape, eps=eps, bias=bias)
         return self.op(
             "Conv", [x, *self._constants(name, weight, offset)],
-            kernel_shape=[kernel_size] * 2, strides=[stride] * 2,
-            pads=[*border, *border] if ends is None else [0, 0, *ends], group=groups, **dilated,
+            kernel_shape=[w.kernel_size] * 2, strides=[w.stride] * 2,
+            pads=[*border, *border] if ends is None else [0, 0, *ends], group=w.groups, **dilated,
         )  # fmt: skip
 
     def linear(self, name: str, x: str, in_features: int, out_features: int) -> str:
@@ -111,29 +124,39 @@ Emitter = Callable[[GraphBuilder, Layer, str, list[str]], str]
 def _conv(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) -> str:
     # A lone convolution and its batch norm are siblings: layers.0.conv, layers.0.bn
     x = graph.conv(
-        f"{name}.conv", sources[0], layer.in_channels, layer.out_channels, layer.kernel_size,
-        layer.stride, eps=layer.batch_norm_eps if layer.batch_norm else None, bias=layer.bias,
-    )  # fmt: skip
+        f"{name}.conv",
+        sources[0],
+        Window(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride),
+        eps=layer.batch_norm_eps if layer.batch_norm else None,
+        bias=layer.bias,
+    )
     return graph.activation(x, layer.activation)
 
 
 def _mbconv(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) -> str:
     eps, mid, x = layer.batch_norm_eps, layer.mid_channels, sources[0]
     if layer.expand:
-        x = graph.conv(f"{name}.expand.conv", x, layer.in_channels, mid, eps=eps)
+        x = graph.conv(f"{name}.expand.conv", x, Window(layer.in_channels, mid), eps=eps)
         x = graph.activation(x, layer.activation)
     x = graph.conv(
-        f"{name}.depthwise.conv", x, mid, mid, layer.kernel_size, layer.stride, groups=mid, eps=eps
+        f"{name}.depthwise.conv",
+        x,
+        Window(mid, mid, layer.kernel_size, layer.stride, groups=mid),
+        eps=eps,
     )
     x = graph.activation(x, layer.activation)
     if layer.se_channels:
         squeezed = graph.op("GlobalAveragePool", [x])
-        squeezed = graph.conv(f"{name}.se.reduce", squeezed, mid, layer.se_channels, bias=True)
+        squeezed = graph.conv(
+            f"{name}.se.reduce", squeezed, Window(mid, layer.se_channels), bias=True
+        )
         squeezed = graph.op("Relu", [squeezed])
-        squeezed = graph.conv(f"{name}.se.expand", squeezed, layer.se_channels, mid, bias=True)
+        squeezed = graph.conv(
+            f"{name}.se.expand", squeezed, Window(layer.se_channels, mid), bias=True
+        )
         gate = graph.op("HardSigmoid", [squeezed], alpha=1 / 6, beta=0.5)
         x = graph.op("Mul", [x, gate])
-    x = graph.conv(f"{name}.project.conv", x, mid, layer.out_channels, eps=eps)
+    x = graph.conv(f"{name}.project.conv", x, Window(mid, layer.out_channels), eps=eps)
     return graph.op("Add", [x, sources[0]]) if layer.residual else x
 
 
@@ -142,16 +165,23 @@ def _uib(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) -> st
     if layer.start_kernel_size:
         stride = 1 if layer.kernel_size else layer.stride
         x = graph.conv(
-            f"{name}.start.conv", x, cin, cin, layer.start_kernel_size, stride, groups=cin, eps=eps
+            f"{name}.start.conv",
+            x,
+            Window(cin, cin, layer.start_kernel_size, stride, groups=cin),
+            eps=eps,
         )
-    x = graph.activation(graph.conv(f"{name}.expand.conv", x, cin, mid, eps=eps), layer.activation)
+    x = graph.activation(
+        graph.conv(f"{name}.expand.conv", x, Window(cin, mid), eps=eps), layer.activation
+    )
     if layer.kernel_size:
         x = graph.conv(
-            f"{name}.depthwise.conv", x, mid, mid, layer.kernel_size, layer.stride, groups=mid,
+            f"{name}.depthwise.conv",
+            x,
+            Window(mid, mid, layer.kernel_size, layer.stride, groups=mid),
             eps=eps,
-        )  # fmt: skip
+        )
         x = graph.activation(x, layer.activation)
-    x = graph.conv(f"{name}.project.conv", x, mid, layer.out_channels, eps=eps)
+    x = graph.conv(f"{name}.project.conv", x, Window(mid, layer.out_channels), eps=eps)
     return graph.op("Add", [x, sources[0]]) if layer.residual else x
 
 
@@ -159,12 +189,12 @@ def _head(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) -> s
     (x,), channels = sources, layer.mid_channels or layer.in_channels
     if layer.mid_channels:
         x = graph.conv(
-            f"{name}.expand.conv", x, layer.in_channels, channels, eps=layer.batch_norm_eps
+            f"{name}.expand.conv", x, Window(layer.in_channels, channels), eps=layer.batch_norm_eps
         )
         x = graph.activation(x, layer.activation)
     x = graph.op("GlobalAveragePool", [x])
     if layer.feature_channels:
-        x = graph.conv(f"{name}.features", x, channels, layer.feature_channels)
+        x = graph.conv(f"{name}.features", x, Window(channels, layer.feature_channels))
         x = graph.activation(x, layer.activation)
         channels = layer.feature_channels
     x = graph.op("Flatten", [x])
@@ -174,16 +204,18 @@ def _head(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) -> s
 def _relu_conv(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) -> str:
     x = graph.op("Relu", [sources[0]])
     return graph.conv(
-        f"{name}.conv", x, layer.in_channels, layer.out_channels, layer.kernel_size,
+        f"{name}.conv",
+        x,
+        Window(layer.in_channels, layer.out_channels, layer.kernel_size),
         eps=layer.batch_norm_eps,
-    )  # fmt: skip
+    )
 
 
 def _factorised_reduce(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) -> str:
     eps, cin = layer.batch_norm_eps, layer.in_channels
     first, second = halves(layer.out_channels)
     x = graph.op("Relu", [sources[0]])
-    a = graph.conv(f"{name}.first.conv", x, cin, first, stride=2, eps=eps)
+    a = graph.conv(f"{name}.first.conv", x, Window(cin, first, stride=2), eps=eps)
     # from one pixel further down and right; what lies past an odd side is zero
     slices = {"starts": [1, 1], "ends": [INT64_MAX] * 2, "axes": [2, 3]}
     constants = [
@@ -192,7 +224,9 @@ def _factorised_reduce(graph: GraphBuilder, layer: Layer, name: str, sources: li
     ]
     shifted = graph.op("Slice", [x, *constants])
     ends = (layer.height % 2, layer.width % 2)
-    b = graph.conv(f"{name}.second.conv", shifted, cin, second, stride=2, eps=eps, ends=ends)
+    b = graph.conv(
+        f"{name}.second.conv", shifted, Window(cin, second, stride=2), eps=eps, ends=ends
+    )
     return graph.op("Concat", [a, b], axis=1)
 
 
@@ -202,10 +236,13 @@ def _relu_separable(
     cin = layer.in_channels
     x = graph.op("Relu", [x])
     x = graph.conv(
-        f"{name}.depthwise.conv", x, cin, cin, layer.kernel_size, stride, groups=cin,
-        dilation=layer.dilation,
-    )  # fmt: skip
-    return graph.conv(f"{name}.pointwise.conv", x, cin, out_channels, eps=layer.batch_norm_eps)
+        f"{name}.depthwise.conv",
+        x,
+        Window(cin, cin, layer.kernel_size, stride, groups=cin, dilation=layer.dilation),
+    )
+    return graph.conv(
+        f"{name}.pointwise.conv", x, Window(cin, out_channels), eps=layer.batch_norm_eps
+    )
 
 
 def _sep_conv(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) -> str:

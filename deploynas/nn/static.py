@@ -32,20 +32,24 @@ def activation(name: Activation) -> nn.Module:
     return nn.ReLU(inplace=True) if name == "relu" else nn.Identity()
 
 
+def convolution(
+    in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1, *,
+    groups: int = 1, dilation: int = 1, bias: bool = False,
+) -> Conv2d:  # fmt: skip
+    """A convolution padded to keep the side."""
+    border = dilation * (kernel_size // 2)
+    return Conv2d(
+        in_channels, out_channels, kernel_size, stride, border, dilation, groups, bias
+    )  # fmt: skip
+
+
 class ConvBnAct(nn.Module):
     """Convolution, batch norm, activation: ``(n, c, h, w)`` -> ``(n, out, h', w')``."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, act: Activation,
-        *, groups: int = 1, eps: float = 1e-5, bias: bool = False, batch_norm: bool = True,
-        dilation: int = 1,
-    ) -> None:  # fmt: skip
+    def __init__(self, conv: Conv2d, act: Activation = "none", *, eps: float | None) -> None:
         super().__init__()
-        self.conv = Conv2d(
-            in_channels, out_channels, kernel_size, stride, dilation * (kernel_size // 2),
-            dilation, groups, bias,
-        )  # fmt: skip
-        self.bn = BatchNorm2d(out_channels, eps=eps) if batch_norm else nn.Identity()
+        self.conv = conv
+        self.bn = nn.Identity() if eps is None else BatchNorm2d(conv.out_channels, eps=eps)
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,15 +77,15 @@ class MBConv(nn.Module):
         super().__init__()
         mid, eps, act = layer.mid_channels, layer.batch_norm_eps, layer.activation
         self.expand = (
-            ConvBnAct(layer.in_channels, mid, 1, 1, act, eps=eps)
+            ConvBnAct(convolution(layer.in_channels, mid), act, eps=eps)
             if layer.expand
             else nn.Identity()
         )
         self.depthwise = ConvBnAct(
-            mid, mid, layer.kernel_size, layer.stride, act, groups=mid, eps=eps
+            convolution(mid, mid, layer.kernel_size, layer.stride, groups=mid), act, eps=eps
         )
         self.se = SqueezeExcite(mid, layer.se_channels) if layer.se_channels else nn.Identity()
-        self.project = ConvBnAct(mid, layer.out_channels, 1, 1, "none", eps=eps)
+        self.project = ConvBnAct(convolution(mid, layer.out_channels), eps=eps)
         self.residual = layer.residual
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,17 +127,17 @@ class Universal(nn.Module):
         start, kernel_size = layer.start_kernel_size, layer.kernel_size
         first_stride = 1 if kernel_size else layer.stride
         self.start = (
-            ConvBnAct(cin, cin, start, first_stride, "none", groups=cin, eps=eps)
+            ConvBnAct(convolution(cin, cin, start, first_stride, groups=cin), eps=eps)
             if start
             else nn.Identity()
         )
-        self.expand = ConvBnAct(cin, mid, 1, 1, act, eps=eps)
+        self.expand = ConvBnAct(convolution(cin, mid), act, eps=eps)
         self.depthwise = (
-            ConvBnAct(mid, mid, kernel_size, layer.stride, act, groups=mid, eps=eps)
+            ConvBnAct(convolution(mid, mid, kernel_size, layer.stride, groups=mid), act, eps=eps)
             if kernel_size
             else nn.Identity()
         )
-        self.project = ConvBnAct(mid, layer.out_channels, 1, 1, "none", eps=eps)
+        self.project = ConvBnAct(convolution(mid, layer.out_channels), eps=eps)
         self.residual = layer.residual
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,7 +152,9 @@ class Head(nn.Module):
         super().__init__()
         cin, mid, act = layer.in_channels, layer.mid_channels, layer.activation
         self.expand = (
-            ConvBnAct(cin, mid, 1, 1, act, eps=layer.batch_norm_eps) if mid else nn.Identity()
+            ConvBnAct(convolution(cin, mid), act, eps=layer.batch_norm_eps)
+            if mid
+            else nn.Identity()
         )
         features, mid = layer.feature_channels, mid or cin
         self.features = Conv2d(mid, features, 1, bias=False) if features else nn.Identity()
@@ -166,10 +172,10 @@ class ReluConv(nn.Module):
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
-        conv = ConvBnAct(
-            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, "none",
-            eps=layer.batch_norm_eps,
+        own = convolution(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride
         )  # fmt: skip
+        conv = ConvBnAct(own, eps=layer.batch_norm_eps)
         self.conv, self.bn = conv.conv, conv.bn
 
     def forward(self, x: Tensor) -> Tensor:
@@ -184,8 +190,8 @@ class FactorisedReduce(nn.Module):
         super().__init__()
         first, second = halves(layer.out_channels)
         cin, eps = layer.in_channels, layer.batch_norm_eps
-        self.first = ConvBnAct(cin, first, 1, 2, "none", eps=eps)
-        self.second = ConvBnAct(cin, second, 1, 2, "none", eps=eps)
+        self.first = ConvBnAct(convolution(cin, first, stride=2), eps=eps)
+        self.second = ConvBnAct(convolution(cin, second, stride=2), eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(x)
@@ -200,11 +206,11 @@ class ReluSeparable(nn.Module):
     def __init__(self, layer: Layer, stride: int, out_channels: int) -> None:
         super().__init__()
         cin = layer.in_channels
-        self.depthwise = ConvBnAct(
-            cin, cin, layer.kernel_size, stride, "none", groups=cin, batch_norm=False,
-            dilation=layer.dilation,
+        own = convolution(
+            cin, cin, layer.kernel_size, stride, groups=cin, dilation=layer.dilation
         )  # fmt: skip
-        self.pointwise = ConvBnAct(cin, out_channels, 1, 1, "none", eps=layer.batch_norm_eps)
+        self.depthwise = ConvBnAct(own, eps=None)
+        self.pointwise = ConvBnAct(convolution(cin, out_channels), eps=layer.batch_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.pointwise(self.depthwise(torch.relu(x)))
@@ -242,10 +248,11 @@ class Concat(nn.Module):
 
 
 def _conv(layer: Layer) -> nn.Module:
-    return ConvBnAct(
-        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.activation,
-        eps=layer.batch_norm_eps, bias=layer.bias, batch_norm=layer.batch_norm,
+    own = convolution(
+        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, bias=layer.bias
     )  # fmt: skip
+    eps = layer.batch_norm_eps if layer.batch_norm else None
+    return ConvBnAct(own, layer.activation, eps=eps)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from deploynas.errors import InvalidInputError
 from deploynas.spaces.layers import Activation, Layer, Node, chain
-from deploynas.spaces.staged import mbconv
+from deploynas.spaces.staged import inverted_residual
 
 _ACTIVATIONS: Mapping[str, Activation] = {
     "relu": "relu", "relu6": "relu6", "h_swish": "h_swish",
@@ -57,14 +57,16 @@ def _layers(net: Mapping[str, Any], side: int) -> list[Layer]:
             continue  # the identity: no node
         if conv["name"] != "MBInvertedConvLayer":
             raise InvalidInputError(f"unknown block {conv['name']!r} in the block list")
-        layer = mbconv(
-            conv["in_channels"], conv["out_channels"], layers[-1].out_height,
-            conv["kernel_size"], conv["stride"], expand_ratio=conv["expand_ratio"],
-            se=conv.get("use_se", False), activation=_activation(conv.get("act_func", "relu6")),
-            eps=eps,
-            mid_channels=conv.get("mid_channels")
-            or round(conv["in_channels"] * conv["expand_ratio"]),
+        side = layers[-1].out_height
+        own = Layer(
+            "mbconv", conv["in_channels"], conv["out_channels"], side, side,
+            kernel_size=conv["kernel_size"], stride=conv["stride"],
+            activation=_activation(conv.get("act_func", "relu6")), batch_norm_eps=eps,
         )  # fmt: skip
+        wide = conv.get("mid_channels") or round(conv["in_channels"] * conv["expand_ratio"])
+        layer = inverted_residual(
+            own, wide, expand=conv["expand_ratio"] != 1, se=conv.get("use_se", False)
+        )
         if layer.residual != (block["shortcut"] is not None):
             raise InvalidInputError("a block's shortcut does not fit its shape")
         layers.append(layer)

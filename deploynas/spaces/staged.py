@@ -254,9 +254,12 @@ class StagedSpace(SearchSpace):
             for r in self.resolutions
         ]  # fmt: skip
         first = [
-            mbconv(
-                t.stem_width, t.first_width, layer.out_height, 3, 1, expand_ratio=1, se=False,
-                activation=t.first_activation, eps=t.batch_norm_eps,
+            inverted_residual(
+                Layer(
+                    "mbconv", t.stem_width, t.first_width, layer.out_height, layer.out_width,
+                    kernel_size=3, activation=t.first_activation, batch_norm_eps=t.batch_norm_eps,
+                ),
+                make_divisible(t.stem_width), expand=False, se=False,
             )
             for layer in stem
         ]  # fmt: skip
@@ -285,11 +288,12 @@ class StagedSpace(SearchSpace):
     ) -> Layer:
         """A block's layer at one input side; ``widths`` are the channels in and out."""
         stage = self.stages[block.stage]
-        return mbconv(
-            *widths, side, kernel_size, block.stride,
-            expand_ratio=expand_ratio, se=stage.se, activation=stage.activation,
-            eps=self.table.batch_norm_eps,
+        layer = Layer(
+            "mbconv", *widths, side, side, kernel_size=kernel_size, stride=block.stride,
+            activation=stage.activation, batch_norm_eps=self.table.batch_norm_eps,
         )  # fmt: skip
+        mid = make_divisible(round(widths[0] * expand_ratio))
+        return inverted_residual(layer, mid, expand=expand_ratio != 1, se=stage.se)
 
     def _at_each_resolution(self, parts: Sequence[Tree]) -> Tree:
         """The tree of a space whose other choices stand in ``parts``."""
@@ -333,36 +337,19 @@ def _log(sums: np.ndarray) -> np.ndarray:
     return logs
 
 
-def mbconv(
-    in_channels: int,
-    out_channels: int,
-    side: int,
-    kernel_size: int,
-    stride: int,
-    *,
-    expand_ratio: int,
-    se: bool,
-    activation: Activation,
-    eps: float,
-    mid_channels: int | None = None,
-) -> Layer:
+def inverted_residual(layer: Layer, mid_channels: int, *, expand: bool, se: bool) -> Layer:
     """An inverted-residual block as the once-for-all code sizes it.
 
-    ``mid_channels`` overrides ``make_divisible(in_channels * expand_ratio)``.
+    Args:
+        layer: Its shape, kernel, stride, activation.
+        mid_channels: Of the depthwise convolution.
+        expand: Whether it has an expansion.
+        se: Whether it has squeeze-and-excitation.
     """
-    mid = mid_channels or make_divisible(round(in_channels * expand_ratio))
-    return Layer(
-        "mbconv",
-        in_channels,
-        out_channels,
-        side,
-        side,
-        kernel_size=kernel_size,
-        stride=stride,
-        mid_channels=mid,
-        expand=expand_ratio != 1,
-        se_channels=make_divisible(mid // 4) if se else 0,
-        activation=activation,
-        residual=stride == 1 and in_channels == out_channels,
-        batch_norm_eps=eps,
+    return replace(
+        layer,
+        mid_channels=mid_channels,
+        expand=expand,
+        se_channels=make_divisible(mid_channels // 4) if se else 0,
+        residual=layer.stride == 1 and layer.in_channels == layer.out_channels,
     )

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from deploynas.artifacts import RUNS, Artifact, newest, sha256, write_together
-from deploynas.data import ImageDataset, Pixels
+from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
-from deploynas.export.exporter import PARITY_IMAGES
+from deploynas.export.exporter import PARITY_IMAGES, TrainedNetwork
 from deploynas.export.manifest import BatchNorm, Weights
 from deploynas.nn import StaticNetwork
-from deploynas.search import Candidate, DataRecord, SearchResult
+from deploynas.search import Candidate, SearchResult
 from deploynas.spaces import SearchSpace, space
 from deploynas.train import SupernetEvaluator, load_weights, pick_device, weights_of
 from deploynas.workflows.supernets import TrainedSupernet, open_supernet
@@ -33,26 +32,6 @@ def open_run(run: Path | None, on_pick: Callable[[Path], None]) -> tuple[Path, S
         run = newest("*/search.json", RUNS, "search result", hint).parent
         on_pick(run)
     return run, SearchResult.read(SearchResult.file_in(run))
-
-
-@dataclass(frozen=True)
-class TrainedNetwork:
-    """A network that can be exported.
-
-    Attributes:
-        candidate: Its costs; its accuracy is that of these weights.
-        space: Its space, with the classes that it tells apart.
-        data: Its classes and its preprocessing.
-        images: Some of the data's images, uint8 ``(n, h, w, c)``; none where there are none.
-    """
-
-    network: StaticNetwork
-    candidate: Candidate
-    space: SearchSpace
-    data: DataRecord
-    images: Pixels
-    weights: Weights
-    batch_norm: BatchNorm = "calibrated"
 
 
 class ChosenRecord(Artifact):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from deploynas.artifacts import exists, sha256
 from deploynas.device import Device, StopRule, measure
-from deploynas.export.exporter import InModel, Quantize, export_network
+from deploynas.export.exporter import AS_IT_IS, Form, TrainedNetwork, export_network
 from deploynas.export.manifest import Manifest
 from deploynas.search import SearchResult
-from deploynas.workflows.chosen import TrainedNetwork, inherited, open_saved
+from deploynas.workflows.chosen import inherited, open_saved
 from deploynas.workflows.images import open_data
 from deploynas.workflows.retraining import RetrainRecord, open_retrained
 from deploynas.workflows.supernets import open_supernet
@@ -44,28 +44,14 @@ def export(
     result: SearchResult,
     trained: TrainedNetwork,
     folder: Path,
-    opset: int | None = None,
-    quantize: Quantize | None = None,
-    in_model: InModel | None = None,
+    form: Form = AS_IT_IS,
     device: Device | None = None,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> Manifest:
     """Export one of a result's networks into ``folder``, once ``device`` has run it."""
+    runs = None if device is None else partial(_run_once, device)
     return export_network(
-        trained.network,
-        trained.candidate,
-        folder,
-        weights=trained.weights,
-        batch_norm=trained.batch_norm,
-        space=trained.space,
-        data=trained.data,
-        images=trained.images,
-        result=result,
-        opset=opset,
-        quantize=quantize,
-        in_model=in_model,
-        run_on_device=None if device is None else partial(_run_once, device),
-        on_progress=on_progress,
+        trained, result, folder, form, run_on_device=runs, on_progress=on_progress
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from deploynas.artifacts import Artifact, ensure_writable, sha256, write_together
 from deploynas.data import ImageDataset
 from deploynas.errors import IncompleteProfileError, InvalidInputError
-from deploynas.export.exporter import PARITY_IMAGES
+from deploynas.export.exporter import PARITY_IMAGES, TrainedNetwork
 from deploynas.export.manifest import Weights
 from deploynas.nn import build
 from deploynas.profile import DeviceProfile, LatencyModel
@@ -26,7 +26,7 @@ from deploynas.train import (
     weights_of,
 )
 from deploynas.train.distributed import require_one_process
-from deploynas.workflows.chosen import TrainedNetwork, load, own_weights, space_of
+from deploynas.workflows.chosen import load, own_weights, space_of
 from deploynas.workflows.images import load_for, open_data
 from deploynas.workflows.supernets import data_record, told
 from deploynas.workflows.target import OnProgress
