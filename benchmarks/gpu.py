@@ -170,16 +170,18 @@ def learnt(
     torch.manual_seed(0)
     supernet = Supernet(space).to(DEVICE)
     started = time.perf_counter()
-    train_supernet(supernet, dataset, recipe)
+    with recordings() as recorded:
+        train_supernet(supernet, dataset, recipe)
     synchronise()
     seconds = time.perf_counter() - started
     evaluator = SupernetEvaluator(supernet, dataset)
     largest, smallest = (evaluator.accuracy(a[0]) for a in (space.largest(), space.smallest()))
-    drawn = space.sample(10, np.random.default_rng(3))
+    drawn = space.sample(4, np.random.default_rng(3))
     return {
         "largest": largest, "smallest": smallest, "learning_rate": rate,
         "random": float(np.mean([evaluator.accuracy(arch) for arch in drawn])),
-        "images_per_second": epochs * len(dataset.train) / seconds,
+        "images_per_second": epochs * len(dataset.train) / seconds, "training_seconds": seconds,
+        **recorded,
     }  # fmt: skip
 
 
@@ -265,13 +267,38 @@ def ours(
         each(clock._steps)
         clock.step()
 
-    with changed(record_at, beside, product), contextlib.suppress(_Enough):
+    with (
+        changed(record_at, beside, product), recordings() as recorded,
+        contextlib.suppress(_Enough),
+    ):  # fmt: skip
         train_supernet(supernet, dataset, recipe, on_progress=watch)
-    found = clock.found()
+    found = {**clock.found(), **recorded}
     if DEVICE.type == "cuda":
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         torch.cuda.reset_peak_memory_stats()
     return found
+
+
+@contextmanager
+def recordings() -> Iterator[dict[str, object]]:
+    """Counts passes that are recorded, and tells why one could not be."""
+    found: dict[str, object] = {"recorded": 0}
+    before = passes._Recorder._recorded
+
+    def counted(self: object, *arguments: object) -> object:
+        try:
+            result = before(self, *arguments)  # type: ignore[arg-type]
+        except Exception as error:
+            found["not_recorded"] = f"{type(error).__name__}: {error}"[:200]
+            raise
+        found["recorded"] += 1  # type: ignore[operator]
+        return result
+
+    passes._Recorder._recorded = counted  # type: ignore[assignment]
+    try:
+        yield found
+    finally:
+        passes._Recorder._recorded = before
 
 
 @contextmanager

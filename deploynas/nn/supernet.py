@@ -143,6 +143,8 @@ class _Lent(nn.Module):
         for place, name, whole, shape in self._cuts:
             place[name] = self._lender[0].cut(whole, shape)
         out: Tensor = self.module(x)
+        for place, name, _, _ in self._cuts:
+            place[name] = None  # what is left would keep the pass's graph alive
         return out
 
 

@@ -271,7 +271,7 @@ class Learner(abc.ABC):
             x = images.at(side)
             search.architecture_step(images.share, WeightStep(x, loss_of, images.rate))
             loss = loss_of(self.logits(x, images, optimizer))
-            loss.backward()
+            images.scaled(loss).backward()
             return loss
 
         def watch(state: TrainingProgress) -> None:

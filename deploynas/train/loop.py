@@ -50,7 +50,8 @@ class Recipe(Record):
         flip: Mirror half of the images as well.
         amp: What a GPU computes convolutions and linear layers in (Micikevicius et al. 2018);
             weights, batch norms' statistics and losses stay float32. ``off`` is float32
-            throughout, which a CPU always is.
+            throughout, which a CPU always is; ``fp16`` scales losses, leaves out steps that
+            overflow, and waits for the device at every step.
     """
 
     epochs: float
@@ -61,7 +62,7 @@ class Recipe(Record):
     label_smoothing: float = 0.05
     augment_from: float = 8.0
     flip: bool = True
-    amp: Literal["off", "bf16"] = "bf16"
+    amp: Literal["off", "bf16", "fp16"] = "bf16"
     seed: int = 0
 
     def lengthened(self, num_images: int) -> Self:
@@ -79,7 +80,13 @@ class Recipe(Record):
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """What a forward pass on a device runs under."""
         is_on = device.type == "cuda" and self.amp != "off"
-        return torch.autocast(device.type, torch.bfloat16, enabled=is_on)
+        narrow = torch.float16 if self.amp == "fp16" else torch.bfloat16
+        return torch.autocast(device.type, narrow, enabled=is_on)
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """What scales losses on a device; does nothing where nothing can overflow."""
+        is_on = device.type == "cuda" and self.amp == "fp16"
+        return torch.amp.GradScaler(device.type, enabled=is_on)
 
 
 @dataclass(frozen=True)
@@ -119,18 +126,19 @@ class StepImages:
         share: Share of the training that is done, 0 to 1.
         phase: Number of the part of the training that the step belongs to.
         rate: Learning rate of the step.
+        scaled: The loss as its backward pass must see it.
     """
 
     def __init__(
         self, data: Batches, rows: np.ndarray, recipe: Recipe, step: int, share: float,
-        phase: int, rate: float,
+        phase: int, rate: float, scaled: Callable[[Tensor], Tensor] = lambda loss: loss,
     ) -> None:  # fmt: skip
         first, count = place()
         self._own = slice(first, None, count)  # of the whole batch
         self._data, self._rows, self._recipe, self._step = data, rows, recipe, step
         self.task = data.task
         self.rng, self.share = _generator(recipe, recipe.drawn_at(step), 0), share
-        self.phase, self.rate = phase, rate
+        self.phase, self.rate, self.scaled = phase, rate, scaled
         self.labels = data.labels[on_device(rows[self._own], data.labels.device)]
 
     def at(self, resolution: int) -> Tensor:
@@ -187,6 +195,8 @@ def run_training(
     num_steps = max(1, round(recipe.epochs * steps_per_epoch))
     parameters = list(module.parameters())
     optimizer = _optimizer(parameters if weights is None else weights, recipe)
+    scaler = recipe.scaler(device)
+    beside = _WithScale(scaler, beside) if scaler.is_enabled() else beside
     loss = math.nan
     unseen: list[Tensor] = []
     batch_size = min(recipe.batch_size, len(data))
@@ -212,8 +222,9 @@ def run_training(
         for parameter in parameters:
             parameter.grad = None
         images = StepImages(
-            data, rows, recipe, step, step / num_steps, part, recipe.learning_rate * rate * share
-        )
+            data, rows, recipe, step, step / num_steps, part, recipe.learning_rate * rate * share,
+            scaler.scale,
+        )  # fmt: skip
         unseen.append(accumulate(images).detach())
         is_look = not (step + 1) % look_every or step in (first_step, num_steps - 1)
         if is_look:
@@ -221,10 +232,12 @@ def run_training(
             unseen.clear()
             if not math.isfinite(loss):
                 raise DivergedError(
-                    f"training diverged at step {step} of {num_steps}", "try a lower learning rate"
+                    f"training diverged at step {step} of {num_steps}",
+                    "try a lower learning rate" + ", or amp=bf16" * scaler.is_enabled(),
                 )
         average_gradients(module)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         step += 1
         now = time.monotonic()
         speed = (step - first_step) * recipe.batch_size / (now - started)
@@ -232,6 +245,25 @@ def run_training(
         if checkpoint and is_first() and is_look and now - saved > CHECKPOINT_SECONDS:
             save_checkpoint(checkpoint, identity, step, module, optimizer, beside)
             saved = time.monotonic()
+
+
+class _WithScale:
+    """A loss scale, kept beside what else a training keeps."""
+
+    def __init__(self, scaler: torch.amp.GradScaler, others: State | None) -> None:
+        self._scaler, self._others = scaler, others
+
+    def state(self) -> dict[str, Tensor]:
+        """See :class:`State`."""
+        own = {f"scale.{k}": torch.tensor(v) for k, v in self._scaler.state_dict().items()}
+        return own if self._others is None else own | self._others.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """See :class:`State`."""
+        mine = {k: v for k, v in state.items() if k.startswith("scale.")}
+        self._scaler.load_state_dict({k.removeprefix("scale."): v.item() for k, v in mine.items()})
+        if self._others is not None:
+            self._others.restore({k: v for k, v in state.items() if k not in mine})
 
 
 def _seen(losses: Sequence[Tensor]) -> float:

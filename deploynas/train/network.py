@@ -14,7 +14,7 @@ from deploynas.nn.state import digest
 from deploynas.train.batches import Batches
 from deploynas.train.evaluate import CALIBRATION_IMAGES
 from deploynas.train.loop import Recipe, StepImages, TrainingProgress, run_training
-from deploynas.train.passes import Passes
+from deploynas.train.passes import Passes, training_stream
 from deploynas.train.task import task_of
 
 
@@ -38,15 +38,18 @@ def train_network(
     loan = passes.whole(network)
 
     def accumulate(images: StepImages) -> Tensor:
-        reported, _ = passes.run(b"", lambda lender: loan, images.at(resolution), images.labels)
+        reported, _ = passes.run(
+            b"", lambda lender: loan, images.at(resolution), images.labels, images.scaled
+        )
         passes.finish()
         return reported
 
     layers = " ".join(node.layer.key for node in network.nodes)
-    run_training(
-        network, dataset, recipe, accumulate,
-        identity=f"{layers} {digest(dict(network.named_parameters()))}",  # where it starts, too
-        checkpoint=checkpoint, on_progress=on_progress,
-    )  # fmt: skip
+    start = digest(dict(network.named_parameters()))
+    with training_stream(device):
+        run_training(
+            network, dataset, recipe, accumulate, identity=f"{layers} {start}",
+            checkpoint=checkpoint, on_progress=on_progress,
+        )  # fmt: skip
     images = Batches(dataset, dataset.train, device).calibration(resolution, CALIBRATION_IMAGES)
     recalibrate(network, images)

@@ -8,8 +8,9 @@ prepares what comes next. What is computed, and in which order, stays the same.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ class Passes:
         self._beside: ThreadPoolExecutor | None = None
         if device.type == "cuda" and not is_distributed():
             self._recorder = _Recorder()
-            self._beside = ThreadPoolExecutor(1, initializer=lambda: torch.cuda.set_device(device))
+            self._beside = ThreadPoolExecutor(1)
         self._running: list[Future[None]] = []
 
     def whole(self, network: nn.Module) -> Loan:
@@ -54,8 +55,9 @@ class Passes:
         return Loan(network, tuple(network.parameters()) if self._recorder else ())
 
     def run(
-        self, key: bytes, lend: Callable[[Lender], Loan], x: Tensor, targets: Tensor
-    ) -> Outputs:
+        self, key: bytes, lend: Callable[[Lender], Loan], x: Tensor, targets: Tensor,
+        scaled: Callable[[Tensor], Tensor] = lambda loss: loss,
+    ) -> Outputs:  # fmt: skip
         """One network's pass on images ``(n, c, h, w)``; the loss and the output.
 
         Args:
@@ -63,6 +65,7 @@ class Passes:
             lend: Gives the network.
             x: The images.
             targets: What the loss is of.
+            scaled: The loss as its backward pass must see it.
         """
         known = self._recorder and self._recorder.loan_of(key)
         loan = known or lend(self.lender)
@@ -71,13 +74,14 @@ class Passes:
             self.finish()
 
             def both(x: Tensor, targets: Tensor) -> Outputs:
-                return self._pass(loan, x, targets, torch.Tensor.backward)
+                return self._pass(loan, x, targets, lambda loss: scaled(loss).backward())
 
             try:
                 return self._recorder(key, loan, both, x, targets)
             except RuntimeError:  # what cannot be recorded here still runs
                 self._recorder = None
-        return self._pass(loan, x, targets, self._backward)
+                _end_capture(self._device)
+        return self._pass(loan, x, targets, lambda loss: self._backward(scaled(loss)))
 
     def finish(self) -> None:
         """Wait for what is still being launched; before gradients are read."""
@@ -98,8 +102,36 @@ class Passes:
         if not (self._beside and BACKWARD_BESIDE):
             loss.backward()
             return
-        only = [loss]  # the graph must be gone when the future is done: a recording meets no node
-        self._running.append(self._beside.submit(lambda: only.pop().backward()))
+        stream, only = torch.cuda.current_stream(self._device), [loss]
+        del loss  # the graph must be gone when the future is done: a recording meets no node
+
+        def run() -> None:
+            with torch.cuda.stream(stream):
+                only.pop().backward()
+
+        self._running.append(self._beside.submit(run))
+
+
+@contextmanager
+def training_stream(device: torch.device) -> Iterator[None]:
+    """A stream of a GPU on which passes can be recorded, for all of a training."""
+    if device.type == "cpu":
+        yield
+        return
+    before, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    own.wait_stream(before)
+    try:
+        with torch.cuda.stream(own):
+            yield
+    finally:
+        before.wait_stream(own)
+
+
+def _end_capture(device: torch.device) -> None:
+    """After a recording that failed: random numbers of the device can be drawn again."""
+    fresh = torch.Generator(device)
+    fresh.manual_seed(torch.initial_seed())
+    torch.cuda.default_generators[device.index].graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 class _Recorder:
@@ -112,9 +144,10 @@ class _Recorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def is_due(self, key: bytes) -> bool:
-        """Whether a pass is recorded, or is to be now."""
+        """Whether a pass is recorded, or is to be now; only on a :func:`training_stream`."""
         self._occurrences[key] += 1
-        return self._occurrences[key] >= RECORD_AT
+        is_own = torch.cuda.current_stream() != torch.cuda.default_stream()
+        return is_own and self._occurrences[key] >= RECORD_AT
 
     def loan_of(self, key: bytes) -> Loan | None:
         """The network of a pass that is recorded."""
@@ -145,6 +178,6 @@ class _Recorder:
         self, function: Callable[..., Outputs], places: list[Tensor]
     ) -> tuple[torch.cuda.CUDAGraph, Outputs]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
             outputs = function(*places)
         return graph, outputs

@@ -28,7 +28,7 @@ from deploynas.train.checkpoint import load_weights, save_weights
 from deploynas.train.distributed import is_first
 from deploynas.train.evaluate import QUICK_CALIBRATION, SupernetEvaluator
 from deploynas.train.loop import Recipe, StepImages, TrainingProgress, run_training
-from deploynas.train.passes import Passes
+from deploynas.train.passes import Passes, training_stream
 from deploynas.train.schedules import SCHEDULES, Phase
 from deploynas.train.task import Task, task_of
 
@@ -117,11 +117,12 @@ def train_supernet(
             accuracies.update(fresh)
         on_progress(replace(state, accuracies=dict(accuracies), fresh=fresh))
 
-    run_training(
-        supernet, dataset, recipe, _accumulating(supernet, task, recipe, teacher),
-        identity=str(space.spec), checkpoint=checkpoint, on_progress=watch,
-        parts=[(phase.share, phase.rate) for phase in recipe.phases], on_part=start,
-    )  # fmt: skip
+    with training_stream(next(supernet.parameters()).device):
+        run_training(
+            supernet, dataset, recipe, _accumulating(supernet, task, recipe, teacher),
+            identity=str(space.spec), checkpoint=checkpoint, on_progress=watch,
+            parts=[(phase.share, phase.rate) for phase in recipe.phases], on_part=start,
+        )  # fmt: skip
     teacher.forget()
 
 
@@ -144,7 +145,7 @@ def _accumulating(
         losses = []
         for i, arch in enumerate(archs):
             lend = partial(supernet.lend, arch)
-            loss, outputs = passes.run(arch.tobytes(), lend, x_bchw, targets)
+            loss, outputs = passes.run(arch.tobytes(), lend, x_bchw, targets, images.scaled)
             losses.append(loss)
             if i == 0 and phase.teacher == "in-place":
                 trust = min(1.0, images.share / recipe.teacher_ramp)
@@ -163,15 +164,17 @@ def supernet_images_per_second(
     task = task_of(dataset)
     accumulate = _accumulating(copy, task, recipe, _Teacher(copy, task, None))
     few = dataset.train.take(np.arange(min(recipe.batch_size, len(dataset.train))))
-    data = Batches(dataset, few, next(copy.parameters()).device)
+    device = next(copy.parameters()).device
+    data = Batches(dataset, few, device)
     times = []
-    for step in range(SPEED_STEPS):
-        rows = np.arange(recipe.batch_size) % len(data)
-        started = time.perf_counter()
-        copy.zero_grad(set_to_none=True)
-        images = StepImages(data, rows, recipe, step, 0.5, 0, recipe.learning_rate)
-        float(accumulate(images).detach())
-        times.append(time.perf_counter() - started)
+    with training_stream(device):
+        for step in range(SPEED_STEPS):
+            rows = np.arange(recipe.batch_size) % len(data)
+            started = time.perf_counter()
+            copy.zero_grad(set_to_none=True)
+            images = StepImages(data, rows, recipe, step, 0.5, 0, recipe.learning_rate)
+            float(accumulate(images).detach())
+            times.append(time.perf_counter() - started)
     return recipe.batch_size / float(np.median(times[1:]))
 
 

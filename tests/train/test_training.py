@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,7 @@ from deploynas.train import (
     train_supernet,
 )
 
+supernet_module = importlib.import_module("deploynas.train.supernet")
 RECIPE = SupernetRecipe(epochs=0.5, batch_size=64)
 
 
@@ -202,3 +205,89 @@ def test_accuracy_on_no_images_is_an_error(digits, space):
     network = build(space, space.smallest()[0]).eval()
     with pytest.raises(InvalidInputError, match="no images"):
         accuracy(network, Batches(digits, digits.val, torch.device("cpu")), 20, num_images=0)
+
+
+@pytest.mark.slow
+def test_draws_that_serve_again_take_turns(digits, space, monkeypatch):
+    lent, lend = [], Supernet.lend
+
+    def spy(self, arch, lender):
+        lent.append(tuple(arch))
+        return lend(self, arch, lender)
+
+    monkeypatch.setattr(Supernet, "lend", spy)
+    monkeypatch.setattr(supernet_module, "NUM_DRAWS", 2)
+    recipe = RECIPE.model_copy(update={"epochs": 0.4, "reuse": 3, "num_random": 2})
+    train_supernet(new_supernet(space), digits, recipe)
+    steps = [tuple(lent[i : i + 4]) for i in range(0, len(lent), 4)]
+    assert len(steps) >= 8
+    ends = tuple(space.largest()[0]), tuple(space.smallest()[0])
+    assert {step[:2] for step in steps} == {ends}
+    drawn = [step[2:] for step in steps]
+    assert drawn[0] == drawn[2] == drawn[4]
+    assert drawn[1] == drawn[3] == drawn[5]
+    assert len({drawn[0], drawn[1], drawn[6], drawn[7]}) == 4
+
+
+def test_a_recipe_of_no_random_subnets_or_no_use_is_refused():
+    for field in ("reuse", "num_random"):
+        with pytest.raises(ValueError, match=field):
+            SupernetRecipe.model_validate({field: 0})
+
+
+def test_precision_is_a_gpus(digits):
+    """What a CPU computes does not depend on it."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    for amp, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        recipe = Recipe(epochs=1, amp=amp)
+        with recipe.autocast(cpu):
+            assert not torch.is_autocast_enabled("cpu")
+        assert not recipe.scaler(cpu).is_enabled()
+        if torch.cuda.is_available():
+            with recipe.autocast(gpu):
+                assert torch.get_autocast_dtype("cuda") == dtype
+    with pytest.raises(ValueError, match="amp"):
+        Recipe(epochs=1, amp="int8")
+
+
+def test_a_loss_scale_is_kept_beside_the_rest():
+    class Others:
+        kept = {"own": torch.ones(2)}
+
+        def state(self):
+            return dict(self.kept)
+
+        def restore(self, state):
+            self.kept = state
+
+    scaler, fresh = (torch.amp.GradScaler("cpu") for _ in range(2))
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], 0.1)
+    scaler.scale(weight * float("inf")).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert float(weight.detach()) == 1.0  # the step that overflowed was left out
+    kept = loop._WithScale(scaler, Others()).state()
+    others = Others()
+    loop._WithScale(fresh, others).restore(kept)
+    assert fresh.state_dict() == scaler.state_dict() != torch.amp.GradScaler("cpu").state_dict()
+    assert others.kept.keys() == {"own"}
+
+
+def test_the_order_of_images_follows_from_seed_and_epoch():
+    recipe = Recipe(epochs=2, batch_size=4, seed=3)
+    steps = [loop._rows(10, recipe, step, 2) for step in range(4)]
+    first, second = np.concatenate(steps[:2]), np.concatenate(steps[2:])
+    assert len(set(first)) == len(set(second)) == 8
+    assert not np.array_equal(first, second)
+    for epoch, rows in enumerate((first, second)):
+        order = np.random.default_rng([3, epoch, 1]).permutation(10)
+        np.testing.assert_array_equal(rows, order[:8])
+
+
+@pytest.mark.parametrize("when", [0, 1])
+def test_a_loss_between_two_looks_is_not_missed(when):
+    losses = [torch.tensor(1.0), torch.tensor(2.0), torch.tensor(3.0)]
+    assert loop._seen(losses) == 3.0
+    losses[when] = torch.tensor(float("inf"))
+    assert np.isnan(loop._seen(losses))
