@@ -28,7 +28,7 @@ from deploynas.search.problem import Problem
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train import Batches, Recipe, TrainingProgress
 from deploynas.train.distributed import is_first, place
-from deploynas.train.loop import MIN_STEPS, StepImages, run_training
+from deploynas.train.loop import MIN_STEPS, StepImages, Trainee, run_training
 
 NUM_POINTS = 60  # of the history
 MAX_EPOCHS = 200.0  # of a search whose length nobody chose
@@ -288,8 +288,8 @@ class Learner(abc.ABC):
             on_progress(replace(state, scalars=scalars, detail=search.detail(problem)))
 
         run_training(
-            self.network, own, recipe, accumulate, identity=self.identity(problem),
-            checkpoint=checkpoint, on_progress=watch, weights=self.weights, beside=search,
+            Trainee(self.network, self.identity(problem), self.weights, search), own, recipe,
+            accumulate, checkpoint=checkpoint, on_progress=watch,
         )  # fmt: skip
         found = optimizer.probabilities()
         return Learned(self.decide(found, problem), found, tuple(search.history))

@@ -152,41 +152,66 @@ class StepImages:
         return self._data.images(self._rows[self._own], resolution, moved)
 
 
+@dataclass(frozen=True)
+class Trainee:
+    """What is trained.
+
+    Attributes:
+        module: In training mode afterwards.
+        identity: What a checkpoint must have been written for, beside data and recipe.
+        weights: What the optimizer moves; all of the module's parameters where None.
+        beside: Is kept in the checkpoint as well.
+    """
+
+    module: nn.Module
+    identity: str
+    weights: Sequence[nn.Parameter] | None = None
+    beside: State | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts of a training, each with a warm-up, a cosine and a momentum of its own.
+
+    Attributes:
+        shares: Of the steps, and of the peak learning rate.
+        on_part: Called with a part's number before its first step; may change the module.
+    """
+
+    shares: Sequence[tuple[float, float]] = ((1.0, 1.0),)
+    on_part: Callable[[int], None] = lambda number: None
+
+
+WHOLE = Parts()
+
+
 def run_training(
-    module: nn.Module,
+    trainee: Trainee,
     dataset: ImageDataset,
     recipe: Recipe,
     accumulate: Callable[[StepImages], Tensor],
     *,
-    identity: str,
     checkpoint: Path | None,
     on_progress: Callable[[TrainingProgress], None],
-    parts: Sequence[tuple[float, float]] = ((1.0, 1.0),),
-    on_part: Callable[[int], None] = lambda number: None,
-    weights: Sequence[nn.Parameter] | None = None,
-    beside: State | None = None,
+    parts: Parts = WHOLE,
 ) -> None:
-    """Train ``module`` in place.
+    """Train a module in place.
 
     Args:
-        module: What is trained; in training mode afterwards.
+        trainee: The module, and what moves.
         dataset: Its train split.
         recipe: How.
         accumulate: Adds one step's gradients and returns the loss that is reported, a scalar.
-        identity: What a checkpoint must have been written for, beside data and recipe.
         checkpoint: Written every half minute and read back at the start where it exists; the
             caller removes it after success.
         on_progress: Called after every step, on a GPU with the loss of the last look.
-        parts: Shares of the steps and of the peak learning rate: each part has a warm-up, a cosine
-            and a momentum of its own.
-        on_part: Called with a part's number before its first step; may change ``module``.
-        weights: What the optimizer moves; all of the module's parameters where None.
-        beside: Is kept in the checkpoint as well.
+        parts: One after another.
 
     Raises:
         DivergedError: The loss is not finite.
         InvalidInputError: The checkpoint belongs to another recipe, network or data set.
     """
+    module = trainee.module
     module.to(memory_format=torch.channels_last).train()
     device = next(module.parameters()).device
     data = Batches(dataset, dataset.train, device)
@@ -194,9 +219,12 @@ def run_training(
     steps_per_epoch = max(1, len(data) // recipe.batch_size)
     num_steps = max(1, round(recipe.epochs * steps_per_epoch))
     parameters = list(module.parameters())
-    optimizer = _optimizer(parameters if weights is None else weights, recipe)
+    own = parameters if trainee.weights is None else trainee.weights
+    optimizer = _optimizer(own, recipe)
     scaler = recipe.scaler(device)
-    beside = _WithScale(scaler, beside) if scaler.is_enabled() else beside
+    beside = trainee.beside
+    if scaler.is_enabled():
+        beside = _WithScale(scaler, beside)
     loss = math.nan
     unseen: list[Tensor] = []
     batch_size = min(recipe.batch_size, len(data))
@@ -204,16 +232,16 @@ def run_training(
         raise InvalidInputError(
             f"a batch of {batch_size} images cannot be shared by {place()[1]} processes"
         )
-    identity = f"{identity} {dataset.fingerprint} {recipe.model_dump_json()}"
+    identity = f"{trainee.identity} {dataset.fingerprint} {recipe.model_dump_json()}"
     step = load_checkpoint(checkpoint, identity, module, optimizer, beside) if checkpoint else 0
     wait()
     started, first_step, saved = time.monotonic(), step, time.monotonic()
-    ends = _ends(parts, num_steps)
+    ends = _ends(parts.shares, num_steps)
     while step < num_steps:
         part = int(np.searchsorted(ends, step, side="right"))
-        first, rate = int(ends[part - 1]) if part else 0, parts[part][1]
+        first, rate = int(ends[part - 1]) if part else 0, parts.shares[part][1]
         if step == first:
-            on_part(part)
+            parts.on_part(part)
             optimizer.state.clear()
         share = _schedule(step - first, int(ends[part]) - first, recipe.warmup)
         for group in optimizer.param_groups:

@@ -13,7 +13,7 @@ from deploynas.nn import StaticNetwork, recalibrate
 from deploynas.nn.state import digest
 from deploynas.train.batches import Batches
 from deploynas.train.evaluate import CALIBRATION_IMAGES
-from deploynas.train.loop import Recipe, StepImages, TrainingProgress, run_training
+from deploynas.train.loop import Recipe, StepImages, Trainee, TrainingProgress, run_training
 from deploynas.train.passes import Passes, training_stream
 from deploynas.train.task import task_of
 
@@ -48,7 +48,7 @@ def train_network(
     start = digest(dict(network.named_parameters()))
     with training_stream(device):
         run_training(
-            network, dataset, recipe, accumulate, identity=f"{layers} {start}",
+            Trainee(network, f"{layers} {start}"), dataset, recipe, accumulate,
             checkpoint=checkpoint, on_progress=on_progress,
         )  # fmt: skip
     images = Batches(dataset, dataset.train, device).calibration(resolution, CALIBRATION_IMAGES)

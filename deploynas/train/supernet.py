@@ -27,7 +27,14 @@ from deploynas.train.batches import Batches
 from deploynas.train.checkpoint import load_weights, save_weights
 from deploynas.train.distributed import is_first
 from deploynas.train.evaluate import QUICK_CALIBRATION, SupernetEvaluator
-from deploynas.train.loop import Recipe, StepImages, TrainingProgress, run_training
+from deploynas.train.loop import (
+    Parts,
+    Recipe,
+    StepImages,
+    Trainee,
+    TrainingProgress,
+    run_training,
+)
 from deploynas.train.passes import Passes, training_stream
 from deploynas.train.schedules import SCHEDULES, Phase
 from deploynas.train.task import Task, task_of
@@ -119,9 +126,10 @@ def train_supernet(
 
     with training_stream(next(supernet.parameters()).device):
         run_training(
-            supernet, dataset, recipe, _accumulating(supernet, task, recipe, teacher),
-            identity=str(space.spec), checkpoint=checkpoint, on_progress=watch,
-            parts=[(phase.share, phase.rate) for phase in recipe.phases], on_part=start,
+            Trainee(supernet, str(space.spec)), dataset, recipe,
+            _accumulating(supernet, task, recipe, teacher), checkpoint=checkpoint,
+            on_progress=watch,
+            parts=Parts([(phase.share, phase.rate) for phase in recipe.phases], start),
         )  # fmt: skip
     teacher.forget()
 
