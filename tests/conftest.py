@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from deploynas.profile.device_profile import layer_key
 from deploynas.profile.profiler import _calibration_archs, _with_networks
 from deploynas.spaces import layers as layer_costs
 
+_ROOT = Path(__file__).parents[1]
 SIDE = 64  # small: weights and wiring do not depend on it
 
 
@@ -115,3 +120,27 @@ def board_profile():
         return _with_networks(profile, space, np.asarray(archs), measured)
 
     return build
+
+
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "deploynas", "profiles")
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """Built as `make wheel` does, from a copy: the checkout stays as it is."""
+    folder = tmp_path_factory.mktemp("wheel")
+    (folder / "source").mkdir()
+    for name in SOURCES:
+        if (_ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.journal")
+            shutil.copytree(_ROOT / name, folder / "source" / name, symlinks=True, ignore=ignored)
+        else:
+            shutil.copy(_ROOT / name, folder / "source" / name)
+    built = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+         "--wheel-dir", folder / "dist", folder / "source"],
+        cwd=folder, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    (path,) = (folder / "dist").iterdir()
+    return path

@@ -18,7 +18,6 @@ from deploynas.profile.shipped import names
 from deploynas.spaces.tables import shipped_names
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "deploynas", "profiles")
 pytestmark = pytest.mark.long
 
 
@@ -29,26 +28,6 @@ def shell(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
         [str(part) for part in command], cwd=cwd, env=environment,
         capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as `make wheel` does, from a copy: the checkout stays as it is."""
-    folder = tmp_path_factory.mktemp("wheel")
-    (folder / "source").mkdir()
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "*.journal")
-            shutil.copytree(ROOT / name, folder / "source" / name, symlinks=True, ignore=ignored)
-        else:
-            shutil.copy(ROOT / name, folder / "source" / name)
-    built = shell(
-        sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
-        "--wheel-dir", folder / "dist", folder / "source", cwd=folder,
-    )  # fmt: skip
-    assert built.returncode == 0, built.stderr
-    (path,) = (folder / "dist").iterdir()
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -86,8 +87,10 @@ def package(folder: Path, name: str, space: str = "plain", module: str = "plain"
     shutil.copy(EXAMPLES / "plain.py", folder / f"{module}.py")
 
 
-def run(folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(folder), str(Path(dn.__file__).parents[1])])
+def run(
+    folder: Path, code: str, *arguments: str, package: Path = Path(dn.__file__).parents[1]
+) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(folder), str(package)])
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *arguments], capture_output=True, text=True,
         cwd=folder, env={**os.environ, "PYTHONPATH": path}, timeout=300,
@@ -185,10 +188,23 @@ def test_the_examples_keep_what_everything_promises(plugins: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "kept\n"), done.stderr
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """Path -> hash of every file but compiled ones."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
 @pytest.mark.long
 def test_a_search_by_another_packages_strategy_cost_and_executor(
-    plugins: Path, board_profile: Callable[[StagedSpace], DeviceProfile]
+    plugins: Path, wheel: Path, board_profile: Callable[[StagedSpace], DeviceProfile]
 ) -> None:
+    """Beside the wheel, whose files stay as they are."""
+    installed = plugins / "installed"
+    shutil.unpack_archive(wheel, installed, "zip")
+    before = digests(installed)
     space = dn.space("mobile-plain", 10, 1, [28])
     board_profile(space).write(plugins / "board.json")
     shown = run(plugins, MAIN, "strategies", "show", "annealing", "--json")
@@ -199,6 +215,7 @@ def test_a_search_by_another_packages_strategy_cost_and_executor(
         "--space", "mobile-plain", "--profile", "board.json", "--limit", "energy_mj=300uJ",
         "--limit", f"macs={middle / 1e3:.0f}k", "--evaluator", "training", "--epochs", "0.2",
         "--evaluations", "4", "--workers", "2", "--executor", "one-by-one", "--json",
+        package=installed,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -206,6 +223,7 @@ def test_a_search_by_another_packages_strategy_cost_and_executor(
     assert found["options"] == {"temperature": 0.05, "cooling": 0.01}
     assert 0 < found["costs"]["energy_mj"] <= found["budget"]["energy_mj"] == 0.3
     assert found["macs"] <= middle
+    assert digests(installed) == before
     wrong = run(plugins, MAIN, "search", "--limit", "energy_mj=1Wh")
     assert "energy_mj has no unit 'Wh' (it has uJ, mJ, J)" in wrong.stderr
     wrong = run(plugins, MAIN, "search", "--limit", "energi_mj=1")
