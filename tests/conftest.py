@@ -15,7 +15,7 @@ from deploynas.check import regression, verdict
 from deploynas.device import CpuDevice, Samples
 from deploynas.profile import DeviceProfile, profiler, validate
 from deploynas.profile.device_profile import layer_key
-from deploynas.profile.profiler import _calibration_archs, _with_networks
+from deploynas.profile.profiler import calibration_archs, with_networks
 from deploynas.spaces import layers as layer_costs
 
 _ROOT = Path(__file__).parents[1]
@@ -115,9 +115,9 @@ def board_profile():
                 },
             }
         )
-        archs = _calibration_archs(space, profile)
+        archs = calibration_archs(space, profile)
         measured = [samples(macs) for macs in space.macs(archs)]
-        return _with_networks(profile, space, np.asarray(archs), measured)
+        return with_networks(profile, space, np.asarray(archs), measured)
 
     return build
 

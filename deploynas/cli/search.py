@@ -216,7 +216,7 @@ def _print(result: SearchResult, run: Path) -> None:
     if result.decision:
         say(_decision(result.decision))
     if result.strategy == "pareto" and result.trade_off:
-        for line in _front(result, result.trade_off):
+        for line in front_lines(result, result.trade_off):
             say(line)
     say(f"architecture: {best.architecture}")
     if result.weights == "published" and (
@@ -231,7 +231,7 @@ def _print(result: SearchResult, run: Path) -> None:
     say(f"saved in {run}; next: deploynas {after} {run}{anew}")
 
 
-def _front(result: SearchResult, found: TradeOff) -> list[str]:
+def front_lines(result: SearchResult, found: TradeOff) -> list[str]:
     """The trade-off, cheapest first; the knee is marked."""
     from deploynas.costs import COSTS
     from deploynas.search.budget import own_name

@@ -193,7 +193,7 @@ def export_network(
     if (form.quantize is not None) != (result.precision == "int8"):
         manifest = manifest.model_copy(update={"predicted_latency_ms": None})
     if manifest.quantization and manifest.quantization.float_layers:
-        predicted = _priced(manifest, Path(result.profile), network.nodes)
+        predicted = priced_in_parts(manifest, Path(result.profile), network.nodes)
         manifest = manifest.model_copy(update={"predicted_latency_ms": predicted})
     if in_model is not None:
         content, difference = _in_model(content, preprocessing, images, form.quantize is None)
@@ -214,7 +214,7 @@ def export_network(
     return manifest
 
 
-def _priced(manifest: Manifest, profile: Path, nodes: Sequence[Node]) -> float | None:
+def priced_in_parts(manifest: Manifest, profile: Path, nodes: Sequence[Node]) -> float | None:
     """The int8 prediction with the layers that stayed in float priced as float.
 
     By what each takes alone in either precision; None where the profile does not say.

@@ -94,9 +94,9 @@ def profile_space(
         left = started + soft_seconds - time.monotonic()
         network_job = replace(network_job, rule=replace(network_job.rule, soft_seconds=left))
         measured_networks = _measure(device, network_job, journal, old, on_progress)
-        archs = _calibration_archs(space, profile, precision)
+        archs = calibration_archs(space, profile, precision)
         samples = [measured_networks[name] for name in network_job.networks]
-        profile = _with_networks(profile, space, archs, samples, precision)
+        profile = with_networks(profile, space, archs, samples, precision)
         profile.write(path)
         journal.remove()
         return profile, len(missing)
@@ -123,7 +123,7 @@ def jobs_of(
     hard = budget_minutes * 60 * 0.5
     missing = profile.missing(space, precision)
     layers = {layer_key(x, precision): chain([x]) for x in missing}
-    archs = _calibration_archs(space, profile, precision)
+    archs = calibration_archs(space, profile, precision)
     prefix = space_key(space, precision)
     networks = {f"{prefix}#{_name(arch)}": space.layers(arch) for arch in archs}
     soft = soft_seconds * LAYER_SHARE
@@ -249,7 +249,7 @@ def _costs(layer: Layer, counted_by: str) -> tuple[int, int]:
     return layer_costs.macs(layer), layer_costs.params(layer)
 
 
-def _calibration_archs(
+def calibration_archs(
     space: SearchSpace, profile: DeviceProfile, precision: Precision = "fp32"
 ) -> Archs:
     """Networks that calibrate: half uniform, half spread over the space's range of sizes.
@@ -274,13 +274,22 @@ def _calibration_archs(
     return np.unique(space.canonical(space.with_resolution(archs, sides)), axis=0)
 
 
-def _with_networks(
+def with_networks(
     profile: DeviceProfile,
     space: SearchSpace,
     archs: Archs,
     samples: list[Samples],
     precision: Precision = "fp32",
 ) -> DeviceProfile:
+    """A profile with more calibration networks, its error judged anew.
+
+    Args:
+        profile: Has every layer of the space.
+        space: Of the networks.
+        archs: ``(n, num_choices)``.
+        samples: One a network.
+        precision: Of the samples.
+    """
     key = space_key(space, precision)
     records = list(profile.networks.get(key, ()))
     for arch, measured in zip(space.decode(archs), samples, strict=True):

@@ -92,6 +92,7 @@ class DartsOptimizer:
         num_steps: Taken so far.
         multiplier: Of what the expected cost exceeds its limit by; 0 where it does not.
         temperature: Always 1; other gradient searches have one.
+        expected_costs: Of what is limited.
     """
 
     def __init__(
@@ -106,9 +107,9 @@ class DartsOptimizer:
         self._adam = torch.optim.Adam(
             alphas, recipe.rate, betas=(0.5, 0.999), weight_decay=recipe.weight_decay
         )
-        self._expectations = list(expectations)
+        self.expected_costs = list(expectations)
 
-    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
+    def held_out_loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Of a held-out batch, with what drives the mixtures beside it."""
         recipe = self.recipe
         mixtures = self.network.mixtures(recipe.gate)
@@ -116,8 +117,8 @@ class DartsOptimizer:
         loss = loss * share_of_mean(len(labels))
         if recipe.gate == "sigmoid":
             loss = loss - recipe.zero_one * (mixtures - 0.5).square().mean()
-        if self._expectations:
-            ratios = [e.of(mixtures) / e.limit for e in self._expectations]
+        if self.expected_costs:
+            ratios = [e.of(mixtures) / e.limit for e in self.expected_costs]
             excess = (torch.stack(ratios).max() - 1).clamp_min(0.0)
             self.multiplier = recipe.latency_weight if float(excess.detach()) > 0 else 0.0
             loss = loss + recipe.latency_weight * excess.to(loss.device)
@@ -149,9 +150,9 @@ class DartsOptimizer:
             return 0.0
         if self.recipe.order == "second":
             assert weight_step is not None
-            loss, gradients = self._unrolled(x, labels, weight_step)
+            loss, gradients = self.unrolled(x, labels, weight_step)
         else:
-            out = self._loss(x, labels)
+            out = self.held_out_loss(x, labels)
             loss, gradients = float(out.detach()), list(torch.autograd.grad(out, alphas))
         for alpha, gradient in zip(alphas, averages(gradients), strict=True):
             alpha.grad = gradient.contiguous()
@@ -162,10 +163,10 @@ class DartsOptimizer:
                 )
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
-        self._prune(share)
+        self.prune_at(share)
         return mean_over_processes(loss)
 
-    def _unrolled(
+    def unrolled(
         self, x: Tensor, labels: Tensor, weight_step: WeightStep
     ) -> tuple[float, list[Tensor]]:
         """Gradients at the weights that one step would reach (section 2.3, equations 6 to 8).
@@ -187,7 +188,7 @@ class DartsOptimizer:
         before = [weight.detach().clone() for weight in weights]
         step_by = torch.autograd.grad(train_loss(), weights, materialize_grads=True)
         moved(averages(step_by), -rate)
-        out = self._loss(x, labels)
+        out = self.held_out_loss(x, labels)
         found = torch.autograd.grad(out, [*alphas, *weights], materialize_grads=True)
         direct, by_weights = found[: len(alphas)], averages(found[len(alphas) :])
         moved_back = list(zip(weights, before, strict=True))
@@ -210,7 +211,7 @@ class DartsOptimizer:
         ]
         return float(out.detach()), gradients
 
-    def _prune(self, share: float) -> None:
+    def prune_at(self, share: float) -> None:
         """After each third of the steps the weakest candidates go, down to the recipe's share.
 
         The larger half of them after the first: what is decided early is not yet overfitted.
@@ -230,7 +231,7 @@ class DartsOptimizer:
     def expected(self) -> dict[str, float]:
         """E[cost] of every limited cost, in the budget's units."""
         mixtures = self.network.mixtures(self.recipe.gate).detach()
-        return {e.name: e.unit(float(e.of(mixtures))) for e in self._expectations}
+        return {e.name: e.unit(float(e.of(mixtures))) for e in self.expected_costs}
 
     def entropy(self) -> float:
         """Mean over the edges of the entropy as a share of its maximum."""

@@ -97,6 +97,7 @@ class ArchitectureOptimizer:
         multiplier: Of E[cost]/limit in the last step of the adaptive form; negative where the
             expectation had to rise.
         num_steps: Taken so far.
+        baseline: Of ``reinforce``: what is usual; None before the first step.
     """
 
     def __init__(
@@ -106,20 +107,21 @@ class ArchitectureOptimizer:
         recipe: ProxylessOptions,
         objective: Callable[[float, Sequence[int]], float] | None = None,
     ) -> None:
-        self._objective = objective or self._with_cost
+        self._objective = objective or self.with_cost
         self.network, self.costs, self.recipe = network, costs, recipe
         self.temperature = recipe.temperature
         self.num_steps = 0
         self.multiplier = 0.0
-        self._baseline: float | None = None
+        self.baseline: float | None = None
         alphas = network.alphas or [nn.Parameter(torch.zeros(0))]  # one candidate everywhere
         self._adam = torch.optim.Adam(alphas, recipe.rate, betas=(0.0, 0.999))
 
     def probabilities(self) -> list[Floats]:
         """``(num_candidates,)`` a mixed layer, at the present temperature."""
-        return [p.detach().cpu().double().numpy() for p in self._softmax()]
+        return [p.detach().cpu().double().numpy() for p in self.softmax_of_all()]
 
-    def _softmax(self) -> list[Tensor]:
+    def softmax_of_all(self) -> list[Tensor]:
+        """The same with a gradient, float64."""
         return [(alpha.double() / self.temperature).softmax(0) for alpha in self.network.alphas]
 
     def sample(self, rng: np.random.Generator) -> list[int]:
@@ -138,7 +140,7 @@ class ArchitectureOptimizer:
         return {c.name: c.unit(total) for c, total in self._expected_sums()}
 
     def _expected_sums(self) -> list[tuple[AdditiveCost, float]]:
-        probabilities = self._softmax()
+        probabilities = self.softmax_of_all()
         return [(c, float(c.expected(probabilities).detach())) for c in self.costs]
 
     def step(
@@ -168,9 +170,9 @@ class ArchitectureOptimizer:
         if not self.network.alphas:
             return 0.0
         if recipe.update == "two-path":
-            loss = self._two_path(x, labels, rng)
+            loss = self.two_path_step(x, labels, rng)
         else:
-            loss = self._reinforce(x, labels, rng)
+            loss = self.reinforce_step(x, labels, rng)
         self._project()
         return loss
 
@@ -182,7 +184,8 @@ class ArchitectureOptimizer:
         ratio, cost = max(ratios, key=lambda pair: pair[0])
         return cost, ratio
 
-    def _two_path(self, x: Tensor, labels: Tensor, rng: np.random.Generator) -> float:
+    def two_path_step(self, x: Tensor, labels: Tensor, rng: np.random.Generator) -> float:
+        """Two paths compete, of which one runs (Cai et al. 2019, section 3.2.1); the loss."""
         pairs, active, other = [], [], []
         shares: list[Floats] = []
         for p in self.probabilities():
@@ -199,7 +202,7 @@ class ArchitectureOptimizer:
             ),
             labels, len(pairs),
         )  # fmt: skip
-        scale, slope = self._latency_terms(loss)
+        scale, slope = self.latency_terms(loss)
         binding = self._binding()
         for number, (alpha, pair, q) in enumerate(
             zip(self.network.alphas, pairs, shares, strict=True)
@@ -217,12 +220,12 @@ class ArchitectureOptimizer:
             keep_the_rest(alpha, old, pair, self.temperature)
         return loss
 
-    def _reinforce(self, x: Tensor, labels: Tensor, rng: np.random.Generator) -> float:
+    def reinforce_step(self, x: Tensor, labels: Tensor, rng: np.random.Generator) -> float:
         """Raises the probability of paths that are better than usual (Williams 1992)."""
         probabilities = self.probabilities()
         total = [np.zeros_like(p) for p in probabilities]
         rewards, losses = [], []
-        baseline = self._baseline
+        baseline = self.baseline
         for _ in range(self.recipe.num_samples):
             options = self.sample(rng)
             with torch.no_grad():
@@ -241,11 +244,11 @@ class ArchitectureOptimizer:
             alpha.grad = _as(alpha, mean)
         self._adam_step()
         mean_reward = float(np.mean(rewards))
-        old = mean_reward if self._baseline is None else self._baseline
-        self._baseline = BASELINE_MEMORY * old + (1 - BASELINE_MEMORY) * mean_reward
+        old = mean_reward if self.baseline is None else self.baseline
+        self.baseline = BASELINE_MEMORY * old + (1 - BASELINE_MEMORY) * mean_reward
         return float(np.mean(losses))
 
-    def _with_cost(self, loss: float, options: Sequence[int]) -> float:
+    def with_cost(self, loss: float, options: Sequence[int]) -> float:
         """A path's loss with its own cost, in the recipe's form."""
         if not self.costs:
             return loss
@@ -258,7 +261,7 @@ class ArchitectureOptimizer:
     def _weight(self) -> float:
         return self.recipe.weight if self.recipe.latency_loss == "sum" else 0.0
 
-    def _latency_terms(self, loss: float) -> tuple[float, float]:
+    def latency_terms(self, loss: float) -> tuple[float, float]:
         """Factor of the gates' gradients, and d loss / d (E[cost] / limit)."""
         binding = self._binding()
         if binding is None:
@@ -317,7 +320,7 @@ class ArchitectureOptimizer:
         """All that resuming needs beside the network's own state."""
         numbers = [
             self.num_steps, self.multiplier, self.temperature,
-            np.nan if self._baseline is None else self._baseline,
+            np.nan if self.baseline is None else self.baseline,
         ]  # fmt: skip
         found = {"numbers": torch.tensor(numbers, dtype=torch.float64)}
         for index, state in self._adam.state_dict()["state"].items():
@@ -328,7 +331,7 @@ class ArchitectureOptimizer:
         """Take what :meth:`state` gave."""
         steps, self.multiplier, self.temperature, baseline = state["numbers"].tolist()
         self.num_steps = int(steps)
-        self._baseline = None if np.isnan(baseline) else baseline
+        self.baseline = None if np.isnan(baseline) else baseline
         restore_adam(self._adam, state)
 
 

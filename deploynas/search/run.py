@@ -259,7 +259,7 @@ def search(
         if on_device is not None:
             on_progress("measuring finalists", 0.0)
         best, measured = _chosen(decide, history.archs[0], descent, judged, on_device)
-        shown, trade_off = _front(history, problem, plan.strategy.shown_costs(plan.options))
+        shown, trade_off = front_of(history, problem, plan.strategy.shown_costs(plan.options))
 
         def candidate(arch: Archs) -> Candidate:
             return describe(problem, arch, judged.accuracy(arch), evaluator.kind)
@@ -481,12 +481,12 @@ def _chosen(
         more_accurate = descent.better_than(judged.accuracy(first))
         return (more_accurate[0] if more_accurate else first), {}
     if decide is None:
-        best = _first_within(descent, on_device.worst)
+        best = first_within(descent, on_device.worst)
         return best, on_device.measured(best)
     try:
-        best = _first_within(decide, on_device.worst, most=1 + on_device.error)
+        best = first_within(decide, on_device.worst, most=1 + on_device.error)
     except InfeasibleBudgetError:
-        best = _first_within(descent, on_device.worst)
+        best = first_within(descent, on_device.worst)
         return best, on_device.measured(best)
     for other in descent.better_than(judged.accuracy(best)):
         if on_device.worst(other)[0] <= 1:
@@ -494,7 +494,7 @@ def _chosen(
     return best, on_device.measured(best)
 
 
-def _first_within(
+def first_within(
     propose: Callable[[float], Archs | None],
     measured: Callable[[Archs], tuple[float, str]],
     *,
@@ -577,7 +577,7 @@ def describe(problem: Problem, arch: Archs, accuracy: float, kind: AccuracyKind)
     )
 
 
-def _front(
+def front_of(
     history: History, problem: Problem, names: Sequence[str]
 ) -> tuple[tuple[FrontPoint, ...], TradeOff | None]:
     """The Pareto front among what the strategy evaluated, and its worth; None of a single one.

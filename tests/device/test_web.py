@@ -259,9 +259,9 @@ def test_a_failure_of_npm_is_told_by_the_line_that_says_why():
         "npm error FetchError: request failed, reason: connect ECONNREFUSED\n"
     )
     reason = "FetchError: request failed, reason: connect ECONNREFUSED"
-    assert web_install._reason(output) == reason
-    assert web_install._reason("npm ERR! code E404\n") == "code E404"
-    assert web_install._reason("") == "no message"
+    assert web_install.reason_of(output) == reason
+    assert web_install.reason_of("npm ERR! code E404\n") == "code E404"
+    assert web_install.reason_of("") == "no message"
 
 
 def test_an_unknown_device_suggests_a_name():

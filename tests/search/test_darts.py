@@ -168,7 +168,7 @@ def test_the_second_order_is_the_derivative_of_the_unrolled_loss(
     def train_loss(logits):
         return nn.functional.cross_entropy(logits, labels_train, label_smoothing=smoothing)
 
-    _, found = optimizer._unrolled(x, labels, WeightStep(x_train, train_loss, rate))
+    _, found = optimizer.unrolled(x, labels, WeightStep(x_train, train_loss, rate))
 
     def unrolled_loss():
         mixtures = network.mixtures(gate)
@@ -227,13 +227,13 @@ def test_the_second_order_unrolls_the_very_step_that_follows(space, digits, mode
     monkeypatch.setattr(
         loop, "_optimizer", lambda weights, recipe: Plain(weights, recipe.learning_rate)
     )
-    loss = DartsOptimizer._loss
+    loss = DartsOptimizer.held_out_loss
 
     def at_unrolled_weights(self, x, labels):
         unrolled.append([w.detach().clone() for w in network.weights])
         return loss(self, x, labels)
 
-    monkeypatch.setattr(DartsOptimizer, "_loss", at_unrolled_weights)
+    monkeypatch.setattr(DartsOptimizer, "held_out_loss", at_unrolled_weights)
     budget = Budget(latency_ms=float(np.median(model.upper_ms(space.uniform()))))
     learner = MixturesLearner(space, recipe)
     learner.network = network
@@ -256,7 +256,7 @@ def test_expected_latency_of_one_architecture_and_its_gradient(network, model):
     terms = [model.terms_of(ms) for ms in model.predict_ms(np.array(rows, np.uint8))]
     mixtures = torch.zeros(len(network.alphas), 1 + len(space.table.operations))
     mixtures[:, 1 + option] = 1.0
-    (expectation,) = optimizer._expectations
+    (expectation,) = optimizer.expected_costs
     assert float(expectation.of(mixtures)) == pytest.approx(np.mean(terms), rel=1e-5)
     network.zero_grad()
     expectation.of(network.mixtures("softmax")).backward()
@@ -342,7 +342,7 @@ def test_pruning_leaves_the_strongest(network, model):
         for alpha in network.alphas:
             alpha.copy_(torch.tensor([3.0, 0.0, 1.0, 2.0]))
     for share, left in ((0.0, 3), (0.34, 2), (0.67, 1), (0.99, 1)):
-        optimizer._prune(share)
+        optimizer.prune_at(share)
         assert network.present[:, 1:].sum(1).tolist() == [left] * len(network.alphas)
     assert network.present[:, 3].all()
     assert (network.mixtures("softmax")[:, 1:3] == 0).all()

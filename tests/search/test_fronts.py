@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import strategies as bench
 
-from deploynas.cli.search import _front as front_lines
+from deploynas.cli.search import front_lines
 from deploynas.search.fronts import front, hypervolume, knee
 from deploynas.search.problem import Problem
-from deploynas.search.run import History, _front
+from deploynas.search.run import History, front_of
 
 LAND = bench.Landscape(0)
 
@@ -100,7 +100,7 @@ def test_a_trade_off_is_a_share_of_the_box_from_its_best_to_the_worst(equal):
         sum_over_layers=lambda rows, values: macs[: len(rows)],
     )  # fmt: skip
     model = SimpleNamespace(space=space, predict_ms=LAND.predict_ms, upper_ms=LAND.upper_ms)
-    points, found = _front(History(archs, scores), Problem(model), ("latency_ms", "macs"))
+    points, found = front_of(History(archs, scores), Problem(model), ("latency_ms", "macs"))
     ms = LAND.predict_ms(archs)
     if equal and len(points) == 1:
         assert found is None
@@ -121,7 +121,7 @@ def test_a_trade_off_is_a_share_of_the_box_from_its_best_to_the_worst(equal):
 
 def test_the_corner_is_said():
     archs = LAND.space.sample(100, np.random.default_rng(0))
-    points, found = _front(
+    points, found = front_of(
         History(archs, LAND.accuracies(archs)), Problem(LAND), ("latency_ms", "params")
     )
     title = front_lines(SimpleNamespace(front=points), found)[0]

@@ -213,10 +213,10 @@ def test_a_two_path_step_is_equation_4_on_the_pair(network, model, loss, monkeyp
         optimizer, "_adam_step",
         lambda: seen.update({i: a.grad.double().numpy() for i, a in enumerate(network.alphas)}),
     )  # fmt: skip
-    ratio = float(cost.expected(optimizer._softmax()).detach()) / cost.limit
+    ratio = float(cost.expected(optimizer.softmax_of_all()).detach()) / cost.limit
     before = optimizer.probabilities()
     for seed in range(5):
-        optimizer._two_path(torch.zeros(1), torch.zeros(1), np.random.default_rng(seed))
+        optimizer.two_path_step(torch.zeros(1), torch.zeros(1), np.random.default_rng(seed))
         scale, slope = (1.0, weight) if loss == "sum" else (
             ratio**weight, weight * 2.0 * ratio ** (weight - 1)
         )  # fmt: skip
@@ -251,10 +251,10 @@ def test_a_reinforce_step_is_the_gradient_of_the_expectation(network, monkeypatc
     )  # fmt: skip
     labels = torch.tensor([0, 1])
     for _ in range(200):
-        optimizer._reinforce(torch.zeros(2, 1), labels, rng)
+        optimizer.reinforce_step(torch.zeros(2, 1), labels, rng)
     probabilities = optimizer.probabilities()
     expected = sum(float(p @ v) for p, v in zip(probabilities, of_option, strict=True))
-    assert optimizer._baseline == pytest.approx(-expected, abs=0.3)
+    assert optimizer.baseline == pytest.approx(-expected, abs=0.3)
     for number, (p, values) in enumerate(zip(probabilities, of_option, strict=True)):
         draws = np.stack([step[number] for step in seen[1:]])  # after the baseline is there
         error = draws.std(axis=0) / np.sqrt(len(draws))
@@ -274,8 +274,8 @@ def test_the_product_form_holds_below_a_millisecond(network, model, monkeypatch)
         recipe = ProxylessOptions(latency_loss="product", latency_weight=0.3)
         optimizer = ArchitectureOptimizer(network, [one], recipe)
         cheap, dear = ([int(f(c)) for c in one.candidates] for f in (np.argmin, np.argmax))
-        assert optimizer._with_cost(2.0, cheap) < optimizer._with_cost(2.0, dear)
-        found.append(optimizer._latency_terms(2.0))
+        assert optimizer.with_cost(2.0, cheap) < optimizer.with_cost(2.0, dear)
+        found.append(optimizer.latency_terms(2.0))
         assert found[-1][1] > 0
     assert found[0] == pytest.approx(found[1])
 

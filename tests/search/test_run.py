@@ -9,7 +9,7 @@ import strategies as bench
 from deploynas.errors import InfeasibleBudgetError, UnknownNameError
 from deploynas.search import STRATEGIES, Budget, Effort, Plan, Problem, search
 from deploynas.search.evaluations import Evaluations
-from deploynas.search.run import _first_within, by_score
+from deploynas.search.run import by_score, first_within
 
 FINALISTS = np.array([[2], [1], [0]], np.uint8)
 
@@ -25,13 +25,13 @@ def shares(measure_ms, limit=1.0):
 
 
 def test_the_first_that_measures_within_budget_wins() -> None:
-    best = _first_within(one_by_one(), shares(lambda arch: float(arch[0]), 1.5))
+    best = first_within(one_by_one(), shares(lambda arch: float(arch[0]), 1.5))
     assert best.tolist() == [1]
 
 
 def test_none_within_budget_is_an_error() -> None:
     with pytest.raises(InfeasibleBudgetError, match="the nearest reaches latency_ms 5"):
-        _first_within(one_by_one(), shares(lambda arch: 5.0 + float(arch[0]), 1.5))
+        first_within(one_by_one(), shares(lambda arch: 5.0 + float(arch[0]), 1.5))
 
 
 def by_share(share):
@@ -47,10 +47,10 @@ def test_what_measured_high_once_does_not_give_the_budget_away() -> None:
         disturbed = 1.12 if len(seen) == 1 else 1.0
         return disturbed * float(arch[0]) / 1000, ""
 
-    first = _first_within(by_share, measured)
+    first = first_within(by_share, measured)
     assert first[0] == seen[-1] == 888
     seen.clear()
-    refined = _first_within(by_share, measured, most=1.05)
+    refined = first_within(by_share, measured, most=1.05)
     assert seen == [1000, 888, 944, 972]
     assert refined[0] == 972
 
@@ -62,17 +62,17 @@ def test_what_measures_below_its_prediction_may_grow_as_far_as_the_prediction_al
         seen.append(int(arch[0]))
         return 0.85 * float(arch[0]) / 1000, ""  # a machine that is quicker than in its profile
 
-    best = _first_within(by_share, measured, most=1.05)
+    best = first_within(by_share, measured, most=1.05)
     assert seen == [1000, 1050]
     assert best[0] == 1050
     seen.clear()
-    _first_within(by_share, lambda arch: (0.97 / 0.85 * measured(arch)[0], ""), most=1.05)
+    first_within(by_share, lambda arch: (0.97 / 0.85 * measured(arch)[0], ""), most=1.05)
     assert seen == [1000]
-    assert _first_within(by_share, measured)[0] == 1000
+    assert first_within(by_share, measured)[0] == 1000
 
 
 def test_refinement_never_returns_what_measures_over_budget() -> None:
-    best = _first_within(by_share, lambda a: (0.5 if a[0] < 900 else 1.1, ""), most=1.05)
+    best = first_within(by_share, lambda a: (0.5 if a[0] < 900 else 1.1, ""), most=1.05)
     assert best[0] < 900
 
 

@@ -16,7 +16,7 @@ from deploynas.data import normalise
 from deploynas.data.sources import _load_digits
 from deploynas.device import CpuDevice
 from deploynas.errors import InvalidInputError
-from deploynas.export.exporter import _priced, network_bytes
+from deploynas.export.exporter import network_bytes, priced_in_parts
 from deploynas.export.manifest import Preprocessing
 from deploynas.graph.quantize import layer_names, quantize
 from deploynas.nn import build
@@ -135,11 +135,11 @@ def test_layers_in_float_are_priced_as_float(digits, board_profile, tmp_path):
     quantization = SimpleNamespace(float_layers=("layers.1", "layers.3"))
     manifest = SimpleNamespace(predicted_latency_ms=1.0, quantization=quantization)
     alone = sum(profile.layer_ms(nodes[i].layer) for i in (1, 3))
-    found = _priced(manifest, path, nodes)
+    found = priced_in_parts(manifest, path, nodes)
     assert found == pytest.approx(1.0 + 0.75 * alone)
-    assert _priced(manifest, tmp_path / "none.json", nodes) is None
+    assert priced_in_parts(manifest, tmp_path / "none.json", nodes) is None
     profile.write(path)  # float alone
-    assert _priced(manifest, path, nodes) is None
+    assert priced_in_parts(manifest, path, nodes) is None
 
 
 @pytest.mark.slow

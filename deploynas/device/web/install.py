@@ -106,7 +106,7 @@ def install_runtime() -> tuple[Path, bool]:
             flags = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
             done = subprocess.run([npm, "ci", *flags], cwd=staged, capture_output=True, text=True)
             if done.returncode:
-                reason = _reason(done.stderr or done.stdout)
+                reason = reason_of(done.stderr or done.stdout)
                 raise DeviceError(f"npm could not install onnxruntime-web: {reason}")
             staged.rename(target)
     except OSError as error:
@@ -114,7 +114,7 @@ def install_runtime() -> tuple[Path, bool]:
     return target, True
 
 
-def _reason(output: str) -> str:
+def reason_of(output: str) -> str:
     """The line of npm's output that says why, after those that only number the failure."""
     lines = [re.sub(r"^npm (error|ERR!)\s*", "", line) for line in output.splitlines()]
     lines = [line for line in lines if line]
