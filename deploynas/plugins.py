@@ -59,6 +59,10 @@ class Plugins(Generic[T]):
                 self._loaded[name] = self._imported(others[name])
         return self._loaded[name]
 
+    def forget(self, name: str) -> None:
+        """Import an object anew when it is next asked for, or find that it is gone."""
+        self._loaded.pop(name, None)
+
     def all(self) -> dict[str, T]:
         """Name -> object."""
         return {name: self.load(name) for name in self.names()}
