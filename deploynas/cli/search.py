@@ -47,6 +47,7 @@ FINDERS = {
     "largest": "looking at the largest network",
 }
 MAX_SHOWN = 30  # networks of a front
+PREDICTED = "ofa"  # the usual strategy where a predictor judges, and many networks can be
 
 
 def register(app: typer.Typer) -> None:
@@ -62,8 +63,8 @@ def search(
     limits: Limits = None,
     profiles: Profiles = None,
     strategy_name: Annotated[
-        str, typer.Option("--strategy", metavar="NAME", help="See: deploynas strategies.")
-    ] = "ofa",
+        str | None, typer.Option("--strategy", metavar="NAME", help="See: deploynas strategies.")
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Option of the strategy."),
@@ -103,10 +104,12 @@ def search(
     from deploynas.data import space_for
     from deploynas.errors import InvalidInputError
     from deploynas.search import STRATEGIES, Effort, Plan
+    from deploynas.search.strategy import DEFAULT
     from deploynas.spaces import space
 
     budget = budget_of(latency_ms, max_flops, max_params, max_memory, limits)
-    strategy = STRATEGIES.load(strategy_name)
+    usual = DEFAULT if ofa_weights is None else PREDICTED
+    strategy = STRATEGIES.load(strategy_name or usual)
     options = strategy.options_from(pairs(option, "--set"))
     changes = pairs(recipe_set, "--recipe-set")
     if supernet is not None and space_name is not None:

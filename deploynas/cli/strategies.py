@@ -11,8 +11,6 @@ from deploynas.cli.console import Json, print_json, say
 if TYPE_CHECKING:
     from deploynas.search.strategy import Strategy
 
-DEFAULT = "ofa"
-
 
 def register(app: typer.Typer) -> None:
     """Add the verb and what goes below it."""
@@ -32,7 +30,7 @@ def strategies(
     """List the ways to search."""
     if context.invoked_subcommand is not None:
         return
-    from deploynas.search.strategy import STRATEGIES
+    from deploynas.search.strategy import DEFAULT, STRATEGIES
     from deploynas.spaces import space
 
     every = STRATEGIES.all()

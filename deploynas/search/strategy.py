@@ -259,6 +259,7 @@ def _no_field(what: str, name: str, kind: type[Any]) -> Exception:
     return InvalidInputError(f"unknown {what} {name!r}", "it has none")
 
 
+DEFAULT = "predictor"  # of a search for which nobody chose: docs/strategies.md says why
 STRATEGIES: Plugins[Strategy] = Plugins(
     "strategy",
     "deploynas.strategies",
