@@ -225,7 +225,7 @@ def _examples(data: Path, manifest: Manifest | None, side: int) -> Examples:
     """Test images of ``data``, no smaller than the model's, prepared as the network expects."""
     from deploynas.check import Examples
     from deploynas.data import Split, load_dataset
-    from deploynas.data.published import load_imagenet
+    from deploynas.data.imagenet import load_imagenet
 
     if manifest is None:
         return Examples.of(load_dataset(data, max_size=max(64, side)), None)

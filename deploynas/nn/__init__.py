@@ -5,10 +5,10 @@ from __future__ import annotations
 from pkgutil import resolve_name
 
 from deploynas.errors import InvalidInputError
+from deploynas.nn.candidates import MixedLayer, MixedNetwork
 from deploynas.nn.cells import CellNetwork
 from deploynas.nn.flops import fvcore_costs
 from deploynas.nn.lending import Lender, Loan
-from deploynas.nn.mixed import MixedLayer, MixedNetwork
 from deploynas.nn.mixtures import MixedBlocks, MixedCells, Mixture
 from deploynas.nn.paths import PathNetwork
 from deploynas.nn.sharing import WeightSharing

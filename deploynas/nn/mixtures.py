@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deploynas.nn.candidates import MixedLayer, MixedNetwork, require_one_resolution
 from deploynas.nn.cells import CellModule, CellNetwork
-from deploynas.nn.mixed import MixedLayer, MixedNetwork, require_one_resolution
 from deploynas.spaces.base import Archs, SearchSpace
 from deploynas.spaces.cells import KINDS, NONE, NUM_INPUTS, CellSpace
 

@@ -17,10 +17,10 @@ from deploynas.artifacts import read_json
 from deploynas.errors import InvalidInputError
 from deploynas.nn.conv import Conv2d
 from deploynas.nn.norm import BatchNorm2d
-from deploynas.nn.published import load_published
+from deploynas.nn.ofa_weights import load_published
 from deploynas.spaces.base import Archs, SearchSpace
+from deploynas.spaces.block_lists import parse_net
 from deploynas.spaces.layers import Activation, Layer, Node, halves
-from deploynas.spaces.published import parse_net
 
 
 def activation(name: Activation) -> nn.Module:

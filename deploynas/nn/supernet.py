@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from deploynas.errors import InvalidInputError
 from deploynas.nn.lending import Lender, Loan
-from deploynas.nn.published import load_published
+from deploynas.nn.ofa_weights import load_published
 from deploynas.nn.sharing import WeightSharing
 from deploynas.nn.static import MODULES, StaticNetwork, build_layer, initialise
 from deploynas.spaces import layers as layer_costs

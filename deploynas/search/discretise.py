@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploynas.nn.mixed import MixedNetwork
+from deploynas.nn.candidates import MixedNetwork
 from deploynas.search.drawing import admitted_samples
 from deploynas.search.gates import AdditiveCost, Floats, additive_costs
 from deploynas.search.knapsack import knapsack

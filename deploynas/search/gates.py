@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from deploynas.nn.mixed import MixedNetwork
+from deploynas.nn.candidates import MixedNetwork
 from deploynas.search.problem import Problem
 from deploynas.search.strategies.proxyless import ProxylessOptions
 from deploynas.train.distributed import average, share_of_mean

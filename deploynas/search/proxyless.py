@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from deploynas.nn.mixed import MixedNetwork
+from deploynas.nn.candidates import MixedNetwork
 from deploynas.search.discretise import Decision, discretise
 from deploynas.search.gates import ArchitectureOptimizer, additive_costs
 from deploynas.search.gradient import Architecture, GradientRecipe, Learner

@@ -9,12 +9,12 @@ from typing import Any
 from deploynas.errors import InvalidInputError
 from deploynas.plugins import Plugins
 from deploynas.spaces.base import ArchRecord, Archs, Choice, Graphs, SearchSpace, Slot
+from deploynas.spaces.block_lists import parse_net
 from deploynas.spaces.candidates import CandidateSpace
 from deploynas.spaces.cells import CELL_TABLES, CellSpace, cell_space, operation
 from deploynas.spaces.genotypes import genotype, parse_genotype
 from deploynas.spaces.layers import Layer, Node
 from deploynas.spaces.mobile import MobileSpace
-from deploynas.spaces.published import parse_net
 from deploynas.spaces.staged import StagedSpace, StageTable
 from deploynas.spaces.tables import (
     SUFFIX,

@@ -33,7 +33,7 @@ from deploynas.spaces.staged import (
 from deploynas.spaces.tree import All, Leaf, One, Tree
 
 USUAL = (ZERO, MBCONV)  # operators of a table that names none
-MIXED = "deploynas.nn.mixed:MixedNetwork"
+MIXED = "deploynas.nn.candidates:MixedNetwork"
 
 
 @dataclass(frozen=True, slots=True)

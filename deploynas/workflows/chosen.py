@@ -138,7 +138,7 @@ def open_saved(run: Path, result: SearchResult, dataset: ImageDataset | None) ->
     if result.weights in ("paths", "trained") and dataset is not None:
         images = dataset.test.first(PARITY_IMAGES)
     elif record.images and Path(record.images).is_dir():
-        from deploynas.data.published import load_unlabelled
+        from deploynas.data.imagenet import load_unlabelled
 
         images = load_unlabelled(Path(record.images), side, PARITY_IMAGES)
     kinds: dict[str, Weights] = {"published": "published", "trained": "from-scratch"}

@@ -54,7 +54,7 @@ def data_of(own: DataRecord, path: Path | None) -> ImageDataset:
             "a published network has no images of its own here",
             "pass --data with ImageNet's validation images, a folder a class",
         )
-    from deploynas.data.published import load_imagenet
+    from deploynas.data.imagenet import load_imagenet
 
     images, labels = load_imagenet(path, own.size, IMAGENET_PER_CLASS)
     whole, half = Split(images, labels), len(labels) // 2

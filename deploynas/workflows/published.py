@@ -12,7 +12,7 @@ from torch import Tensor
 from deploynas.artifacts import sha256
 from deploynas.costs import Floats
 from deploynas.data import Pixels, normalise
-from deploynas.data.published import (
+from deploynas.data.imagenet import (
     CROP,
     MEAN,
     STD,

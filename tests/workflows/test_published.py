@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import deploynas as dn
-from deploynas.data.published import load_imagenet, load_unlabelled
+from deploynas.data.imagenet import load_imagenet, load_unlabelled
 from deploynas.errors import InvalidInputError
 from deploynas.nn import Supernet
 from deploynas.search import DataRecord
@@ -103,7 +103,7 @@ def test_measured_where_there_are_images():
     mean = network.layers[0].bn.running_mean
     assert not torch.allclose(mean, torch.zeros_like(mean))  # recalibrated
     from deploynas.data import normalise
-    from deploynas.data.published import MEAN, STD
+    from deploynas.data.imagenet import MEAN, STD
 
     with torch.no_grad():
         labels = network(torch.from_numpy(normalise(images, MEAN, STD))).argmax(1).numpy()
