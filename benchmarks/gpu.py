@@ -19,8 +19,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +27,8 @@ from torch import nn
 
 from deploynas import spaces
 from deploynas.data import ImageDataset, Split, build_dataset, load_dataset
-from deploynas.nn import Supernet, build, conv
-from deploynas.train import SupernetEvaluator, SupernetRecipe, passes, pick_device, train_supernet
+from deploynas.nn import Lender, Supernet, build
+from deploynas.train import SupernetEvaluator, SupernetRecipe, pick_device, train_supernet
 
 CHUNK = 10  # steps between two looks at the clock
 DEVICE = pick_device()
@@ -88,41 +86,21 @@ def speed(options: argparse.Namespace, results: dict[str, dict[str, object]]) ->
     sizes = sizes or ([16, 32] if options.quick else [128, 512, 1024, 2048])
     middle, seconds = sizes[(len(sizes) - 1) // 2], 1.0 if options.quick else options.seconds
 
-    def ratio(size: int, mine: str = "ours") -> dict[str, object]:
-        best = max(
-            float(results.get(f"plain {amp} {size}", {}).get("images_per_second", 0.0))  # type: ignore[arg-type]
-            for amp in ("off", "bf16")
-        )
-        own = float(results.get(f"{mine} {size}", {}).get("images_per_second", 0.0))  # type: ignore[arg-type]
-        return {"over_plain": own / best if best else 0.0}
+    def best(who: str, size: int) -> float:
+        rows = (results.get(f"{who} {amp} {size}", {}) for amp in ("off", "bf16"))
+        return max(float(row.get("images_per_second", 0.0)) for row in rows)  # type: ignore[arg-type]
+
+    def ratio(size: int) -> dict[str, object]:
+        return {"over_plain": best("ours", size) / (best("plain", size) or np.inf)}
 
     yield "machine", machine
-    for way in ("products", "convolutions"):
-        size = middle + (40 if way == "products" else 24)
-        yield (
-            f"cold {way}",
-            lambda s=size, w=way: first_seen(space, dataset, s, options.quick, w == "products"),
-        )
+    yield f"first seen {middle}", lambda: first_seen(space, dataset, middle, options.quick)
     for size in sizes:
         for amp in ("off", "bf16"):
             yield f"plain {amp} {size}", lambda s=size, a=amp: plain(space, dataset, s, a, seconds)
-        yield f"ours {size}", lambda s=size: ours(space, dataset, s, seconds)
+            yield f"ours {amp} {size}", lambda s=size, a=amp: ours(space, dataset, s, seconds, a)
         yield f"ratio {size}", lambda s=size: ratio(s)
-    for size in sizes:
-        yield f"busy {size}", lambda s=size: busy(space, dataset, s, seconds)
-    yield f"ours reuse-16 {sizes[0]}", lambda: ours(space, dataset, sizes[0], seconds, reuse=16)
-    yield f"ours reuse-16 {middle}", lambda: ours(space, dataset, middle, seconds, reuse=16)
-    yield (
-        f"ours convolutions {middle}",
-        lambda: ours(space, dataset, middle, seconds, product=False),
-    )
-    yield f"ours no-graphs {middle}", lambda: ours(space, dataset, middle, seconds, record_at=1e9)
-    yield (
-        f"ours no-graphs-no-beside {middle}",
-        lambda: ours(space, dataset, middle, seconds, record_at=1e9, beside=False),
-    )
-    yield f"ours no-beside {middle}", lambda: ours(space, dataset, middle, seconds, beside=False)
-    yield f"ours float32 {middle}", lambda: ours(space, dataset, middle, seconds, amp="off")
+    yield f"busy {middle}", lambda: busy(space, dataset, middle, seconds)
     three = spaces.space(options.space, dataset.num_classes, dataset.channels, [24, 28, SIDE])
     yield f"ours three-sides {middle}", lambda: ours(three, dataset, middle, 2 * seconds)
     yield f"largest plain {middle}", lambda: plain(space, dataset, middle, "off", seconds, num=1)
@@ -145,33 +123,26 @@ def accuracy(options: argparse.Namespace, results: dict[str, dict[str, object]])
     yield "machine", machine
     for size in sizes:
         for rule in ("linear", "root"):
-            for reuse in (1, 16):
-                if size != BASE_BATCH or rule == "linear":
-                    yield (
-                        f"{rule} {size} reuse-{reuse}",
-                        lambda s=size, r=rule, u=reuse: learnt(options, dataset, s, r, u),
-                    )
+            if size != BASE_BATCH or rule == "linear":
+                yield f"{rule} {size}", lambda s=size, r=rule: learnt(options, dataset, s, r)
 
 
 PARTS = {"speed": speed, "accuracy": accuracy}
 
 
 def learnt(
-    options: argparse.Namespace, dataset: ImageDataset, size: int, rule: str, reuse: int
+    options: argparse.Namespace, dataset: ImageDataset, size: int, rule: str
 ) -> dict[str, object]:
     """Validation accuracy of both ends after training, at a batch size and its rate."""
     space = spaces.space(options.space, dataset.num_classes, dataset.channels, [SIDE])
     factor = size / BASE_BATCH
     rate = BASE_RATE * (factor if rule == "linear" else factor**0.5)
     epochs = 0.1 if options.quick else 10.0
-    recipe = SupernetRecipe(
-        epochs=epochs, batch_size=size, learning_rate=rate, num_random=2, reuse=reuse
-    )
+    recipe = SupernetRecipe(epochs=epochs, batch_size=size, learning_rate=rate, num_random=2)
     torch.manual_seed(0)
     supernet = Supernet(space).to(DEVICE)
     started = time.perf_counter()
-    with recordings() as recorded:
-        train_supernet(supernet, dataset, recipe)
+    train_supernet(supernet, dataset, recipe)
     synchronise()
     seconds = time.perf_counter() - started
     evaluator = SupernetEvaluator(supernet, dataset)
@@ -181,7 +152,6 @@ def learnt(
         "largest": largest, "smallest": smallest, "learning_rate": rate,
         "random": float(np.mean([evaluator.accuracy(arch) for arch in drawn])),
         "images_per_second": epochs * len(dataset.train) / seconds, "training_seconds": seconds,
-        **recorded,
     }  # fmt: skip
 
 
@@ -250,14 +220,12 @@ def synchronise() -> None:
 
 
 def ours(
-    space: spaces.SearchSpace, dataset: ImageDataset, size: int, seconds: float, *,
-    amp: str = "bf16", record_at: float = passes.RECORD_AT, beside: bool = True, reuse: int = 1,
-    product: bool = True,
-    each: Callable[[int], None] = lambda step: None,
+    space: spaces.SearchSpace, dataset: ImageDataset, size: int, seconds: float,
+    amp: str = "bf16", each: Callable[[int], None] = lambda step: None,
 ) -> dict[str, object]:  # fmt: skip
     """``train_supernet`` as it is called by ``deploynas train``."""
     recipe = SupernetRecipe.model_validate(
-        {"epochs": 10_000, "batch_size": size, "num_random": 2, "amp": amp, "reuse": reuse}
+        {"epochs": 10_000, "batch_size": size, "num_random": 2, "amp": amp}
     )
     torch.manual_seed(0)
     supernet = Supernet(space).to(DEVICE)
@@ -267,50 +235,13 @@ def ours(
         each(clock._steps)
         clock.step()
 
-    with (
-        changed(record_at, beside, product), recordings() as recorded,
-        contextlib.suppress(_Enough),
-    ):  # fmt: skip
+    with contextlib.suppress(_Enough):
         train_supernet(supernet, dataset, recipe, on_progress=watch)
-    found = {**clock.found(), **recorded}
+    found = clock.found()
     if DEVICE.type == "cuda":
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         torch.cuda.reset_peak_memory_stats()
     return found
-
-
-@contextmanager
-def recordings() -> Iterator[dict[str, object]]:
-    """Counts passes that are recorded, and tells why one could not be."""
-    found: dict[str, object] = {"recorded": 0}
-    before = passes._Recorder._recorded
-
-    def counted(self: object, *arguments: object) -> object:
-        try:
-            result = before(self, *arguments)  # type: ignore[arg-type]
-        except Exception as error:
-            found["not_recorded"] = f"{type(error).__name__}: {error}"[:200]
-            raise
-        found["recorded"] += 1  # type: ignore[operator]
-        return result
-
-    passes._Recorder._recorded = counted  # type: ignore[assignment]
-    try:
-        yield found
-    finally:
-        passes._Recorder._recorded = before
-
-
-@contextmanager
-def changed(record_at: float, beside: bool, product: bool) -> Iterator[None]:
-    """With other settings."""
-    before = passes.RECORD_AT, passes.BACKWARD_BESIDE, conv.AS_PRODUCT
-    passes.RECORD_AT, passes.BACKWARD_BESIDE = record_at, beside  # type: ignore[assignment]
-    conv.AS_PRODUCT = product
-    try:
-        yield
-    finally:
-        passes.RECORD_AT, passes.BACKWARD_BESIDE, conv.AS_PRODUCT = before
 
 
 def plain(
@@ -329,7 +260,7 @@ def plain(
     images = torch.from_numpy(dataset.train.images).to(DEVICE).permute(0, 3, 1, 2)
     labels = torch.from_numpy(dataset.train.labels).to(DEVICE)
     clock = _Clock(size, seconds)
-    with changed(passes.RECORD_AT, True, product=False), contextlib.suppress(_Enough):
+    with contextlib.suppress(_Enough):
         while True:
             rows = torch.randint(len(labels), (size,), device=DEVICE)
             x, y = images[rows].float().sub_(128).div_(64), labels[rows]
@@ -386,32 +317,30 @@ def busy(
 
 
 def first_seen(
-    space: spaces.SearchSpace, dataset: ImageDataset, size: int, quick: bool, product: bool
+    space: spaces.SearchSpace, dataset: ImageDataset, size: int, quick: bool
 ) -> dict[str, object]:
     """Milliseconds of a subnet's first and second pass, over subnets drawn one by one."""
     torch.manual_seed(0)
     supernet = Supernet(space).to(DEVICE).to(memory_format=torch.channels_last).train()
-    recipe = SupernetRecipe(epochs=1, batch_size=size)
-    own = passes.Passes(nn.functional.cross_entropy, recipe, DEVICE)
+    recipe, lender = SupernetRecipe(epochs=1), Lender()
     x = torch.randn(size, space.in_channels, SIDE, SIDE, device=DEVICE)
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.zeros(size, dtype=torch.long, device=DEVICE)
-    times = []
-    for way in (True, False):  # what a process loads once is not a subnet's
-        with changed(1e9, True, way):
-            own.run(b"", partial(supernet.lend, space.largest()[0]), x[:8], y[:8])
-            own.finish()
-            supernet.zero_grad(set_to_none=True)
-    with changed(1e9, True, product):
-        for arch in space.sample(4 if quick else 16, np.random.default_rng(1)):
-            for _ in range(2):
-                synchronise()
-                started = time.perf_counter()
-                own.run(arch.tobytes(), partial(supernet.lend, arch), x, y)
-                own.finish()
-                synchronise()
-                times.append(1e3 * (time.perf_counter() - started))
-    first, second = np.array(times).reshape(-1, 2).T
+
+    def run(arch: np.ndarray, num: int) -> float:
+        synchronise()
+        started = time.perf_counter()
+        subnet = supernet.lend(arch, lender)
+        lender.open(subnet)
+        with recipe.autocast(DEVICE):
+            loss = nn.functional.cross_entropy(subnet.run(x[:num]), y[:num])
+        loss.backward()
+        synchronise()
+        return 1e3 * (time.perf_counter() - started)
+
+    run(space.largest()[0], 8)  # what a process loads once is not a subnet's
+    drawn = space.sample(4 if quick else 16, np.random.default_rng(1))
+    first, second = np.array([[run(arch, size) for _ in range(2)] for arch in drawn]).T
     part = max(1, len(first) // 4)
     return {
         "first_ms_in_all": float(first.sum()),

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from deploynas.artifacts import read_json
 from deploynas.errors import InvalidInputError
-from deploynas.nn.conv import Conv2d
 from deploynas.nn.norm import BatchNorm2d
 from deploynas.nn.ofa_weights import load_published
 from deploynas.spaces.base import Archs, SearchSpace
@@ -35,10 +34,10 @@ def activation(name: Activation) -> nn.Module:
 def convolution(
     in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1, *,
     groups: int = 1, dilation: int = 1, bias: bool = False,
-) -> Conv2d:  # fmt: skip
+) -> nn.Conv2d:  # fmt: skip
     """A convolution padded to keep the side."""
     border = dilation * (kernel_size // 2)
-    return Conv2d(
+    return nn.Conv2d(
         in_channels, out_channels, kernel_size, stride, border, dilation, groups, bias
     )  # fmt: skip
 
@@ -46,7 +45,7 @@ def convolution(
 class ConvBnAct(nn.Module):
     """Convolution, batch norm, activation: ``(n, c, h, w)`` -> ``(n, out, h', w')``."""
 
-    def __init__(self, conv: Conv2d, act: Activation = "none", *, eps: float | None) -> None:
+    def __init__(self, conv: nn.Conv2d, act: Activation = "none", *, eps: float | None) -> None:
         super().__init__()
         self.conv = conv
         self.bn = nn.Identity() if eps is None else BatchNorm2d(conv.out_channels, eps=eps)
@@ -62,8 +61,8 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.reduce = Conv2d(channels, hidden, 1)
-        self.expand = Conv2d(hidden, channels, 1)
+        self.reduce = nn.Conv2d(channels, hidden, 1)
+        self.expand = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.expand(torch.relu(self.reduce(x.mean((2, 3), keepdim=True))))
@@ -157,7 +156,7 @@ class Head(nn.Module):
             else nn.Identity()
         )
         features, mid = layer.feature_channels, mid or cin
-        self.features = Conv2d(mid, features, 1, bias=False) if features else nn.Identity()
+        self.features = nn.Conv2d(mid, features, 1, bias=False) if features else nn.Identity()
         self.act = activation(act) if features else nn.Identity()
         self.classifier = nn.Linear(features or mid, layer.out_channels)
 

@@ -144,7 +144,7 @@ class _Lent(nn.Module):
             place[name] = self._lender[0].cut(whole, shape)
         out: Tensor = self.module(x)
         for place, name, _, _ in self._cuts:
-            place[name] = None  # what is left would keep the pass's graph alive
+            place[name] = None  # else it would keep the pass's graph alive
         return out
 
 

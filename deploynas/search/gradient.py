@@ -270,7 +270,8 @@ class Learner(abc.ABC):
 
             x = images.at(side)
             search.architecture_step(images.share, WeightStep(x, loss_of, images.rate))
-            loss = loss_of(self.logits(x, images, optimizer))
+            with recipe.autocast(device):
+                loss = loss_of(self.logits(x, images, optimizer))
             images.scaled(loss).backward()
             return loss
 

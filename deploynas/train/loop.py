@@ -73,12 +73,8 @@ class Recipe(Record):
         needed = num_steps * self.batch_size / num_images
         return self.model_copy(update={"epochs": round(max(self.epochs, min(needed, most)), 1)})
 
-    def drawn_at(self, step: int) -> int:
-        """The step whose draws of networks a step uses."""
-        return step
-
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """What a forward pass on a device runs under."""
+        """What a forward pass and its loss on a device run under."""
         is_on = device.type == "cuda" and self.amp != "off"
         narrow = torch.float16 if self.amp == "fp16" else torch.bfloat16
         return torch.autocast(device.type, narrow, enabled=is_on)
@@ -137,7 +133,7 @@ class StepImages:
         self._own = slice(first, None, count)  # of the whole batch
         self._data, self._rows, self._recipe, self._step = data, rows, recipe, step
         self.task = data.task
-        self.rng, self.share = _generator(recipe, recipe.drawn_at(step), 0), share
+        self.rng, self.share = _generator(recipe, step, 0), share
         self.phase, self.rate, self.scaled = phase, rate, scaled
         self.labels = data.labels[on_device(rows[self._own], data.labels.device)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -14,7 +13,6 @@ from deploynas.nn.state import digest
 from deploynas.train.batches import Batches
 from deploynas.train.evaluate import CALIBRATION_IMAGES
 from deploynas.train.loop import Recipe, StepImages, Trainee, TrainingProgress, run_training
-from deploynas.train.passes import Passes, training_stream
 from deploynas.train.task import task_of
 
 
@@ -33,23 +31,20 @@ def train_network(
     """
     resolution = network.nodes[0].layer.height
     device = next(network.parameters()).device
-    loss = partial(task_of(dataset).loss, smoothing=recipe.label_smoothing)
-    passes = Passes(loss, recipe, device)
-    loan = passes.whole(network)
+    task = task_of(dataset)
 
     def accumulate(images: StepImages) -> Tensor:
-        reported, _ = passes.run(
-            b"", lambda lender: loan, images.at(resolution), images.labels, images.scaled
-        )
-        passes.finish()
-        return reported
+        x = images.at(resolution)
+        with recipe.autocast(device):
+            loss = task.loss(network(x), images.labels, recipe.label_smoothing)
+        images.scaled(loss).backward()
+        return loss
 
     layers = " ".join(node.layer.key for node in network.nodes)
     start = digest(dict(network.named_parameters()))
-    with training_stream(device):
-        run_training(
-            Trainee(network, f"{layers} {start}"), dataset, recipe, accumulate,
-            checkpoint=checkpoint, on_progress=on_progress,
-        )  # fmt: skip
+    run_training(
+        Trainee(network, f"{layers} {start}"), dataset, recipe, accumulate,
+        checkpoint=checkpoint, on_progress=on_progress,
+    )  # fmt: skip
     images = Batches(dataset, dataset.train, device).calibration(resolution, CALIBRATION_IMAGES)
     recalibrate(network, images)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
-from deploynas.nn import StaticNetwork, WeightSharing
+from deploynas.nn import Lender, StaticNetwork, WeightSharing
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train.batches import Batches
 from deploynas.train.checkpoint import load_weights, save_weights
@@ -35,12 +34,10 @@ from deploynas.train.loop import (
     TrainingProgress,
     run_training,
 )
-from deploynas.train.passes import Passes, training_stream
 from deploynas.train.schedules import SCHEDULES, Phase
 from deploynas.train.task import Task, task_of
 
 SPEED_STEPS = 7
-NUM_DRAWS = 16  # that take turns where a recipe reuses them
 NUM_LOOKS, LOOK_IMAGES = 10, 1_000  # at the ends' accuracies, while a training runs
 
 
@@ -49,9 +46,6 @@ class SupernetRecipe(Recipe):
 
     Attributes:
         schedule: A key of :data:`SCHEDULES`.
-        reuse: How many steps a draw of random subnets serves: :data:`NUM_DRAWS` draws take turns
-            so often before others take their place. A GPU runs a network that recurs several
-            times as fast as one that it sees for the first time.
         num_random: Random subnets a step, where it is not the schedule's number.
         teacher_ramp: With an in-place teacher: share of the steps over which the targets of the
             other subnets move from the labels to its predictions, which teach nothing at first.
@@ -59,15 +53,8 @@ class SupernetRecipe(Recipe):
 
     epochs: float = 4.0
     schedule: Literal["sandwich", "single-path", "progressive"] = "sandwich"
-    reuse: int = Field(default=1, ge=1)
     num_random: int | None = Field(default=None, ge=1)
     teacher_ramp: float = 0.3
-
-    def drawn_at(self, step: int) -> int:
-        """The step whose draws a step uses: its own, without reuse."""
-        if self.reuse == 1:
-            return step
-        return step - step % (NUM_DRAWS * self.reuse) + step % NUM_DRAWS
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -124,13 +111,12 @@ def train_supernet(
             accuracies.update(fresh)
         on_progress(replace(state, accuracies=dict(accuracies), fresh=fresh))
 
-    with training_stream(next(supernet.parameters()).device):
-        run_training(
-            Trainee(supernet, str(space.spec)), dataset, recipe,
-            _accumulating(supernet, task, recipe, teacher), checkpoint=checkpoint,
-            on_progress=watch,
-            parts=Parts([(phase.share, phase.rate) for phase in recipe.phases], start),
-        )  # fmt: skip
+    run_training(
+        Trainee(supernet, str(space.spec)), dataset, recipe,
+        _accumulating(supernet, task, recipe, teacher), checkpoint=checkpoint,
+        on_progress=watch,
+        parts=Parts([(phase.share, phase.rate) for phase in recipe.phases], start),
+    )  # fmt: skip
     teacher.forget()
 
 
@@ -139,7 +125,7 @@ def _accumulating(
 ) -> Callable[[StepImages], Tensor]:
     """One step: the gradients of several subnets at one resolution."""
     space = supernet.space
-    passes = Passes(task.loss, recipe, next(supernet.parameters()).device)
+    lender, device = Lender(), next(supernet.parameters()).device
 
     def accumulate(images: StepImages) -> Tensor:
         phase = recipe.phases[images.phase]
@@ -152,13 +138,16 @@ def _accumulating(
             targets = 0.5 * (labels + teacher(x_bchw, resolution))
         losses = []
         for i, arch in enumerate(archs):
-            lend = partial(supernet.lend, arch)
-            loss, outputs = passes.run(arch.tobytes(), lend, x_bchw, targets, images.scaled)
-            losses.append(loss)
+            subnet = supernet.lend(arch, lender)
+            lender.open(subnet)
+            with recipe.autocast(device):
+                outputs = subnet.run(x_bchw)
+                loss = task.loss(outputs, targets)
+            images.scaled(loss).backward()
+            losses.append(loss.detach())
             if i == 0 and phase.teacher == "in-place":
                 trust = min(1.0, images.share / recipe.teacher_ramp)
-                targets = trust * task.taught(outputs) + (1 - trust) * labels
-        passes.finish()
+                targets = trust * task.taught(outputs.detach()) + (1 - trust) * labels
         return losses[0]
 
     return accumulate
@@ -172,17 +161,15 @@ def supernet_images_per_second(
     task = task_of(dataset)
     accumulate = _accumulating(copy, task, recipe, _Teacher(copy, task, None))
     few = dataset.train.take(np.arange(min(recipe.batch_size, len(dataset.train))))
-    device = next(copy.parameters()).device
-    data = Batches(dataset, few, device)
+    data = Batches(dataset, few, next(copy.parameters()).device)
     times = []
-    with training_stream(device):
-        for step in range(SPEED_STEPS):
-            rows = np.arange(recipe.batch_size) % len(data)
-            started = time.perf_counter()
-            copy.zero_grad(set_to_none=True)
-            images = StepImages(data, rows, recipe, step, 0.5, 0, recipe.learning_rate)
-            float(accumulate(images).detach())
-            times.append(time.perf_counter() - started)
+    for step in range(SPEED_STEPS):
+        rows = np.arange(recipe.batch_size) % len(data)
+        started = time.perf_counter()
+        copy.zero_grad(set_to_none=True)
+        images = StepImages(data, rows, recipe, step, 0.5, 0, recipe.learning_rate)
+        float(accumulate(images).detach())
+        times.append(time.perf_counter() - started)
     return recipe.batch_size / float(np.median(times[1:]))
 
 

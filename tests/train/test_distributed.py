@@ -39,25 +39,26 @@ SCRIPT = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
 from pathlib import Path
-import numpy as np
 import torch
 torch.set_num_threads(1)
 from deploynas import spaces
 from deploynas.data.sources import _load_digits
-from deploynas.nn import Supernet
+from deploynas.nn import Loan, Supernet
 from deploynas.train import SupernetRecipe, save_weights, train_supernet
 from deploynas.train.distributed import place, processes
-from deploynas.train.passes import Passes
 
 folder, schedule = Path(sys.argv[1]), sys.argv[2]
 digits = _load_digits((), seed=0, max_size=64)
 space = spaces.space("mobile-small", 10, 1, [20, 24])
 seen = []
-run = Passes.run
-def spy(self, key, lend, x, targets):
-    seen.append([len(x), *map(int, np.frombuffer(key, space.row_type))])
-    return run(self, key, lend, x, targets)
-Passes.run = spy
+lend = Supernet.lend
+def spy(self, arch, lender):
+    loan = lend(self, arch, lender)
+    def run(x):
+        seen.append([len(x), *map(int, arch)])
+        return loan.run(x)
+    return Loan(run, loan.sources)
+Supernet.lend = spy
 losses = []
 with processes():
     torch.manual_seed(0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ import torch
 from deploynas import spaces
 from deploynas.data.sources import _load_digits
 from deploynas.errors import InvalidInputError
-from deploynas.nn import Supernet, build
+from deploynas.nn import Loan, Supernet, build
 from deploynas.train import (
     Batches,
     Recipe,
@@ -25,7 +23,6 @@ from deploynas.train import (
     train_supernet,
 )
 
-supernet_module = importlib.import_module("deploynas.train.supernet")
 RECIPE = SupernetRecipe(epochs=0.5, batch_size=64)
 
 
@@ -207,32 +204,17 @@ def test_accuracy_on_no_images_is_an_error(digits, space):
         accuracy(network, Batches(digits, digits.val, torch.device("cpu")), 20, num_images=0)
 
 
-@pytest.mark.slow
-def test_draws_that_serve_again_take_turns(digits, space, monkeypatch):
+def test_random_subnets_a_step(digits, space, monkeypatch):
     lent, lend = [], Supernet.lend
-
-    def spy(self, arch, lender):
-        lent.append(tuple(arch))
-        return lend(self, arch, lender)
-
-    monkeypatch.setattr(Supernet, "lend", spy)
-    monkeypatch.setattr(supernet_module, "NUM_DRAWS", 2)
-    recipe = RECIPE.model_copy(update={"epochs": 0.4, "reuse": 3, "num_random": 2})
-    train_supernet(new_supernet(space), digits, recipe)
-    steps = [tuple(lent[i : i + 4]) for i in range(0, len(lent), 4)]
-    assert len(steps) >= 8
-    ends = tuple(space.largest()[0]), tuple(space.smallest()[0])
-    assert {step[:2] for step in steps} == {ends}
-    drawn = [step[2:] for step in steps]
-    assert drawn[0] == drawn[2] == drawn[4]
-    assert drawn[1] == drawn[3] == drawn[5]
-    assert len({drawn[0], drawn[1], drawn[6], drawn[7]}) == 4
-
-
-def test_a_recipe_of_no_random_subnets_or_no_use_is_refused():
-    for field in ("reuse", "num_random"):
-        with pytest.raises(ValueError, match=field):
-            SupernetRecipe.model_validate({field: 0})
+    monkeypatch.setattr(
+        Supernet, "lend", lambda self, arch, lender: lent.append(arch) or lend(self, arch, lender)
+    )
+    recipe = RECIPE.model_copy(update={"epochs": 0.1, "num_random": 2})
+    steps = []
+    train_supernet(new_supernet(space), digits, recipe, on_progress=steps.append)
+    assert len(lent) == 4 * len(steps) > 0
+    with pytest.raises(ValueError, match="num_random"):
+        SupernetRecipe(num_random=0)
 
 
 def test_precision_is_a_gpus(digits):
@@ -291,3 +273,90 @@ def test_a_loss_between_two_looks_is_not_missed(when):
     assert loop._seen(losses) == 3.0
     losses[when] = torch.tensor(float("inf"))
     assert np.isnan(loop._seen(losses))
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """A CPU that computes in bfloat16 wherever a GPU would."""
+    monkeypatch.setattr(
+        Recipe, "autocast", lambda self, device: torch.autocast("cpu", torch.bfloat16)
+    )
+
+
+def assert_wide(module):
+    for tensor in (*module.parameters(), *module.buffers()):
+        assert tensor.dtype in (torch.float32, torch.int64)
+        assert torch.isfinite(tensor).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["sandwich", "progressive"])
+def test_a_supernet_trains_in_bfloat16(schedule, narrow, digits, space):
+    """Small kernels are made from large ones, layers are cut out of larger ones: all narrow."""
+    seen, supernet = [], new_supernet(space)
+    last = supernet.slots[-1]
+    lend = last.lend
+
+    def spy(layer, lender):
+        loan = lend(layer, lender)
+
+        def run(x):
+            out = loan.run(x)
+            seen.append(out.dtype)
+            return out
+
+        return Loan(run, loan.sources)
+
+    last.lend = spy
+    recipe = RECIPE.model_copy(update={"epochs": 0.6, "schedule": schedule})
+    losses = []
+    train_supernet(supernet, digits, recipe, on_progress=lambda p: losses.append(p.loss))
+    assert set(seen) == {torch.bfloat16}
+    assert np.isfinite(losses).all()
+    assert_wide(supernet)
+    evaluator = SupernetEvaluator(supernet, digits)
+    for arch in (space.largest()[0], space.smallest()[0], space.sample(1, generator())[0]):
+        assert 0 <= evaluator.accuracy(arch, 64, 64) <= 1
+
+
+@pytest.mark.slow
+def test_bfloat16_learns_as_float32_does(digits, space, monkeypatch):
+    accuracies = []
+    for is_narrow in (False, True):
+        if is_narrow:
+            monkeypatch.setattr(
+                Recipe, "autocast", lambda self, device: torch.autocast("cpu", torch.bfloat16)
+            )
+        torch.manual_seed(0)
+        network = build(space, space.smallest()[0])
+        train_network(network, digits, Recipe(epochs=4, batch_size=64))
+        assert_wide(network)
+        val = Batches(digits, digits.val, torch.device("cpu"))
+        accuracies.append(accuracy(network, val, 20))
+    assert accuracies[0] > 0.6
+    assert abs(accuracies[0] - accuracies[1]) < 0.15
+
+
+def test_a_network_trains_with_scaled_losses(digits, space, monkeypatch):
+    """The loop as a GPU runs it in float16, in bfloat16 and with a CPU's scaler."""
+    scalers = []
+
+    def scaler(self, device):
+        scalers.append(torch.amp.GradScaler("cpu"))
+        return scalers[-1]
+
+    monkeypatch.setattr(Recipe, "scaler", scaler)
+    plain, scaled = (build(space, space.smallest()[0]) for _ in range(2))
+    scaled.load_state_dict(plain.state_dict())
+    recipe = Recipe(epochs=0.1, batch_size=64, amp="fp16")
+    train_network(scaled, digits, recipe)
+    assert [one.is_enabled() for one in scalers] == [True]
+    assert scalers[0].get_scale() > 1
+    monkeypatch.undo()
+    train_network(plain, digits, recipe)
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(scaled.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def generator():
+    return np.random.default_rng(0)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from deploynas import spaces
-from deploynas.nn import Lender, Supernet, build
-from deploynas.train import Recipe
-from deploynas.train.passes import Passes
-
-CPU = torch.device("cpu")
+from deploynas.nn import Lender, Supernet
 
 
 @pytest.fixture
@@ -43,10 +37,11 @@ def through_autograd(supernet, archs, x, y):
     return found
 
 
-def through_loans(supernet, passes, archs, x, y):
+def through_loans(supernet, lender, archs, x, y):
     for arch in archs:
-        passes.run(arch.tobytes(), partial(supernet.lend, arch), x, y)
-    passes.finish()
+        loan = supernet.lend(arch, lender)
+        lender.open(loan)
+        nn.functional.cross_entropy(loan.run(x), y).backward()
     found = {n: None if p.grad is None else p.grad.clone() for n, p in supernet.named_parameters()}
     supernet.zero_grad(set_to_none=True)
     return found
@@ -63,12 +58,12 @@ def assert_close(found, expected):
 
 def test_gradients_of_a_step_are_those_of_the_supernet(supernet, batch):
     archs = archs_of(supernet.space)
-    passes = Passes(nn.functional.cross_entropy, Recipe(epochs=1), CPU)
+    lender = Lender()
     for step in range(3):  # layers and gradients are kept between steps
         some = archs[step : step + 3]
         expected = through_autograd(supernet, some, *batch)
         assert any(g is not None and g.abs().max() > 0 for g in expected.values())
-        assert_close(through_loans(supernet, passes, some, *batch), expected)
+        assert_close(through_loans(supernet, lender, some, *batch), expected)
         with torch.no_grad():
             for parameter in supernet.parameters():
                 parameter.add_(0.01 * torch.randn_like(parameter))
@@ -76,9 +71,9 @@ def test_gradients_of_a_step_are_those_of_the_supernet(supernet, batch):
 
 def test_what_a_step_does_not_use_has_no_gradient(supernet, batch):
     """Else momentum and weight decay would move it."""
-    passes = Passes(nn.functional.cross_entropy, Recipe(epochs=1), CPU)
-    through_loans(supernet, passes, supernet.space.largest(), *batch)
-    found = through_loans(supernet, passes, supernet.space.smallest(), *batch)
+    lender = Lender()
+    through_loans(supernet, lender, supernet.space.largest(), *batch)
+    found = through_loans(supernet, lender, supernet.space.smallest(), *batch)
     assert found["slots.2.kernel_7to5"] is not None
     deepest = [n for n in found if n.startswith(f"slots.{len(supernet.slots) - 2}.")]
     assert deepest
@@ -111,15 +106,3 @@ def test_forward_passes_leave_no_statistics(supernet, batch):
     before = {name: tensor.clone() for name, tensor in supernet.named_buffers()}
     supernet.lend(supernet.space.largest()[0], Lender()).run(batch[0])
     assert all(torch.equal(tensor, before[name]) for name, tensor in supernet.named_buffers())
-
-
-def test_a_whole_network_trains_its_own_weights(supernet, batch):
-    network = build(supernet.space, supernet.space.smallest()[0]).train()
-    nn.functional.cross_entropy(network(batch[0]), batch[1]).backward()
-    expected = {name: p.grad for name, p in network.named_parameters()}
-    network.zero_grad(set_to_none=True)
-    passes = Passes(nn.functional.cross_entropy, Recipe(epochs=1), CPU)
-    loss, logits = passes.run(b"", lambda lender: passes.whole(network), *batch)
-    assert logits.shape == (8, 10)
-    assert not loss.requires_grad
-    assert_close({name: p.grad for name, p in network.named_parameters()}, expected)
