@@ -113,7 +113,7 @@ def _load_default(*, download: bool, seed: int, max_size: int) -> ImageDataset:
             reason = " ".join(str(error).split()) or type(error).__name__
             warnings = (f"the download of Fashion-MNIST failed: {reason}",)
     if found is None:
-        return _load_digits(warnings, seed=seed, max_size=max_size)
+        return load_digits(warnings, seed=seed, max_size=max_size)
     return load_idx(
         found,
         name="fashion-mnist",
@@ -145,7 +145,14 @@ def _download(cache: Path) -> Path:
     return directory
 
 
-def _load_digits(warnings: tuple[str, ...], *, seed: int, max_size: int) -> ImageDataset:
+def load_digits(warnings: tuple[str, ...], *, seed: int, max_size: int) -> ImageDataset:
+    """The handwritten digits that scikit-learn holds: small, and always there.
+
+    Args:
+        warnings: That the data set tells.
+        seed: Of its splits.
+        max_size: Of an image's side; digits are shown at 28 px where that allows it.
+    """
     datasets = _require("sklearn.datasets", "the embedded digits (Fashion-MNIST was not found)")
     digits = datasets.load_digits()
     levels = np.rint(np.asarray(digits.images) * (255 / 16)).astype(np.uint8)

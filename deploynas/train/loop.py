@@ -232,7 +232,7 @@ def run_training(
     step = load_checkpoint(checkpoint, identity, module, optimizer, beside) if checkpoint else 0
     wait()
     started, first_step, saved = time.monotonic(), step, time.monotonic()
-    ends = _ends(parts.shares, num_steps)
+    ends = ends_of(parts.shares, num_steps)
     while step < num_steps:
         part = int(np.searchsorted(ends, step, side="right"))
         first, rate = int(ends[part - 1]) if part else 0, parts.shares[part][1]
@@ -242,7 +242,7 @@ def run_training(
         share = _schedule(step - first, int(ends[part]) - first, recipe.warmup)
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * rate * share
-        rows = _rows(len(data), recipe, step, steps_per_epoch)
+        rows = rows_of(len(data), recipe, step, steps_per_epoch)
         for parameter in parameters:
             parameter.grad = None
         images = StepImages(
@@ -252,7 +252,7 @@ def run_training(
         unseen.append(accumulate(images).detach())
         is_look = not (step + 1) % look_every or step in (first_step, num_steps - 1)
         if is_look:
-            loss = _seen(unseen)
+            loss = last_seen(unseen)
             unseen.clear()
             if not math.isfinite(loss):
                 raise DivergedError(
@@ -290,13 +290,13 @@ class _WithScale:
             self._others.restore({k: v for k, v in state.items() if k not in mine})
 
 
-def _seen(losses: Sequence[Tensor]) -> float:
+def last_seen(losses: Sequence[Tensor]) -> float:
     """The last loss, a mean over the processes; NaN where any is not finite."""
     total, last = torch.stack([torch.stack(list(losses)).sum(), losses[-1]]).tolist()
     return mean_over_processes(last if math.isfinite(total) else math.nan)
 
 
-def _ends(parts: Sequence[tuple[float, float]], num_steps: int) -> np.ndarray:
+def ends_of(parts: Sequence[tuple[float, float]], num_steps: int) -> np.ndarray:
     """``(num_parts,)`` the step after each part's last; a part may have none."""
     shares = np.cumsum([share for share, _ in parts])
     ends: np.ndarray = np.rint(shares / shares[-1] * num_steps).astype(int)
@@ -325,7 +325,7 @@ def _schedule(step: int, num_steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, num_steps - rise)))
 
 
-def _rows(n: int, recipe: Recipe, step: int, steps_per_epoch: int) -> np.ndarray:
+def rows_of(n: int, recipe: Recipe, step: int, steps_per_epoch: int) -> np.ndarray:
     """The step's images: every epoch is a new seeded permutation."""
     epoch, place = divmod(step, steps_per_epoch)
     order = _order(n, recipe.seed, epoch)

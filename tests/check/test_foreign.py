@@ -16,7 +16,7 @@ from PIL import Image
 from deploynas.check import Baseline, Examples, check, model_file, regression, verdict
 from deploynas.check.model_file import ModelFile
 from deploynas.check.regression import slower_layers
-from deploynas.data.sources import _load_digits
+from deploynas.data.sources import load_digits
 from deploynas.device import CpuDevice, open_device
 from deploynas.errors import DeploynasError, DeviceError, InvalidInputError, MissingFileError
 from deploynas.graph import RandomWeights, write_model
@@ -167,7 +167,7 @@ def test_inputs_of_an_unknown_kind(tmp_path):
 
 @pytest.mark.slow
 def test_accuracy_of_what_takes_no_images(tmp_path):
-    data = _load_digits((), seed=0, max_size=64)
+    data = load_digits((), seed=0, max_size=64)
     examples = Examples.of(data, None)
     two = relu(tmp_path / "two.onnx", (1, 1, 8, 8), names="ab", kind="Add")
     flat = relu(tmp_path / "flat.onnx", (3,))
@@ -363,7 +363,7 @@ def classifier(path, shape, num_classes=10, kind=TensorProto.FLOAT):
 
 @pytest.mark.slow
 def test_accuracy_is_a_gate(tmp_path):
-    digits = _load_digits((), seed=0, max_size=64)
+    digits = load_digits((), seed=0, max_size=64)
     path = classifier(tmp_path / "m.onnx", (1, 1, 8, 8))
     examples = Examples.of(digits, None)
     found = check(path, CpuDevice(), examples=examples, min_accuracy=0.0)
@@ -383,7 +383,7 @@ def test_accuracy_is_a_gate(tmp_path):
     ],
 )
 def test_accuracy_of_what_does_not_fit_the_images(shape, num_classes, kind, said, tmp_path):
-    digits = _load_digits((), seed=0, max_size=64)
+    digits = load_digits((), seed=0, max_size=64)
     path = classifier(tmp_path / "m.onnx", shape, num_classes, kind)
     with pytest.raises(InvalidInputError, match=said):
         verdict.onnx_accuracy(path, Examples.of(digits, None), lambda text, share: None)

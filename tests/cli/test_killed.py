@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import deploynas as dn
-from deploynas.data.sources import _load_digits
+from deploynas.data.sources import load_digits
 from deploynas.device import open_device
 from deploynas.device.web import install_runtime
 from deploynas.errors import DeploynasError
@@ -189,7 +189,7 @@ def test_a_second_signal_ends_at_once_without_a_traceback(tmp_path, start):
 @pytest.fixture(scope="module")
 def search(board_profile, tmp_path_factory):
     """A command line whose trainings take minutes."""
-    digits = _load_digits((), seed=0, max_size=64)
+    digits = load_digits((), seed=0, max_size=64)
     space = dn.space(SPACE, digits.num_classes, digits.channels, [28])
     path = tmp_path_factory.mktemp("profiles") / "board.json"
     profile = board_profile(space)

@@ -13,7 +13,7 @@ from torchvision import transforms
 import deploynas as dn
 from deploynas.check.verdict import Examples, onnx_accuracy
 from deploynas.data import framed
-from deploynas.data.sources import _load_digits
+from deploynas.data.sources import load_digits
 from deploynas.errors import InvalidInputError
 from deploynas.export.exporter import network_bytes
 from deploynas.graph.preprocess import centre, with_preprocessing
@@ -104,7 +104,7 @@ def test_a_frame_holds_what_the_model_crops():
 
 @pytest.mark.slow
 def test_accuracy_is_the_same_whoever_preprocesses(tmp_path):
-    digits = _load_digits((), seed=0, max_size=64)
+    digits = load_digits((), seed=0, max_size=64)
     space = dn.space("mobile-small", digits.num_classes, digits.channels, [16])
     torch.manual_seed(0)
     network = build(space, space.smallest()[0])

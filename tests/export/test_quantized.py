@@ -13,7 +13,7 @@ import torch
 
 import deploynas as dn
 from deploynas.data import normalise
-from deploynas.data.sources import _load_digits
+from deploynas.data.sources import load_digits
 from deploynas.device import CpuDevice
 from deploynas.errors import InvalidInputError
 from deploynas.export.exporter import network_bytes, priced_in_parts
@@ -29,7 +29,7 @@ SIDE = 16
 
 @pytest.fixture(scope="module")
 def digits():
-    return _load_digits((), seed=0, max_size=64)
+    return load_digits((), seed=0, max_size=64)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deploynas import spaces
-from deploynas.data.sources import _load_digits
+from deploynas.data.sources import load_digits
 from deploynas.errors import InfeasibleBudgetError, InvalidInputError
 from deploynas.nn import MixedBlocks, MixedCells
 from deploynas.profile import LatencyModel
@@ -38,7 +38,7 @@ TINY = "darts-small:channels=4,cells=3,nodes=2,operations=skip_connect+max_pool_
 
 @pytest.fixture(scope="module")
 def digits():
-    return _load_digits((), seed=0, max_size=64)
+    return load_digits((), seed=0, max_size=64)
 
 
 @pytest.fixture(scope="module")

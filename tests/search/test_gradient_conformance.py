@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deploynas import spaces
-from deploynas.data.sources import _load_digits
+from deploynas.data.sources import load_digits
 from deploynas.errors import InfeasibleBudgetError, InvalidInputError
 from deploynas.nn import MixedBlocks, MixedCells, MixedNetwork
 from deploynas.profile import LatencyModel
@@ -23,7 +23,7 @@ SHARES = {"feasible": 0.5, "tight": 0.02}
 
 @pytest.fixture(scope="module")
 def digits():
-    return _load_digits((), seed=0, max_size=64)
+    return load_digits((), seed=0, max_size=64)
 
 
 def spaces_of(digits):

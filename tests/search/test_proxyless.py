@@ -12,7 +12,7 @@ import torch
 
 from deploynas import spaces
 from deploynas.data import Split
-from deploynas.data.sources import _load_digits
+from deploynas.data.sources import load_digits
 from deploynas.errors import InfeasibleBudgetError, InvalidInputError
 from deploynas.nn import MixedNetwork
 from deploynas.profile import LatencyModel
@@ -45,7 +45,7 @@ class Killed(Exception):
 
 @pytest.fixture(scope="module")
 def digits():
-    return _load_digits((), seed=0, max_size=64)
+    return load_digits((), seed=0, max_size=64)
 
 
 @pytest.fixture(scope="module")

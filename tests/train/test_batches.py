@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deploynas.data import Split, normalise, resize
-from deploynas.data.sources import _load_digits
+from deploynas.data.sources import load_digits
 from deploynas.train import Batches
 from deploynas.train.batches import Moved
 from deploynas.train.resizing import resized
@@ -57,7 +57,7 @@ def test_resizing_gives_pillows_bytes(source, target, channels):
 
 
 def test_batches_are_normalised_and_channels_last():
-    digits = _load_digits((), seed=0, max_size=64)
+    digits = load_digits((), seed=0, max_size=64)
     batches = Batches(digits, digits.val, torch.device("cpu"))
     rows = np.array([5, 0, 3])
     found = batches.images(rows, 20)
@@ -67,7 +67,7 @@ def test_batches_are_normalised_and_channels_last():
 
 
 def test_images_that_cannot_be_written_to_are_taken():
-    digits = _load_digits((), seed=0, max_size=64)
+    digits = load_digits((), seed=0, max_size=64)
     images = digits.val.images.copy()
     images.flags.writeable = False
     batches = Batches(digits, Split(images, digits.val.labels), torch.device("cpu"))

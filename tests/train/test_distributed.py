@@ -19,7 +19,7 @@ from torch import nn
 import deploynas
 from deploynas import spaces
 from deploynas.cli.main import main
-from deploynas.data.sources import _load_digits
+from deploynas.data.sources import load_digits
 from deploynas.errors import InvalidInputError
 from deploynas.profile import LatencyModel
 from deploynas.search import Budget, Effort, Plan, SearchResult
@@ -42,13 +42,13 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from deploynas import spaces
-from deploynas.data.sources import _load_digits
+from deploynas.data.sources import load_digits
 from deploynas.nn import Loan, Supernet
 from deploynas.train import SupernetRecipe, save_weights, train_supernet
 from deploynas.train.distributed import place, processes
 
 folder, schedule = Path(sys.argv[1]), sys.argv[2]
-digits = _load_digits((), seed=0, max_size=64)
+digits = load_digits((), seed=0, max_size=64)
 space = spaces.space("mobile-small", 10, 1, [20, 24])
 seen = []
 lend = Supernet.lend
@@ -229,7 +229,7 @@ VERB = "from deploynas.cli.main import main; main()"
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """The digits at 8 px as a folder of images, some 360 of them."""
-    digits = _load_digits((), seed=0, max_size=8).val
+    digits = load_digits((), seed=0, max_size=8).val
     root = tmp_path_factory.mktemp("digits")
     for i in range(2, -1, -1):
         for number, (image, label) in enumerate(zip(digits.images, digits.labels, strict=True)):

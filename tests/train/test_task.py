@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from deploynas.data import normalise
-from deploynas.data.sources import _load_digits
+from deploynas.data.sources import load_digits
 from deploynas.train.task import CLASSIFICATION, task_of
 
 
 def test_a_data_set_has_a_task():
-    digits = _load_digits((), seed=0, max_size=64)
+    digits = load_digits((), seed=0, max_size=64)
     task = task_of(digits)
     assert (task.name, task.metric) == ("classification", "top-1 accuracy")
     assert task.num_outputs(digits) == 10

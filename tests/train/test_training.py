@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deploynas import spaces
-from deploynas.data.sources import _load_digits
+from deploynas.data.sources import load_digits
 from deploynas.errors import InvalidInputError
 from deploynas.nn import Loan, Supernet, build
 from deploynas.train import (
@@ -32,7 +32,7 @@ class Killed(Exception):
 
 @pytest.fixture(scope="module")
 def digits():
-    return _load_digits((), seed=0, max_size=64)
+    return load_digits((), seed=0, max_size=64)
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_progressive_shrinking_opens_phase_by_phase(digits, space, monkeypatch):
     )
     monkeypatch.undo()
     num = [len(step) for step in seen[:-1]]
-    bounds = loop._ends([(p.share, p.rate) for p in recipe.phases], len(num))
+    bounds = loop.ends_of([(p.share, p.rate) for p in recipe.phases], len(num))
     largest = tuple(space.largest()[0])
     for phase, first, end in zip(recipe.phases, [0, *bounds], bounds, strict=False):
         archs = np.array([arch for step in seen[first:end] for arch in step])
@@ -258,7 +258,7 @@ def test_a_loss_scale_is_kept_beside_the_rest():
 
 def test_the_order_of_images_follows_from_seed_and_epoch():
     recipe = Recipe(epochs=2, batch_size=4, seed=3)
-    steps = [loop._rows(10, recipe, step, 2) for step in range(4)]
+    steps = [loop.rows_of(10, recipe, step, 2) for step in range(4)]
     first, second = np.concatenate(steps[:2]), np.concatenate(steps[2:])
     assert len(set(first)) == len(set(second)) == 8
     assert not np.array_equal(first, second)
@@ -270,9 +270,9 @@ def test_the_order_of_images_follows_from_seed_and_epoch():
 @pytest.mark.parametrize("when", [0, 1])
 def test_a_loss_between_two_looks_is_not_missed(when):
     losses = [torch.tensor(1.0), torch.tensor(2.0), torch.tensor(3.0)]
-    assert loop._seen(losses) == 3.0
+    assert loop.last_seen(losses) == 3.0
     losses[when] = torch.tensor(float("inf"))
-    assert np.isnan(loop._seen(losses))
+    assert np.isnan(loop.last_seen(losses))
 
 
 @pytest.fixture

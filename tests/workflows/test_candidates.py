@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import deploynas as dn
-from deploynas.data.sources import _load_digits
+from deploynas.data.sources import load_digits
 from deploynas.profile import LatencyModel
 from deploynas.search import STRATEGIES, Budget, Effort, Plan, Problem, SearchResult
 from deploynas.train import Batches, Recipe, accuracy
@@ -23,7 +23,7 @@ RECIPE = Recipe(epochs=4.5, batch_size=64, learning_rate=0.1)
 
 @pytest.fixture(scope="module")
 def digits():
-    return _load_digits((), seed=0, max_size=64)
+    return load_digits((), seed=0, max_size=64)
 
 
 @pytest.fixture(scope="module")

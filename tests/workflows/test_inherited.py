@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import deploynas as dn
-from deploynas.data.sources import _load_digits
+from deploynas.data.sources import load_digits
 from deploynas.errors import InvalidInputError, MissingFileError
 from deploynas.profile import LatencyModel
 from deploynas.search import STRATEGIES, Budget, Effort, Plan
@@ -25,7 +25,7 @@ RECIPE = SupernetRecipe(epochs=0.3, schedule="single-path")
 
 @pytest.fixture(scope="module")
 def digits():
-    return _load_digits((), seed=0, max_size=64)
+    return load_digits((), seed=0, max_size=64)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import deploynas as dn
-from deploynas.data.sources import _load_digits
+from deploynas.data.sources import load_digits
 from deploynas.nn import MixedNetwork
 from deploynas.profile import LatencyModel
 from deploynas.search import STRATEGIES, Budget, Effort, Plan, Problem, SearchResult
@@ -21,7 +21,7 @@ from deploynas.workflows.target import Target, Tell
 
 @pytest.fixture(scope="module")
 def digits():
-    return _load_digits((), seed=0, max_size=64)
+    return load_digits((), seed=0, max_size=64)
 
 
 @pytest.mark.slow
