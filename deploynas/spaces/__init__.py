@@ -16,6 +16,7 @@ from deploynas.spaces.cells import CELL_TABLES, CellSpace, cell_space, operation
 from deploynas.spaces.genotypes import genotype, parse_genotype
 from deploynas.spaces.layers import Layer, Node
 from deploynas.spaces.mobile import TABLES, MobileSpace
+from deploynas.spaces.nasbench201 import NASBENCH_TABLES, StagedCellSpace, staged_cell_space
 from deploynas.spaces.published import parse_net
 from deploynas.spaces.staged import StagedSpace, StageTable
 
@@ -32,6 +33,7 @@ __all__ = [
     "OneShotSpace",
     "SearchSpace",
     "Slot",
+    "StagedCellSpace",
     "StagedSpace",
     "genotype",
     "is_known",
@@ -45,7 +47,7 @@ __all__ = [
 
 def space_names() -> list[str]:
     """Names that :func:`space` knows."""
-    return [*TABLES, *CANDIDATE_TABLES, *ONE_SHOT_TABLES, *CELL_TABLES]
+    return [*TABLES, *CANDIDATE_TABLES, *ONE_SHOT_TABLES, *CELL_TABLES, *NASBENCH_TABLES]
 
 
 def is_known(name: str) -> bool:
@@ -68,7 +70,8 @@ def space(
         num_classes: Outputs of the classifier; by default the table's own.
         in_channels: Channels of the input image.
         resolutions: Input heights and widths in pixels; by default the table's own.
-        changes: Of a cell space: ``channels``, ``cells``, ``nodes``, ``operations``.
+        changes: Of a cell space: ``channels``, ``cells``, and but for ``nasbench201`` ``nodes``
+            and ``operations``.
 
     Raises:
         UnknownNameError: No such space; the message suggests the nearest name.
@@ -79,8 +82,9 @@ def space(
         raise UnknownNameError("search space", base, space_names())
     parts = (part.partition("=") for part in text.split(",") if part)
     asked = {**{key: value for key, _, value in parts}, **changes}
-    if base in CELL_TABLES:
-        return cell_space(
+    if base in CELL_TABLES or base in NASBENCH_TABLES:
+        make = cell_space if base in CELL_TABLES else staged_cell_space
+        return make(
             base,
             asked,
             num_classes=num_classes,

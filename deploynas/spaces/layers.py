@@ -51,6 +51,8 @@ class Layer:
         ``dil_conv``: ReLU, depthwise of dilation 2, 1x1, batch norm.
         ``avg_pool``, ``max_pool``: padding does not count in the average.
         ``add``, ``concat``: of ``num_inputs`` feature maps of ``in_channels`` each.
+        ``bn_relu``: batch norm, ReLU.
+        ``zeros``: a feature map of zeros, as large as what enters.
 
     Attributes:
         height, width: Input feature map in pixels.
@@ -177,12 +179,14 @@ class LayerKind:
         maps: Sizes of the feature maps that it makes, each of the one before it, in numbers.
         has_kernel: Whether kernel size and stride are told apart in :attr:`Layer.key`.
         ends_network: Whether its output are a network's logits, one pixel.
+        norms: Channels of batch norms that stand alone, and cannot be folded into a convolution.
     """
 
     convs: Callable[[Layer], list[Conv]]
     maps: Callable[[Layer], list[int]] = _maps_of_convs
     has_kernel: bool = True
     ends_network: bool = False
+    norms: Callable[[Layer], int] = lambda layer: 0
 
 
 def kind_of(layer: Layer) -> LayerKind:
@@ -294,6 +298,8 @@ KINDS: dict[str, LayerKind] = {
     "max_pool": _without_weights(has_kernel=True),
     "add": _without_weights(has_kernel=False),
     "concat": _without_weights(has_kernel=False),
+    "bn_relu": replace(_without_weights(has_kernel=False), norms=lambda layer: layer.out_channels),
+    "zeros": _without_weights(has_kernel=False),
 }
 
 
@@ -304,14 +310,14 @@ def macs(layer: Layer) -> int:
 
 def params(layer: Layer) -> int:
     """Trainable parameters, batch norms included."""
-    return sum(c.weights + c.out_channels * (c.bias + 2 * c.batch_norm) for c in convs(layer))
+    own = sum(c.weights + c.out_channels * (c.bias + 2 * c.batch_norm) for c in convs(layer))
+    return own + 2 * kind_of(layer).norms(layer)
 
 
 def weight_bytes(layer: Layer) -> int:
-    """Bytes of the deployed float32 weights: batch norms folded into a bias."""
-    return FLOAT_BYTES * sum(
-        c.weights + c.out_channels * (c.bias or c.batch_norm) for c in convs(layer)
-    )
+    """Bytes of the deployed float32 weights: batch norms of convolutions folded into a bias."""
+    own = sum(c.weights + c.out_channels * (c.bias or c.batch_norm) for c in convs(layer))
+    return FLOAT_BYTES * (own + 2 * kind_of(layer).norms(layer))
 
 
 def peak_activation_bytes(layer: Layer, *, keeps_input: bool = False) -> int:
