@@ -42,13 +42,12 @@ import numpy as np
 from nasbench201 import Table, data_sets, devices
 from scipy import stats
 
-from deploynas.search import STRATEGIES, Budget
+from deploynas.search import DEFAULT_STRATEGY, STRATEGIES, Budget
 from deploynas.search.fronts import hypervolume
 from deploynas.spaces import Archs, Choice, Layer, SearchSpace, Slot
 
 NUM_CHOICES, NUM_OPTIONS, NEIGHBOURS = 8, 4, 3
 TOP = 0.001
-DEFAULT_STRATEGY = "ofa"  # of `deploynas search`
 EVALUATIONS, FRONT_EVALUATIONS = 300, 1_000
 DISTINCT = [name for name in STRATEGIES if name != "one-shot"]  # which evolves as ofa does
 

@@ -22,8 +22,8 @@ EASY_DRAWS = 4  # batches of what needs no counting
 ENUMERABLE = 200_000  # architectures of a space that is looked at whole
 MAX_FIRST, MAX_PARENTS, GENERATIONS = 500, 100, 200
 POPULATION, TOURNAMENT = 100, 10  # of regularised evolution
-CAP_TOURNAMENT = 30
-PREDICTOR_ROUNDS, PREDICTED = 12, 3_000
+CAP_TOURNAMENT, TOP_SHARE = 30, 0.2
+PREDICTOR_ROUNDS = 30
 SCREENED, MAX_FITTED = 64, 2_000  # children, evaluations
 
 
@@ -191,7 +191,7 @@ def regularised_evolution(
 ) -> History:
     """Regularised evolution (Real et al. 2019, section 3): the oldest dies, not the weakest.
 
-    A first population of random networks, at most a third of the evaluations; then the fittest
+    A first population of random networks, at most an eighth of the evaluations; then the fittest
     of a random tournament has a child with one choice changed, which takes the place of the
     oldest. No network is evaluated twice: a child that is known, or outside the budget, is drawn
     again, a bounded number of times.
@@ -207,7 +207,7 @@ def regularised_evolution(
         soft: Fitness for networks outside the budget too; those are evaluated, but no result.
         batch: Children that are evaluated at a time.
     """
-    first = admitted_samples(max(1, min(population, -(-num_evaluations // 3))), budget, model, rng)
+    first = admitted_samples(max(1, min(population, -(-num_evaluations // 8))), budget, model, rng)
     scores = evaluate(first)
     archs, accuracies = list(first), [float(score) for score in scores]
     seen = {arch.tobytes() for arch in first}
@@ -267,14 +267,15 @@ def pareto(
     """The whole trade-off between accuracy and costs, in one run.
 
     Evolution under caps: for every child a cap is drawn for each cost within the range of what was
-    seen so far and of the uniform networks within budget; the most accurate of tournaments among
-    all networks that keep the caps are parents, their children have one choice changed, or two,
-    and keep the caps too. Of :data:`SCREENED` children the one is evaluated of which a Gaussian
-    process, fitted to what was evaluated, expects most, a standard deviation added (Srinivas et
-    al. 2010, "Gaussian process optimization in the bandit setting", section 4); the first where
-    more than :data:`MAX_FITTED` evaluations are allowed, which then must be cheap. Costs are known
-    without evaluation, so that ranking by dominance and crowding (NSGA-II, Deb et al. 2002), which
-    treats them as unknown, spends far more evaluations on the same front.
+    seen so far and of the uniform networks within budget, a fifth of the time the top of it, where
+    the most accurate networks are; the most accurate of tournaments among all networks that keep
+    the caps are parents, their children have one choice changed, or two, and keep the caps too. Of
+    :data:`SCREENED` children the one is evaluated of which a Gaussian process, fitted to what was
+    evaluated, expects most, a standard deviation added (Srinivas et al. 2010, "Gaussian process
+    optimization in the bandit setting", section 4); the first where more than :data:`MAX_FITTED`
+    evaluations are allowed, which then must be cheap. Costs are known without evaluation, so that
+    ranking by dominance and crowding (NSGA-II, Deb et al. 2002), which treats them as unknown,
+    spends far more evaluations on the same front.
 
     Args:
         budget: Hard limits; a part of the trade-off outside them is not looked at.
@@ -285,7 +286,7 @@ def pareto(
         costs: Of :data:`COSTS`.
         batch: Children that are evaluated at a time.
     """
-    from deploynas.search.predictor import Screen
+    from deploynas.search.process import Screen
 
     num_first = max(1, min(POPULATION // 2, -(-num_evaluations // 3)))
     archs = admitted_samples(num_first, budget, model, rng)
@@ -293,7 +294,7 @@ def pareto(
     values = costs_of(model, archs, costs)
     seen = {arch.tobytes() for arch in archs}
     num_children = max(batch, num_evaluations // (GENERATIONS * 10))
-    screen = Screen() if num_evaluations <= MAX_FITTED else None
+    screen = Screen(model.space) if num_evaluations <= MAX_FITTED else None
     num_tries = 8 if screen is None else SCREENED
     ends = np.concatenate([model.space.uniform(), model.space.largest()])
     ends = costs_of(model, np.concatenate([archs, ends[budget.admits(ends, model)]]), costs)
@@ -304,7 +305,7 @@ def pareto(
         size = min(num_children, num_evaluations - len(archs))
         chosen: list[Archs] = []
         for _ in range(max(4, size)):
-            caps = rng.uniform(low, high)
+            caps = high if rng.random() < TOP_SHARE else rng.uniform(low, high)
             fitting = np.flatnonzero((values <= caps).all(axis=1))
             if not len(fitting):
                 continue
@@ -343,18 +344,18 @@ def evolution(
 ) -> History:
     """Constrained evolution (Cai et al. 2020, section 3.4; Guo et al. 2020, algorithm 1).
 
-    A third of the evaluations, at most :data:`MAX_FIRST`, is a first population: uniform subnets
+    A fifth of the evaluations, at most :data:`MAX_FIRST`, is a first population: uniform subnets
     within budget and random ones. Then the best of all so far breed by crossover and mutation,
     two choices a child on average. With few evaluations every child is judged before the next
     is bred; with many there are at most :data:`GENERATIONS` batches. A child outside the budget
     is drawn again, a bounded number of times. ``batch`` children or more are evaluated at a time.
     """
-    num_first = max(1, min(num_evaluations // 3, MAX_FIRST))
+    num_first = max(1, min(num_evaluations // 5, MAX_FIRST))
     archs = [_first_population(num_first, budget, model, rng)]
     seen = {row.tobytes() for row in archs[0]}
     accuracies = [evaluate(archs[0])]
     parents, fitness = archs[0], accuracies[0]
-    num_parents = max(2, min(num_evaluations // 6, MAX_PARENTS))
+    num_parents = max(2, min(num_evaluations // 30, MAX_PARENTS))
     num_children = max(batch, num_evaluations // GENERATIONS)
     while len(seen) < num_evaluations:
         order = np.argsort(-fitness, kind="stable")[:num_parents]
@@ -404,36 +405,41 @@ def predictor_search(
     rng: np.random.Generator,
     num_evaluations: int,
     *,
+    kind: str = "process",
     batch: int = 1,
 ) -> History:
     """Evaluate a few, predict the rest, evaluate the most promising; again, with what was learnt.
 
-    As the once-for-all search fits a predictor to pairs of architecture and accuracy and evolves
-    under it (Cai et al. 2020, section 3.4), but in rounds (Wen et al. 2020, "Neural predictor for
-    neural architecture search", section 3, has one). A third of the evaluations, ten or more,
-    are random subnets and uniform ones, as in :func:`evolution`; ``batch`` or more are a round.
-    """
-    from deploynas.search.predictor import LEAST_FITTED, fit_predictor
+    As the once-for-all search fits a predictor to pairs of architecture and accuracy (Cai et al.
+    2020, section 3.4), but in rounds: Bayesian optimisation, where the predictor is a Gaussian
+    process (Kandasamy et al. 2018, "Neural architecture search with Bayesian optimisation and
+    optimal transport", section 2.2). What is first is a sixth of the evaluations, ten or more:
+    random subnets and uniform ones, as in :func:`evolution`; ``batch`` or more are a round.
 
-    num_first = max(-(-num_evaluations // 3), min(num_evaluations, LEAST_FITTED))
+    Args:
+        budget: Hard limits.
+        model: Space and latency.
+        evaluate: Accuracies.
+        rng: Of every draw.
+        num_evaluations: At most so many.
+        kind: Of predictor: see :class:`deploynas.search.proposals.Proposals`.
+        batch: Architectures that are evaluated at a time.
+    """
+    from deploynas.search.process import LEAST_FITTED
+    from deploynas.search.proposals import Proposals
+
+    num_first = max(-(-num_evaluations // 6), min(num_evaluations, LEAST_FITTED))
     archs = _first_population(num_first, budget, model, rng)
     accuracies = evaluate(archs)
-    num_round = max(batch, (num_evaluations - len(archs)) // PREDICTOR_ROUNDS)
-    kind, chosen_at = None, 0
+    num_round = max(batch, num_evaluations // PREDICTOR_ROUNDS)
+    proposals = Proposals(budget, model, rng, kind)
     while LEAST_FITTED <= len(archs) < num_evaluations:
-        if len(archs) >= 1.4 * chosen_at:  # comparing the kinds takes longer than fitting one
-            kind, chosen_at = None, len(archs)
-        predictor = fit_predictor(model.space, archs, accuracies, kind)
-        kind = predictor.kind
-        known = {row.tobytes() for row in archs}
-        found = evolution(budget, model, predictor.predict, rng, PREDICTED)
-        order = found.archs[np.argsort(-found.accuracies, kind="stable")]
         num = min(num_round, num_evaluations - len(archs))
-        fresh = [arch for arch in order if arch.tobytes() not in known][:num]
-        if not fresh:  # the corner is exhausted
+        fresh = proposals.next(num, archs, accuracies)
+        if not len(fresh):  # the corner is exhausted
             break
-        archs = np.concatenate([archs, np.stack(fresh)])
-        accuracies = np.concatenate([accuracies, evaluate(np.stack(fresh))])
+        archs = np.concatenate([archs, fresh])
+        accuracies = np.concatenate([accuracies, evaluate(fresh)])
     return History(archs, accuracies)
 
 
@@ -472,6 +478,7 @@ def costs_of(model: LatencyModel, archs: Archs, names: Sequence[str]) -> Floats:
     return np.stack([COSTS[name](model, archs) for name in names], axis=1)
 
 
+DEFAULT_STRATEGY = "predictor"
 STRATEGIES: dict[str, Callable[..., History]] = {
     "ofa": evolution,
     "one-shot": evolution,
