@@ -44,6 +44,10 @@ class RandomWeights:
         weight = self._draw(shape)
         return weight, None if eps is None and not bias else self._draw(shape[:1])
 
+    def norm(self, name: str, channels: int, *, eps: float) -> tuple[Float, Float]:
+        """Draw both."""
+        return self._draw((channels, 1, 1)), self._draw((channels, 1, 1))
+
     def _draw(self, shape: tuple[int, ...]) -> Float:
         self._num_drawn += 1
         return draw(self.seed, self._num_drawn, math.prod(shape), random_range(shape)).reshape(
@@ -74,10 +78,19 @@ class StateWeights:
         if eps is None:
             offset = self._get(f"{name}.bias") if bias else None
             return weight.astype(np.float32), None if offset is None else _f32(offset)
-        norm = name.removesuffix(".conv") + ".bn"
-        scale = self._get(f"{norm}.weight") / np.sqrt(self._get(f"{norm}.running_var") + eps)
-        shift = self._get(f"{norm}.bias") - self._get(f"{norm}.running_mean") * scale
+        scale, shift = self._norm(name.removesuffix(".conv") + ".bn", eps)
         return _f32(weight * scale.reshape(-1, *[1] * (len(shape) - 1))), _f32(shift)
+
+    def norm(self, name: str, channels: int, *, eps: float) -> tuple[Float, Float]:
+        """Read."""
+        scale, shift = self._norm(name, eps)
+        return _f32(scale.reshape(channels, 1, 1)), _f32(shift.reshape(channels, 1, 1))
+
+    def _norm(
+        self, name: str, eps: float
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        scale = self._get(f"{name}.weight") / np.sqrt(self._get(f"{name}.running_var") + eps)
+        return scale, self._get(f"{name}.bias") - self._get(f"{name}.running_mean") * scale
 
     def _get(self, name: str) -> npt.NDArray[np.float64]:
         if name not in self._state:

@@ -35,6 +35,10 @@ class Weights(Protocol):
         """
         ...
 
+    def norm(self, name: str, channels: int, *, eps: float) -> tuple[Float, Float]:
+        """Scale and shift of batch norm ``name``, each ``(channels, 1, 1)``."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -90,6 +94,12 @@ class GraphBuilder:
         shape = (out_features, in_features)
         weight, bias = self._weights.conv(name, shape, eps=None, bias=True)
         return self.op("Gemm", [x, *self._constants(name, weight, bias)], transB=1)
+
+    def norm(self, name: str, x: str, channels: int, *, eps: float) -> str:
+        """A batch norm that stands alone."""
+        scale, shift = self._weights.norm(name, channels, eps=eps)
+        x = self.op("Mul", [x, self.constant(f"{name}.scale", scale)])
+        return self.op("Add", [x, self.constant(f"{name}.shift", shift)])
 
     def activation(self, x: str, activation: Activation) -> str:
         """An activation by name; ``x`` itself for none."""
@@ -206,7 +216,7 @@ def _relu_conv(graph: GraphBuilder, layer: Layer, name: str, sources: list[str])
     return graph.conv(
         f"{name}.conv",
         x,
-        Window(layer.in_channels, layer.out_channels, layer.kernel_size),
+        Window(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride),
         eps=layer.batch_norm_eps,
     )
 
@@ -256,9 +266,12 @@ def _dil_conv(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) 
 
 def _pool(kind: str, **extra: int) -> Emitter:
     def emit(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) -> str:
+        pads = [(layer.kernel_size - 1) // 2] * 4
+        if layer.kernel_size % 2 == 0:  # an odd side's last pixels are met alone
+            pads[2:] = [layer.height % layer.stride, layer.width % layer.stride]
         return graph.op(
             kind, sources, kernel_shape=[layer.kernel_size] * 2, strides=[layer.stride] * 2,
-            pads=[layer.kernel_size // 2] * 4, **extra,
+            pads=pads, **extra,
         )  # fmt: skip
 
     return emit
@@ -270,6 +283,15 @@ def _add(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) -> st
 
 def _concat(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) -> str:
     return graph.op("Concat", sources, axis=1)
+
+
+def _bn_relu(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) -> str:
+    x = graph.norm(f"{name}.bn", sources[0], layer.out_channels, eps=layer.batch_norm_eps)
+    return graph.op("Relu", [x])
+
+
+def _zeros(graph: GraphBuilder, layer: Layer, name: str, sources: list[str]) -> str:
+    return graph.op("Sub", sources * 2)
 
 
 EMITTERS: dict[str, Emitter] = {
@@ -285,4 +307,6 @@ EMITTERS: dict[str, Emitter] = {
     "max_pool": _pool("MaxPool"),
     "add": _add,
     "concat": _concat,
+    "bn_relu": _bn_relu,
+    "zeros": _zeros,
 }

@@ -31,13 +31,18 @@ class PathNetwork(WeightSharing):
         initialise(self)
 
     def forward(self, x: Tensor, arch: Archs) -> Tensor:
-        outputs: list[Tensor] = []
+        outputs: list[Tensor | None] = []
         chosen = self._chosen(arch)
         for number, (slot, module) in enumerate(zip(self.space.slots, chosen, strict=True)):
-            sources = slot.sources(number, arch)
-            inputs = [x if source < 0 else outputs[source] for source in sources]
-            outputs.append(inputs[0] if module is None else module(*inputs))
-        return outputs[-1]
+            fed = (x if s < 0 else outputs[s] for s in slot.sources(number, arch))
+            inputs = [one for one in fed if one is not None]
+            if module is None:
+                outputs.append(None if slot.is_silent(arch) else inputs[0])
+            else:
+                outputs.append(module(*inputs))
+        logits = outputs[-1]
+        assert logits is not None  # the last slot holds the head
+        return logits
 
     @torch.no_grad()
     def extract(self, arch: Archs) -> StaticNetwork:

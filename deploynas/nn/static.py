@@ -246,6 +246,33 @@ class Concat(nn.Module):
         return torch.cat(inputs, dim=1)
 
 
+class BnRelu(nn.Module):
+    """Batch norm, ReLU."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.bn = BatchNorm2d(layer.out_channels, eps=layer.batch_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.relu(self.bn(x))
+        return out
+
+
+class Zeros(nn.Module):
+    """Zeros of its input's shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def _pool(kind: type[nn.Module], **extra: bool) -> Callable[[Layer], nn.Module]:
+    """A kernel of even size meets an odd side's last pixels alone."""
+    return lambda layer: kind(
+        layer.kernel_size, layer.stride, (layer.kernel_size - 1) // 2,
+        ceil_mode=layer.kernel_size % 2 == 0, **extra,
+    )  # fmt: skip
+
+
 def _conv(layer: Layer) -> nn.Module:
     own = convolution(
         layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, bias=layer.bias
@@ -280,16 +307,12 @@ MODULES: dict[str, ModuleKind] = {
     "factorised_reduce": ModuleKind(FactorisedReduce),
     "sep_conv": ModuleKind(SepConv),
     "dil_conv": ModuleKind(lambda layer: ReluSeparable(layer, layer.stride, layer.out_channels)),
-    "avg_pool": ModuleKind(
-        lambda layer: nn.AvgPool2d(
-            layer.kernel_size, layer.stride, layer.kernel_size // 2, count_include_pad=False
-        )
-    ),
-    "max_pool": ModuleKind(
-        lambda layer: nn.MaxPool2d(layer.kernel_size, layer.stride, layer.kernel_size // 2)
-    ),
+    "avg_pool": ModuleKind(_pool(nn.AvgPool2d, count_include_pad=False)),
+    "max_pool": ModuleKind(_pool(nn.MaxPool2d)),
     "add": ModuleKind(lambda layer: Add()),
     "concat": ModuleKind(lambda layer: Concat()),
+    "bn_relu": ModuleKind(BnRelu),
+    "zeros": ModuleKind(lambda layer: Zeros()),
 }
 
 

@@ -6,9 +6,9 @@ from deploynas.search.budget import Budget
 from deploynas.search.problem import Problem
 from deploynas.search.result import Candidate, DataRecord, SearchResult
 from deploynas.search.run import Plan, explore, search
-from deploynas.search.strategy import STRATEGIES, Effort
+from deploynas.search.strategy import DEFAULT, STRATEGIES, Effort
 
 __all__ = [
-    "STRATEGIES", "Budget", "Candidate", "DataRecord", "Effort", "Plan", "Problem",
+    "DEFAULT", "STRATEGIES", "Budget", "Candidate", "DataRecord", "Effort", "Plan", "Problem",
     "SearchResult", "explore", "search",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from deploynas.spaces.cells import CELL_TABLES, CellSpace, cell_space, operation
 from deploynas.spaces.genotypes import genotype, parse_genotype
 from deploynas.spaces.layers import Layer, Node
 from deploynas.spaces.mobile import MobileSpace
+from deploynas.spaces.nasbench201 import NASBENCH_TABLES, StagedCellSpace, staged_cell_space
 from deploynas.spaces.staged import StagedSpace, StageTable
 from deploynas.spaces.tables import (
     SUFFIX,
@@ -37,6 +38,7 @@ __all__ = [
     "SearchSpace",
     "Slot",
     "StageTable",
+    "StagedCellSpace",
     "StagedSpace",
     "genotype",
     "is_known",
@@ -52,7 +54,7 @@ __all__ = [
 PLUGINS: Plugins[Callable[..., SearchSpace]] = Plugins(
     "search space",
     "deploynas.spaces",
-    dict.fromkeys([*shipped_names(), *CELL_TABLES], "deploynas.spaces:space"),
+    dict.fromkeys([*shipped_names(), *CELL_TABLES, *NASBENCH_TABLES], "deploynas.spaces:space"),
 )
 
 
@@ -89,7 +91,8 @@ def space(
         in_channels: Channels of the input image.
         resolutions: Input heights and widths in pixels; by default the table's own.
         table: Of a space of one's own, as its ``spec`` holds it: no file is read.
-        changes: Of a cell space: ``channels``, ``cells``, ``nodes``, ``operations``.
+        changes: Of a cell space: ``channels``, ``cells``, and but for ``nasbench201`` ``nodes``
+            and ``operations``.
 
     Raises:
         UnknownNameError: No such space; the message suggests the nearest name.
@@ -105,6 +108,8 @@ def space(
     }  # fmt: skip
     if base in CELL_TABLES:
         return cell_space(base, asked, **made_for)
+    if base in NASBENCH_TABLES:
+        return staged_cell_space(base, asked, **made_for)
     for key in asked:
         raise InvalidInputError(f"{base} has no argument {key!r}")
     if table is not None:

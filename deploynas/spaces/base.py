@@ -58,11 +58,14 @@ class Slot:
             or -1 where the slot is empty, and hands on what enters; one axis per column.
         inputs: The slots that feed it, -1 being the network's input: a number, or what an option
             of one choice decides, (column, a slot an option). The slot before where None.
+        silent: Shaped as ``layer_ids``: whether the slot hands on nothing, and is not among what
+            later slots read. Never where None.
     """
 
     columns: tuple[int, ...]
     layer_ids: npt.NDArray[np.int64]
     inputs: tuple[int | tuple[int, tuple[int, ...]], ...] | None = None
+    silent: npt.NDArray[np.bool_] | None = None
 
     def sources(self, number: int, arch: Archs) -> list[int]:
         """The slots that feed slot ``number``, this one, in an architecture."""
@@ -72,6 +75,10 @@ class Slot:
             source if isinstance(source, int) else source[1][int(arch[source[0]])]
             for source in self.inputs
         ]
+
+    def is_silent(self, arch: Archs) -> bool:
+        """Whether it hands on nothing in an architecture."""
+        return self.silent is not None and bool(self.silent[tuple(arch[list(self.columns)])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,12 +416,15 @@ class SearchSpace(abc.ABC):
         arch = np.asarray(arch).reshape(-1)
         ids = self.layer_ids(arch[None])[0]
         nodes: list[Node] = []
-        outputs: list[int] = []  # the node whose output each slot hands on
+        outputs: list[int | None] = []  # the node whose output each slot hands on
         for number, (slot, i) in enumerate(zip(self.slots, ids, strict=True)):
-            sources = [-1 if s < 0 else outputs[s] for s in slot.sources(number, arch)]
+            fed = (-1 if s < 0 else outputs[s] for s in slot.sources(number, arch))
+            sources = [s for s in fed if s is not None]
             if i >= 0:
                 nodes.append(Node(self.layer_table[i], tuple(sources)))
-            outputs.append(len(nodes) - 1 if i >= 0 else sources[0])
+                outputs.append(len(nodes) - 1)
+            else:
+                outputs.append(None if slot.is_silent(arch) else sources[0])
         return nodes
 
     def layer_ids(self, archs: Archs) -> npt.NDArray[np.int64]:

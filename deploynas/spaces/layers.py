@@ -55,6 +55,8 @@ class Layer:
         ``dil_conv``: ReLU, depthwise of dilation 2, 1x1, batch norm.
         ``avg_pool``, ``max_pool``: padding does not count in the average.
         ``add``, ``concat``: of ``num_inputs`` feature maps of ``in_channels`` each.
+        ``bn_relu``: batch norm, ReLU.
+        ``zeros``: a feature map of zeros, as large as what enters.
 
     Attributes:
         height, width: Input feature map in pixels.
@@ -317,6 +319,8 @@ KINDS: dict[str, LayerKind] = {
     "max_pool": _without_weights(has_kernel=True),
     "add": _without_weights(has_kernel=False),
     "concat": _without_weights(has_kernel=False),
+    "bn_relu": replace(_without_weights(has_kernel=False), norms=lambda layer: layer.out_channels),
+    "zeros": _without_weights(has_kernel=False),
 }
 
 

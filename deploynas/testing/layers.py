@@ -147,3 +147,8 @@ class _Counted(RandomWeights):
         weight, offset = super().conv(name, shape, eps=eps, bias=bias)
         self.bytes += weight.nbytes + (0 if offset is None else offset.nbytes)
         return weight, offset
+
+    def norm(self, name: str, channels: int, *, eps: float) -> tuple[Float, Float]:
+        scale, shift = super().norm(name, channels, eps=eps)
+        self.bytes += scale.nbytes + shift.nbytes
+        return scale, shift

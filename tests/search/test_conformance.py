@@ -29,7 +29,7 @@ BUDGETS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", bench.evaluating())
+@pytest.mark.parametrize("name", bench.DISTINCT)
 @pytest.mark.parametrize("space", [LAND.space, spaces.space("darts-small")], ids=lambda s: s.name)
 def test_every_strategy(name, space):
     check_strategy(STRATEGIES.load(name), space)
@@ -84,7 +84,7 @@ def test_no_strategy_here_imports_torch():
     code = (
         f"import sys; sys.path.insert(0, {str(Path(bench.__file__).parent)!r});"
         "sys.modules['torch'] = None; import strategies as s;"
-        "[s.finds_the_top(n, 0) for n in s.evaluating() if n != 'predictor']"
+        "[s.finds_the_top(n, 0) for n in s.DISTINCT if n != 'predictor']"
     )
     package = str(Path(__file__).parents[2])
     done = subprocess.run(
@@ -96,7 +96,9 @@ def test_no_strategy_here_imports_torch():
 @pytest.mark.slow
 def test_a_predictor_spends_few_evaluations_too():
     for num in (4, 14):
-        assert len(bench.explored("predictor", LAND, 0, num).archs) == num
+        assert (
+            len(bench.explored("predictor", Problem(LAND), LAND.accuracies, 0, num).archs) == num
+        )
 
 
 def test_the_oldest_dies():

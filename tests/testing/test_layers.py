@@ -45,6 +45,11 @@ LAYERS = [
     Layer("max_pool", 8, 8, 8, 8, kernel_size=3),
     Layer("add", 8, 8, 8, 8, num_inputs=2),
     Layer("concat", 8, 24, 8, 8, num_inputs=3),
+    Layer("avg_pool", 8, 8, 9, 8, kernel_size=2, stride=2),
+    Layer("max_pool", 8, 8, 7, 9, kernel_size=2, stride=2),
+    Layer("relu_conv", 6, 8, 9, 8, kernel_size=3, stride=2),
+    Layer("bn_relu", 8, 8, 5, 7),
+    Layer("zeros", 8, 8, 5, 7),
 ]  # fmt: skip
 SLICES = {
     "mbconv": [
@@ -64,7 +69,9 @@ SLICES = {
     "conv": [Layer("conv", 8, 8, 9, 9, kernel_size=k) for k in (1, 3)],
     "relu_conv": [Layer("relu_conv", 8, 8, 9, 9, kernel_size=k) for k in (1, 3)],
 }  # fmt: skip
-WITHOUT_SLICES = {"factorised_reduce", "avg_pool", "max_pool", "add", "concat"}
+WITHOUT_SLICES = {
+    "factorised_reduce", "avg_pool", "max_pool", "add", "concat", "bn_relu", "zeros",
+}  # fmt: skip
 
 
 def test_every_kind_is_recorded_and_checked():

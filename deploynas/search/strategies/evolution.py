@@ -55,7 +55,7 @@ class EvolutionOptions(Options):
 class Evolution(Evaluating):
     """Regularised evolution (Real et al. 2019, section 3).
 
-    A first population of random networks, at most a third of the evaluations; then the fittest
+    A first population of random networks, at most an eighth of the evaluations; then the fittest
     of a random tournament has a child with one choice changed, which takes the place of the
     oldest. No network is evaluated twice: a child that is known, or outside the limits, is drawn
     again, a bounded number of times.
@@ -70,7 +70,7 @@ class Evolution(Evaluating):
     ) -> Rounds:
         """A first population, then children."""
         num = effort.num_evaluations
-        first = admitted_samples(max(1, min(options.population, -(-num // 3))), problem, rng)
+        first = admitted_samples(max(1, min(options.population, -(-num // 8))), problem, rng)
         seen = {arch.tobytes() for arch in first}
         fitness = options.fitness(first, (yield first), problem)
         alive = deque(zip(first, fitness, strict=True), maxlen=len(first))

@@ -15,7 +15,7 @@ MAX_FIRST, MAX_PARENTS, GENERATIONS = 500, 100, 200
 class OnceForAll(Evaluating):
     """Constrained evolution (Cai et al. 2020, section 3.4; Guo et al. 2020, algorithm 1).
 
-    A third of the evaluations, at most :data:`MAX_FIRST`, is a first population: uniform subnets
+    A fifth of the evaluations, at most :data:`MAX_FIRST`, is a first population: uniform subnets
     within the limits and random ones. Then the best of all so far breed by crossover and mutation,
     two choices a child on average. With few evaluations every child is judged before the next is
     bred; with many there are at most :data:`GENERATIONS` batches. A child outside the limits is
@@ -30,10 +30,10 @@ class OnceForAll(Evaluating):
     ) -> Rounds:
         """A first population, then batches of children."""
         num = effort.num_evaluations
-        parents = first_population(max(1, min(num // 3, MAX_FIRST)), problem, rng)
+        parents = first_population(max(1, min(num // 5, MAX_FIRST)), problem, rng)
         seen = {row.tobytes() for row in parents}
         fitness = yield parents
-        num_parents = max(2, min(num // 6, MAX_PARENTS))
+        num_parents = max(2, min(num // 30, MAX_PARENTS))
         num_children = max(effort.at_once, num // GENERATIONS)
         while len(seen) < num:
             order = np.argsort(-fitness, kind="stable")[:num_parents]

@@ -2,54 +2,63 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import numpy as np
+from pydantic import Field
 
 from deploynas.search.drawing import first_population
 from deploynas.search.problem import Problem
-from deploynas.search.strategies import ofa
-from deploynas.search.strategy import Effort, Evaluating, Options, Rounds, best_of
+from deploynas.search.strategy import Effort, Evaluating, Options, Rounds
 
-NUM_ROUNDS, PREDICTED = 12, 3_000
+NUM_ROUNDS = 30
+
+
+class PredictorOptions(Options):
+    """Options of the search by a predictor."""
+
+    kind: Annotated[
+        Literal["process", "ridge", "mlp", "trees", "graph", "best"],
+        Field(
+            description="Of predictor: process (Gaussian), ridge, mlp, trees, of cells graph, or "
+            "the best of these on held-out networks."
+        ),
+    ] = "process"
 
 
 class Predictor(Evaluating):
-    """Evolution under a predictor that is fitted anew every round.
+    """Rounds of predicting and evaluating.
 
-    As the once-for-all search fits a predictor to pairs of architecture and accuracy and evolves
-    under it (Cai et al. 2020, section 3.4), but in rounds (Wen et al. 2020, "Neural predictor for
-    neural architecture search", section 3, has one). A third of the evaluations, ten or more,
-    are random subnets and uniform ones.
+    As the once-for-all search fits a predictor to pairs of architecture and accuracy (Cai et al.
+    2020, section 3.4), but in rounds: Bayesian optimisation, where the predictor is a Gaussian
+    process (Kandasamy et al. 2018, "Neural architecture search with Bayesian optimisation and
+    optimal transport", section 2.2). What is first is a sixth of the evaluations, ten or more:
+    random subnets and uniform ones.
     """
 
     name = "predictor"
     help = "Evaluates a few, predicts thousands, evaluates the most promising, in rounds."
+    options = PredictorOptions
     predicts = True
 
     def rounds(
-        self, problem: Problem, options: Options, rng: np.random.Generator, effort: Effort
+        self, problem: Problem, options: PredictorOptions, rng: np.random.Generator, effort: Effort
     ) -> Rounds:
         """A first population, then rounds."""
-        from deploynas.search.predictor import LEAST_FITTED, fit_predictor
+        from deploynas.search.process import LEAST_FITTED
+        from deploynas.search.proposals import Proposals
 
         num = effort.num_evaluations
-        archs = first_population(max(-(-num // 3), min(num, LEAST_FITTED)), problem, rng)
+        archs = first_population(max(-(-num // 6), min(num, LEAST_FITTED)), problem, rng)
         accuracies = yield archs
-        num_round = max(effort.at_once, (num - len(archs)) // NUM_ROUNDS)
-        kind, chosen_at = None, 0
+        num_round = max(effort.at_once, num // NUM_ROUNDS)
+        proposals = Proposals(problem, rng, options.kind)
         while LEAST_FITTED <= len(archs) < num:
-            if len(archs) >= 1.4 * chosen_at:  # comparing the kinds takes longer than fitting one
-                kind, chosen_at = None, len(archs)
-            predictor = fit_predictor(problem.space, archs, accuracies, kind)
-            kind = predictor.kind
-            known = {row.tobytes() for row in archs}
-            rounds = ofa.STRATEGY.rounds(problem, options, rng, Effort(PREDICTED))
-            order = best_of(rounds, predictor.predict)
-            size = min(num_round, num - len(archs))
-            fresh = [arch for arch in order if arch.tobytes() not in known][:size]
-            if not fresh:  # the corner is exhausted
+            fresh = proposals.next(min(num_round, num - len(archs)), archs, accuracies)
+            if not len(fresh):  # the corner is exhausted
                 return
-            scores = yield np.stack(fresh)
-            archs = np.concatenate([archs, np.stack(fresh)])
+            scores = yield fresh
+            archs = np.concatenate([archs, fresh])
             accuracies = np.concatenate([accuracies, scores])
 
 
