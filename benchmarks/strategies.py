@@ -40,7 +40,6 @@ from typing import Any, Self
 
 import numpy as np
 from nasbench201 import Table, data_sets, devices
-from scipy import stats
 
 from deploynas.search import DEFAULT, STRATEGIES, Effort, Problem, explore
 from deploynas.search.fronts import hypervolume
@@ -222,6 +221,8 @@ def described(regrets: np.ndarray, random: np.ndarray, seconds: float) -> dict[s
     gains = random - regrets
     mean, half = float(gains.mean()), 0.0
     if len(gains) > 1 and gains.std() > 0:
+        from scipy import stats
+
         error = float(gains.std(ddof=1)) / len(gains) ** 0.5
         half = float(stats.t.ppf(0.975, len(gains) - 1)) * error
     return {

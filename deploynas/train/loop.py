@@ -51,7 +51,8 @@ class Recipe(Record):
         amp: What a GPU computes convolutions and linear layers in (Micikevicius et al. 2018);
             weights, batch norms' statistics and losses stay float32. ``off`` is float32
             throughout, which a CPU always is; ``fp16`` scales losses, leaves out steps that
-            overflow, and waits for the device at every step.
+            overflow, and waits for the device at every step. What is narrower pays for large
+            batches: docs/scaling.md.
     """
 
     epochs: float
@@ -62,7 +63,7 @@ class Recipe(Record):
     label_smoothing: float = 0.05
     augment_from: float = 8.0
     flip: bool = True
-    amp: Literal["off", "bf16", "fp16"] = "bf16"
+    amp: Literal["off", "bf16", "fp16"] = "off"
     seed: int = 0
 
     def lengthened(self, num_images: int) -> Self:

@@ -30,9 +30,14 @@ BUDGETS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", bench.DISTINCT)
-@pytest.mark.parametrize("space", [LAND.space, spaces.space("darts-small")], ids=lambda s: s.name)
-def test_every_strategy(name, space):
-    check_strategy(STRATEGIES.load(name), space)
+def test_every_strategy(name):
+    check_strategy(STRATEGIES.load(name), LAND.space)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", bench.DISTINCT)
+def test_every_strategy_on_cells(name):
+    check_strategy(STRATEGIES.load(name), spaces.space("darts-small"))
 
 
 def test_an_impossible_budget_ends():
