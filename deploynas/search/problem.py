@@ -113,11 +113,11 @@ class Problem:
             best, worst = float(values.min()), float(values.max())
             if cost.at_least:
                 best, worst = worst, best
-            reached[name] = _rounded(best, up=not cost.at_least)
+            reached[name] = cost.format(_rounded(best, up=not cost.at_least))
             if best < limit if cost.at_least else best > limit:
                 end = "highest" if cost.at_least else "lowest"
                 raise InfeasibleBudgetError(
-                    f"no network of {self.space.name} keeps {name} {limit:g}: the {end} "
+                    f"no network of {self.space.name} keeps {name} {cost.format(limit)}: the {end} "
                     f"reachable is {reached[name]}"
                 )
             if worst >= limit if cost.at_least else worst <= limit:
@@ -155,8 +155,8 @@ class Problem:
         return None
 
 
-def _rounded(value: float, *, up: bool) -> str:
-    """Four digits that can be typed as a limit: not below the value, or not above it."""
+def _rounded(value: float, *, up: bool) -> float:
+    """To four digits, which as a limit are reachable: not below the value, or not above it."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 3) if value > 0 else 1.0
     whole = math.ceil if up else math.floor
-    return f"{whole(round(value / unit, 9)) * unit:.4g}"
+    return float(whole(round(value / unit, 9)) * unit)
