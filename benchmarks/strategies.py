@@ -41,7 +41,6 @@ from typing import Any, Self
 
 import numpy as np
 from nasbench201 import SPENDING, Table, data_sets, devices
-from scipy import stats
 
 from deploynas.search import DEFAULT_STRATEGY, STRATEGIES, Budget
 from deploynas.search.fidelities import predictor_over_fidelities
@@ -243,6 +242,8 @@ def one_setting(
 
 def described(regrets: np.ndarray, random: np.ndarray, seconds: float) -> dict[str, Any]:
     """Regret, and what is gained over random search, from regrets a seed."""
+    from scipy import stats
+
     gains = random - regrets
     mean, half = float(gains.mean()), 0.0
     if len(gains) > 1 and gains.std() > 0:

@@ -107,7 +107,7 @@ def test_the_oldest_dies():
         return (arch != best["row"]).sum() == 1
 
     history = regularised_evolution(
-        Budget(), LAND, evaluate, np.random.default_rng(0), 120, population=20, tournament=20
+        Budget(), LAND, evaluate, np.random.default_rng(0), 160, population=20, tournament=20
     )
     children = history.archs[20:]
     parents = [near(child) for child in children]
