@@ -11,11 +11,12 @@ import numpy as np
 
 from deploynas import spaces
 from deploynas.search import Budget, Problem
+from deploynas.search.fidelities import Spending
 from deploynas.spaces import Archs
 from deploynas.spaces.nasbench201 import OPERATIONS, cell_text, parse_cell
 
 CHEAP, FULL = "val_12_epochs", "test_200_epochs"
-COSTS = {"cheap": 12, "full": 200}  # epochs of an evaluation
+SPENDING = Spending(cheap=12, dear=200, total=4_000)  # epochs
 SEED_NOISE = 0.0025  # deviation of one training's accuracy after 200 epochs
 NUM_DEAREST = 20
 
@@ -71,6 +72,12 @@ class Table:
     def evaluate(self, archs: Archs) -> np.ndarray:
         """``(n,)`` validation accuracies after 12 epochs."""
         return self.cheap[self.places(archs)]
+
+    def evaluate_at(self, archs: Archs, fidelity: int, rng: np.random.Generator) -> np.ndarray:
+        """``(n,)`` cheap accuracies (0), or those of one training over 200 epochs (1)."""
+        if fidelity == 0:
+            return self.evaluate(archs)
+        return self.full[self.places(archs)] + rng.normal(0, SEED_NOISE, len(archs))
 
     def upper_ms(self, archs: Archs) -> np.ndarray:
         """``(n,)`` measured latencies."""

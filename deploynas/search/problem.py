@@ -117,8 +117,8 @@ class Problem:
             if best < limit if cost.at_least else best > limit:
                 end = "highest" if cost.at_least else "lowest"
                 raise InfeasibleBudgetError(
-                    f"no network of {self.space.name} keeps {name} {cost.format(limit)}: the {end} "
-                    f"reachable is {reached[name]}"
+                    f"no network of {self.space.name} keeps {name} {cost.format(limit)}: the "
+                    f"{end} reachable is {reached[name]}"
                 )
             if worst >= limit if cost.at_least else worst <= limit:
                 not_binding.append(name)

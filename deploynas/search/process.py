@@ -134,6 +134,12 @@ class GaussianProcess:
         """``(n, m)`` before anything is known, in shares of the variance."""
         return _covariance([_squared(a, b) for a, b in zip(x, y, strict=True)], self.kernel)
 
+    def alike(self, archs: Archs, weights: tuple[float, float, float]) -> Floats:
+        """``(n, n)`` covariance before anything is known, the views weighted otherwise."""
+        x = self._seen(archs)
+        distances = [_squared(view, view) for view in x]
+        return _covariance(distances, replace(self.kernel, weights=weights))
+
     def _seen(self, archs: Archs) -> Seen:
         one_hot, counts, sizes = self._views(archs)
         return one_hot, counts, (sizes - self._centre) / self._scale

@@ -435,21 +435,28 @@ class _Descent:
         assert self._on_device is not None
         predicted = self._on_device.predicted
         fitting = [arch for arch in self._waiting if predicted(arch[None])[0] <= share]
-        if not fitting and len(self._pool):
+        if len(self._pool):
             fresh = np.array([arch.tobytes() not in self._seen for arch in self._pool])
             rest = self._pool[fresh & (predicted(self._pool) <= share)]
-            if len(rest):
+            better = share < 1 and bool(fitting) and self._promises_more(rest, fitting[0])
+            if len(rest) and (better or not fitting):
                 picked = self._judged.best(rest, self._num)
                 if self._judge != self._judged.final:
                     picked = self._judged.settled(picked, self._judge)
                 self._seen |= {arch.tobytes() for arch in picked}
-                fitting = list(picked)
-                self._waiting += fitting
+                self._waiting += list(picked)
+                fitting += list(picked)
+                fitting.sort(key=lambda arch: -self._judged.accuracy(arch))
         if not fitting:
             return None
         taken: Archs = fitting[0]
         self._waiting = [arch for arch in self._waiting if arch is not taken]
         return taken
+
+    def _promises_more(self, archs: Archs, than: Archs) -> bool:
+        """By quick evaluations, which are known."""
+        scores = self._judged.scores(archs)
+        return bool((scores > self._judged.scores(than[None])[0]).any())
 
     def better_than(self, accuracy: float) -> list[Archs]:
         """The finalists that are more accurate, the most accurate first."""

@@ -122,7 +122,7 @@ def test_the_oldest_dies():
 
     options = EvolutionOptions(population=20, tournament=20)
     problem, rng = Problem(LAND), np.random.default_rng(0)
-    history = explore(EVOLUTION, options, problem, evaluate, rng, Effort(120))
+    history = explore(EVOLUTION, options, problem, evaluate, rng, Effort(160))
     children = history.archs[20:]
     parents = [near(child) for child in children]
     # with a tournament among all, it is the only parent while it lives, and none after
