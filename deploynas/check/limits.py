@@ -13,6 +13,7 @@ from deploynas.graph.costs import node_costs
 
 FILE_BYTES, MEMORY, MACS, LATENCY = "file_bytes", "peak_memory_bytes", "macs", "latency_ms"
 TITLES = {FILE_BYTES: "size", MEMORY: "memory", MACS: "MACs"}  # of gates
+WORDS = {FILE_BYTES: "bytes", MEMORY: "bytes of memory at most", MACS: "MACs"}
 UNITS = {FILE_BYTES: "weight_bytes", MEMORY: MEMORY, MACS: MACS, LATENCY: LATENCY}
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from deploynas.artifacts import sha256
-from deploynas.check.limits import LATENCY, TITLES, kind_of, measured
+from deploynas.check.limits import LATENCY, TITLES, WORDS, kind_of, measured
 from deploynas.check.model_file import ModelFile
 from deploynas.check.regression import Baseline, LatencyRecord, Regression, against, slower_layers
 from deploynas.data import ImageDataset, Source, framed, normalise
@@ -256,11 +256,11 @@ def _outputs(model: Path, file: Path, manifest: Manifest | None, device: Device)
 
 
 def _limited(name: str, value: float | None, limit: float) -> Gate:
-    title, cost = TITLES[name], kind_of(name)
+    title = TITLES[name]
     if value is None:
         return Gate(title, "inconclusive", f"the device does not tell {title}")
-    kept = value >= limit if cost.at_least else value <= limit
-    text = f"{title} {value:,.0f} ({cost.format(value)}), allowed {limit:,.0f}"
+    kept = value >= limit if kind_of(name).at_least else value <= limit
+    text = f"{value:,.0f} {WORDS[name]}, allowed {limit:,.0f}"
     return Gate(title, "pass" if kept else "failed-gate", text)
 
 

@@ -186,6 +186,7 @@ class Cost(abc.ABC):
 
     @classmethod
     def format(cls, value: float) -> str:
-        """For people: four digits and a unit."""
+        """For people: four digits and a unit; whole numbers where those are more."""
         unit, worth = cls.shown
-        return f"{value / worth:.4g} {unit}".rstrip()
+        shown = value / worth
+        return f"{shown:,.0f} {unit}".rstrip() if shown >= 1e4 else f"{shown:.4g} {unit}".rstrip()

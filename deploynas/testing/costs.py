@@ -60,7 +60,8 @@ def _check_text(kind: type[Cost], limit: float) -> None:
     require(bool(kind.help), f"{name} has no help")
     require(COSTS.load(name) is kind, f"{name} is not found by its name")
     shown = kind.format(limit)
-    require(abs(float(shown.split()[0]) * kind.shown[1] / limit - 1) < 1e-3, f"{name}: {shown}")
+    number = float(shown.split()[0].replace(",", ""))
+    require(abs(number * kind.shown[1] / limit - 1) < 1e-3, f"{name}: {shown}")
     for suffix, worth in kind.suffixes.items():
         value = kind.parse(f"2{suffix}", name)
         require(value == 2 * worth, f"{name}: 2{suffix} is read as {value}")
