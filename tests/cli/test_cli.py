@@ -147,7 +147,12 @@ def test_light_imports(tmp_path: Path) -> None:
         ((*SEARCH, "--strategy", "darts", "--workers", "2"), 1, "start it by torchrun"),
         ((*SEARCH, "--workers", "2", "--executor", "lokal"), 1, "did you mean 'local'"),
         ((*SEARCH, "--strategy", "darts", "--evaluator", "training"), 1, "it goes with ofa, evol"),
-        ((*SEARCH, "--set", "costs=params"), 1, "unknown option of ofa 'costs' (it has none)"),
+        ((*SEARCH, "--set", "costs=params"), 1, "unknown option of predictor 'costs'"),
+        (
+            (*SEARCH, "--strategy", "ofa", "--set", "costs=params"),
+            1,
+            "unknown option of ofa 'costs' (it has none)",
+        ),
         ((*SEARCH, "--strategy", "pareto", "--set", "costs=macz"), 1, "did you mean 'macs'"),
         ((*SEARCH, "--strategy", "evolution", "--set", "populaton=9"), 1, "'population'"),
         ((*SEARCH, "--strategy", "evolution", "--set", "soft_flops=nan"), 1, "soft_flops"),
