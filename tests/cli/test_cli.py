@@ -533,7 +533,7 @@ def test_a_gradient_search_from_profile_to_checked_file(
     assert "is not what" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_candidates_that_are_trained_and_several_costs(
     board_profile: Callable[[StagedSpace], DeviceProfile], tmp_path: Path
 ) -> None:
@@ -743,7 +743,7 @@ def test_a_full_disk_is_one_line(limit: int, tmp_path: Path) -> None:
     assert not (tmp_path / "p" / "cpu.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_named_device(tmp_path: Path) -> None:
     """From its name to a profile, and a model that is measured on it."""
     command = f"{shlex.quote(sys.executable)} -W ignore"

@@ -98,7 +98,7 @@ def test_a_verb_that_reads(name: str, tmp_path: Path) -> None:
     is_frozen(name, printed(tmp_path, *QUICK[name]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_check(tmp_path: Path) -> None:
     limits = ("--limit", "latency_ms=1000", "--limit", "file_bytes=5MB", "--limit", "macs=1G")
     found = printed(tmp_path, "check", str(EXPORT), *limits, "--record", "record.json")

@@ -319,7 +319,7 @@ def test_fit_recovers_a_scale_and_judge_counts() -> None:
     assert table.kendall_tau == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_int8_stands_beside_float(
     profile_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,7 +75,7 @@ def test_the_driver_evaluates_nothing_twice_and_returns_nothing_over_a_limit():
     np.testing.assert_allclose(found.accuracies, LAND.accuracies(found.archs))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["evolution", "pareto"])
 def test_better_than_random(name):
     found = [bench.finds_the_top(name, seed) for seed in range(8)]

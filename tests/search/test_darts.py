@@ -352,7 +352,7 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("changes", [{}, {"gate": "sigmoid", "prune": 0.5, "order": "second"}])
 def test_resume_equals_uninterrupted(space, digits, model, changes, tmp_path, monkeypatch):
     recipe = DartsRecipe(epochs=1.5, architecture=DartsOptions(**changes))

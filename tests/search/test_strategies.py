@@ -50,7 +50,7 @@ def budgets(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVALUATING)
 @pytest.mark.parametrize("limit", ["latency", "tight", "both"])
-@pytest.mark.parametrize("num", [4, 60, 3_000])
+@pytest.mark.parametrize("num", [4, 60, pytest.param(3_000, marks=pytest.mark.long)])
 def test_promises(name, limit, num, model):
     if name == "predictor" and num > 100:
         pytest.skip("a predictor is for few evaluations, and takes its time over them")

@@ -117,7 +117,7 @@ def test_a_training_that_diverges_says_so(digits, space):
         train_network(network, digits, wild)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fine_tuning_improves_on_the_supernet(digits, space):
     supernet = new_supernet(space)
     train_supernet(supernet, digits, SupernetRecipe(epochs=3, batch_size=64))
@@ -289,7 +289,7 @@ def assert_wide(module):
         assert torch.isfinite(tensor).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("schedule", ["sandwich", "progressive"])
 def test_a_supernet_trains_in_bfloat16(schedule, narrow, digits, space):
     """Small kernels are made from large ones, layers are cut out of larger ones: all narrow."""

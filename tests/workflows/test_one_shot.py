@@ -24,7 +24,7 @@ def digits():
     return load_digits((), seed=0, max_size=64)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     ["one-shot", "darts-small:channels=4,cells=3,nodes=2,operations=skip_connect+sep_conv_3x3"],
