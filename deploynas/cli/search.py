@@ -112,16 +112,16 @@ def search(
     strategy = STRATEGIES.load(strategy_name or usual)
     options = strategy.options_from(pairs(option, "--set"))
     changes = pairs(recipe_set, "--recipe-set")
+    if ofa_weights is None and calibration_images is not None:
+        raise InvalidInputError("--calibration-images goes with --ofa-weights")
+    if ofa_weights is not None and supernet is not None:
+        raise InvalidInputError("give one of --ofa-weights and --supernet")
     if supernet is not None and space_name is not None:
         from deploynas.workflows.inherited import require_space
 
         require_space(supernet, space(space_name))
     space_name = space_name or strategy.home
     space(space_name)  # one that is not known ends here
-    if ofa_weights is None and calibration_images is not None:
-        raise InvalidInputError("--calibration-images goes with --ofa-weights")
-    if ofa_weights is not None and supernet is not None:
-        raise InvalidInputError("give one of --ofa-weights and --supernet")
 
     from deploynas.train.distributed import is_first
     from deploynas.workflows import search as workflow
