@@ -67,6 +67,10 @@ class Effort:
     num_evaluations: int
     at_once: int = 1
 
+    def first(self, wanted: int) -> int:
+        """Networks of a first population: as many as are wanted, and as can be had at a time."""
+        return max(1, min(max(wanted, self.at_once), self.num_evaluations))
+
 
 class Searcher(Protocol):
     """One run of a strategy."""

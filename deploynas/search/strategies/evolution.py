@@ -70,7 +70,8 @@ class Evolution(Evaluating):
     ) -> Rounds:
         """A first population, then children."""
         num = effort.num_evaluations
-        first = admitted_samples(max(1, min(options.population, -(-num // 8))), problem, rng)
+        wanted = min(options.population, -(-num // 8))
+        first = admitted_samples(effort.first(wanted), problem, rng)
         seen = {arch.tobytes() for arch in first}
         fitness = options.fitness(first, (yield first), problem)
         alive = deque(zip(first, fitness, strict=True), maxlen=len(first))

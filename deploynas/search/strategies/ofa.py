@@ -30,7 +30,7 @@ class OnceForAll(Evaluating):
     ) -> Rounds:
         """A first population, then batches of children."""
         num = effort.num_evaluations
-        parents = first_population(max(1, min(num // 5, MAX_FIRST)), problem, rng)
+        parents = first_population(effort.first(min(num // 5, MAX_FIRST)), problem, rng)
         seen = {row.tobytes() for row in parents}
         fitness = yield parents
         num_parents = max(2, min(num // 30, MAX_PARENTS))

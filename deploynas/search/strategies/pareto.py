@@ -74,7 +74,8 @@ class Pareto(Evaluating):
         from deploynas.search.process import Screen
 
         num, space = effort.num_evaluations, problem.space
-        archs = admitted_samples(max(1, min(POPULATION // 2, -(-num // 3))), problem, rng)
+        wanted = min(POPULATION // 2, -(-num // 3))
+        archs = admitted_samples(effort.first(wanted), problem, rng)
         accuracies = yield archs
         values = problem.values(archs, options.costs)
         seen = {arch.tobytes() for arch in archs}

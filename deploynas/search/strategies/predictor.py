@@ -49,7 +49,7 @@ class Predictor(Evaluating):
         from deploynas.search.proposals import Proposals
 
         num = effort.num_evaluations
-        archs = first_population(max(-(-num // 6), min(num, LEAST_FITTED)), problem, rng)
+        archs = first_population(effort.first(max(-(-num // 6), LEAST_FITTED)), problem, rng)
         accuracies = yield archs
         num_round = max(effort.at_once, num // NUM_ROUNDS)
         proposals = Proposals(problem, rng, options.kind)
