@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from proxyless import PROFILES, Stopwatch, _difference, _interval
+from proxyless import PROFILES, Stopwatch, difference, interval
 
 import deploynas as dn
 from deploynas.artifacts import Record
@@ -118,12 +118,12 @@ def collapse(options: argparse.Namespace) -> dict[str, object]:
             skips = [space.num_skips(archs[way, seed]) for seed in seeds]
             tests[way] = [trained[way, seed].result() for seed in seeds]
             document[f"{way}: skips"] = " ".join(map(str, skips))
-            document[f"{way}: test accuracy"] = _interval(tests[way])
+            document[f"{way}: test accuracy"] = interval(tests[way])
             document[f"{way}: params"] = " ".join(
                 f"{int(space.params(archs[way, seed][None])[0]) / 1e3:.0f}k" for seed in seeds
             )
     for way in WAYS:
-        document[f"{way}: over random"] = _difference(tests[way], tests["random"])
+        document[f"{way}: over random"] = difference(tests[way], tests["random"])
     for way in SEARCHES:
         document[f"{way}: skips over time"] = " ".join(map(str, found[way, 0].over_time[::4]))
     for way in WAYS:

@@ -27,7 +27,7 @@ import numpy as np
 import deploynas as dn
 from deploynas.check import Baseline
 from deploynas.check.regression import against
-from deploynas.device import CpuDevice, StopRule, measure
+from deploynas.device import LocalDevice, StopRule, measure
 from deploynas.graph import RandomWeights, write_model
 from deploynas.onboard.timing import estimate
 
@@ -51,7 +51,7 @@ def main() -> None:
         options.equal, options.slower = 5, 3
     started = time.monotonic()
     RUNS.mkdir(parents=True, exist_ok=True)
-    device = CpuDevice(1)
+    device = LocalDevice()
     candidates, ratios = prepared(device)
     document: dict[str, object] = {"load": options.load, "true_ratios": ratios}
     with busy() if options.load else nothing():
@@ -74,7 +74,7 @@ def main() -> None:
         print(f"{key:16} {value}")
 
 
-def prepared(device: CpuDevice) -> tuple[dict[str, Path], dict[str, float]]:
+def prepared(device: LocalDevice) -> tuple[dict[str, Path], dict[str, float]]:
     """The candidates' files, and how much slower than the baseline they are; made once."""
     record = RUNS / "candidates.json"
     names = ["equal", *WANTED]
@@ -113,7 +113,12 @@ def prepared(device: CpuDevice) -> tuple[dict[str, Path], dict[str, float]]:
 
 
 def decisions(
-    device: CpuDevice, name: str, path: Path, num: int, options: argparse.Namespace, started: float
+    device: LocalDevice,
+    name: str,
+    path: Path,
+    num: int,
+    options: argparse.Namespace,
+    started: float,
 ) -> list[dict]:
     """What the gate decided, now and before."""
     journal = RUNS / f"{path.stem}{'-load' if options.load else ''}.jsonl"

@@ -189,12 +189,12 @@ class _Clock:
     def __init__(self, batch_size: int, seconds: float) -> None:
         self._batch_size, self._seconds = batch_size, seconds
         self._marks: list[float] = []
-        self._steps = 0
+        self.steps = 0
         self._started = time.perf_counter()
 
     def step(self) -> None:
-        self._steps += 1
-        if self._steps % CHUNK:
+        self.steps += 1
+        if self.steps % CHUNK:
             return
         synchronise()
         self._marks.append(time.perf_counter())
@@ -209,7 +209,7 @@ class _Clock:
             "images_per_second": float(self._batch_size * CHUNK * len(late) / late.sum()),
             "best_images_per_second": float(self._batch_size * CHUNK / late.min()),
             "step_ms": float(1e3 * late.mean() / CHUNK),
-            "steps": self._steps,
+            "steps": self.steps,
         }
 
 
@@ -232,7 +232,7 @@ def ours(
     clock = _Clock(size, seconds)
 
     def watch(state: object) -> None:
-        each(clock._steps)
+        each(clock.steps)
         clock.step()
 
     with contextlib.suppress(_Enough):

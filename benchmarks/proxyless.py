@@ -429,17 +429,17 @@ def comparison(options: argparse.Namespace) -> dict[str, object]:
         "standalone_epochs": options.standalone_epochs,
         "search_processor_seconds": float(np.mean(seconds)),
         "random_networks": len(mean_random),
-        "found": _interval(found),
-        "random_mean": _interval(mean_random),
-        "random_search": _interval(best_random),
-        **{f"MobileNet{name}_scaled": _interval(v) for name, v in baselines.items()},
+        "found": interval(found),
+        "random_mean": interval(mean_random),
+        "random_search": interval(best_random),
+        **{f"MobileNet{name}_scaled": interval(v) for name, v in baselines.items()},
     }
     others = {
         "random_mean": mean_random,
         "random_search": best_random,
         "better_scaled": max(baselines.values(), key=lambda v: np.mean(v) if v else 0.0),
     }
-    document |= {f"over_{k}": _difference(found, v) for k, v in others.items() if found and v}
+    document |= {f"over_{k}": difference(found, v) for k, v in others.items() if found and v}
     document["minutes_now"] = (time.monotonic() - started) / 60
     return document
 
@@ -565,8 +565,8 @@ def devices(options: argparse.Namespace) -> dict[str, object]:
                 limits["web"] = options.web_share * float(elsewhere)
     document: dict[str, object] = {f"{name}_budget_ms": limit for name, limit in limits.items()}
     for name in names:
-        document[f"found_for_{name}"] = _interval(accuracies[name])
-    document["web_over_cpu_accuracy"] = _difference(accuracies["web"], accuracies["cpu"])
+        document[f"found_for_{name}"] = interval(accuracies[name])
+    document["web_over_cpu_accuracy"] = difference(accuracies["web"], accuracies["cpu"])
     for name, other in (names, names[::-1]):
         device, model = prepared[name][2], prepared[name][4]
         times = np.split(np.array(measured_ms([*found[name], *found[other]], device, model)), 2)
@@ -639,7 +639,7 @@ def _key(*parts: str) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
-def _interval(values: Sequence[float]) -> str:
+def interval(values: Sequence[float]) -> str:
     if not values:
         return "-"
     if len(values) == 1:
@@ -649,7 +649,7 @@ def _interval(values: Sequence[float]) -> str:
     return f"{np.mean(values):.2%} +-{half:.2%} (n={len(values)})"
 
 
-def _difference(ours: Sequence[float], others: Sequence[float]) -> str:
+def difference(ours: Sequence[float], others: Sequence[float]) -> str:
     points = 100 * (np.mean(ours) - np.mean(others))
     if min(len(ours), len(others)) < 2:
         return f"{points:+.2f} points"

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from loopback import SlowWay, SshServer
 
-from deploynas.device import CpuDevice, Samples, StopRule, measure, open_device
+from deploynas.device import LocalDevice, Samples, StopRule, measure, open_device
 from deploynas.device.remote import RemoteDevice
 from deploynas.graph import RandomWeights, write_model
 from deploynas.profile import profile_space
@@ -74,7 +74,7 @@ def main() -> None:
 
 def overhead(options: argparse.Namespace) -> dict[str, object]:
     """The same networks in two ways, and one of them twice."""
-    devices = {"cpu": CpuDevice(), "remote": open_device(options.device), "again": CpuDevice()}
+    devices = {"cpu": LocalDevice(), "remote": open_device(options.device), "again": LocalDevice()}
     chosen = space("mobile-small", 10, 3, [32])
     archs = chosen.sample_spread(16, np.random.default_rng(50_001))
     samples: dict[str, dict[str, Samples]] = {name: {} for name in devices}

@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import deploynas as dn
-from deploynas.device import CpuDevice, Samples, StopRule, measure
-from deploynas.device.base import open_worker
+from deploynas.device import LocalDevice, Samples, StopRule, measure
 from deploynas.graph import RandomWeights, write_model
 from deploynas.onboard.timing import typical_level
 
@@ -60,7 +59,7 @@ def one_pass(options: argparse.Namespace) -> dict[str, object]:
     sides = [options.resolution] if options.resolution else None
     space = dn.space(options.space, resolutions=sides)
     archs = space.sample(6 if options.quick else 16, np.random.default_rng(SEED))
-    device = CpuDevice(options.threads)
+    device = LocalDevice("cpu", options.threads)
     with tempfile.TemporaryDirectory() as folder:
         paths = {}
         for i, arch in enumerate(archs):
@@ -68,7 +67,7 @@ def one_pass(options: argparse.Namespace) -> dict[str, object]:
             paths[str(i)] = write_model(path, space.layers(arch), RandomWeights(i))
         alone = []
         for path in paths.values():
-            with open_worker(device, 0, [path]) as worker:
+            with device.opened([path]) as worker:
                 alone.append(float(np.median(worker.time([(0, 50)])[0])))
         rule = StopRule(
             precision=0.0, min_sessions=options.sessions, max_sessions=options.sessions

@@ -94,6 +94,18 @@ class ModelError(DeviceError):
         self.runtime, self.model, self.reason = runtime, model, reason
 
 
+class MissingModuleError(DeviceError):
+    """A device's Python lacks a package.
+
+    Attributes:
+        module: Its name.
+    """
+
+    def __init__(self, module: str) -> None:
+        super().__init__(f"there is no {module}")
+        self.module = module
+
+
 class IncompleteProfileError(DeploynasError):
     """A device profile lacks a layer or a calibration that is needed."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from deploynas.check import regression, verdict
-from deploynas.device import CpuDevice, Samples
+from deploynas.device import LocalDevice, Samples
 from deploynas.profile import DeviceProfile, profiler, validate
 from deploynas.profile.device_profile import layer_key
 from deploynas.profile.profiler import calibration_archs, with_networks
@@ -94,7 +94,7 @@ def board_profile():
     """
 
     def build(space):
-        identity = CpuDevice().identity.model_copy(update={"processor": "a board elsewhere"})
+        identity = LocalDevice().identity.model_copy(update={"processor": "a board elsewhere"})
 
         def samples(macs):
             touches = [[0.001 + float(macs) / 1e7] * 3] * 2

@@ -11,6 +11,7 @@ import typer
 from deploynas.cli.console import (
     Json,
     Quiet,
+    RuntimeName,
     print_json,
     progress,
     reach,
@@ -42,6 +43,7 @@ def check(
         typer.Option(help="Threads inside one operator; else the manifest's, or 1.", min=1),
     ] = None,
     provider: Annotated[str | None, typer.Option(help="Execution provider.")] = None,
+    runtime: RuntimeName = None,
     latency_ms: Annotated[
         str | None, typer.Option(metavar="MS", help="Budget; else the manifest's.")
     ] = None,
@@ -142,14 +144,14 @@ def check(
             raise InvalidInputError(f"--min-accuracy is a fraction, 0 to 1, got {min_accuracy}")
         if examples is None:
             raise InvalidInputError("--min-accuracy needs test images", "pass --data")
-    if manifest and device in (None, manifest.device.name):
+    if manifest and device in (None, manifest.device.name) and runtime is None:
         device = manifest.device.name
         target_device = open_same(manifest.device, threads, provider)
     else:
         device = device or "cpu"
         if "," in device and not device.startswith("exec:"):
             raise InvalidInputError("a fleet shares a profile's work; check on one of its devices")
-        target_device = open_device(device, threads or 1, provider)
+        target_device = open_device(device, threads or 1, provider, runtime)
     reach(target_device, device, quiet)
     with progress(quiet) as on_progress:
         result = run_check(

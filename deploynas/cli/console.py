@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Threads = Annotated[int, typer.Option(help="Threads inside one operator.")]
+RuntimeName = Annotated[
+    str | None, typer.Option("--runtime", help="Of a device elsewhere; onnxruntime.")
+]
 PrecisionName = Annotated[str, typer.Option("--precision", help="fp32 or int8.")]
 SpaceName = Annotated[str, typer.Option("--space", help="Search space.")]
 OnProgress = Callable[[str, float], None]
@@ -80,9 +83,9 @@ def as_precision(name: str) -> Precision:
 
 def reach(device: Device, name: str, quiet: bool) -> Device:
     """The device ``name``, once it has answered: one elsewhere takes seconds to."""
-    from deploynas.device import DEVICE_NAMES
+    from deploynas.device import device_names
 
-    if name not in DEVICE_NAMES and not quiet:
+    if name not in device_names() and not quiet:
         say(f"asking {name} ...", as_json=True)
     assert device.identity
     return device

@@ -29,14 +29,14 @@ def devices(
     """List the devices of this machine, with their identity, and those that you named."""
     if context.invoked_subcommand:
         return None
-    from deploynas.device import DEVICE_NAMES, Identity, open_device
+    from deploynas.device import Identity, device_names, open_device
     from deploynas.device.named import NamedDevices
     from deploynas.errors import DeploynasError
 
     named = NamedDevices.load().devices
     found: list[Identity] = []
     missing: dict[str, str] = {}
-    for name in (*DEVICE_NAMES, *(named if ask else ())):
+    for name in (*device_names(), *(named if ask else ())):
         if name in named and not quiet:
             say(f"asking {name} ...", as_json=True)
         try:
@@ -70,14 +70,14 @@ def add(
     quiet: Quiet = False,
 ) -> None:
     """Name a device, for --device of every verb."""
-    from deploynas.device import DEVICE_NAMES, open_device
+    from deploynas.device import device_names, open_device
     from deploynas.device.named import NamedDevices
     from deploynas.device.remote import command_of
     from deploynas.errors import DeploynasError, InvalidInputError
 
     if (command is None) == (host is None):
         raise InvalidInputError("give one of --exec COMMAND and --ssh HOST")
-    if name in DEVICE_NAMES:
+    if name in device_names():
         raise InvalidInputError(f"{name} is a device of this machine: choose another name")
     if python is not None and host is None:
         raise InvalidInputError("--python goes with --ssh; a command names its own")
@@ -120,21 +120,23 @@ def remove(
 
 
 def install(
-    name: Annotated[str, typer.Argument(help="web: onnxruntime-web, by npm.")],
+    name: Annotated[str, typer.Argument(help="A device of this machine, as: web.")],
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Install what a device needs, for this user."""
-    from deploynas.device.web import install_runtime
     from deploynas.errors import UnknownNameError
+    from deploynas.runtimes import by_device
 
-    if name != "web":
-        raise UnknownNameError("device to install", name, ["web"])
+    known = {device: runtime for device, runtime in by_device().items() if runtime.installs}
+    if name not in known:
+        raise UnknownNameError("device to install", name, known)
+    runtime = known[name]
     if not quiet:
-        say("asking npm for onnxruntime-web (some 35 MB) ...", as_json=True)
-    folder, installed = install_runtime()
+        say(f"installing {runtime.installs} ...", as_json=True)
+    folder, installed = runtime.install()
     if as_json:
         return print_json({"path": str(folder), "installed": installed})
-    say(f"onnxruntime-web is {'now' if installed else 'already'} in {folder}")
-    say("next: deploynas profile --device web")
+    say(f"{runtime.name} is {'now' if installed else 'already'} in {folder}")
+    say(f"next: deploynas profile --device {name}")
     return None

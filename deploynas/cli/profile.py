@@ -14,6 +14,7 @@ from deploynas.cli.console import (
     Json,
     PrecisionName,
     Quiet,
+    RuntimeName,
     SpaceName,
     Threads,
     as_precision,
@@ -28,6 +29,7 @@ from deploynas.cli.console import (
 
 if TYPE_CHECKING:
     from deploynas.device import Device
+    from deploynas.profile.bundle import OnDevice
     from deploynas.profile.device_profile import Precision
     from deploynas.spaces import SearchSpace
 
@@ -53,6 +55,7 @@ def profile(
     threads: Threads = 1,
     precision_name: PrecisionName = "fp32",
     provider: Annotated[str | None, typer.Option(help="Execution provider.")] = None,
+    runtime: RuntimeName = None,
     output: Annotated[Path | None, typer.Option(help="Profile file.")] = None,
     bundle: Annotated[
         Path | None, typer.Option(help="Measure nothing: write a file that does, with Python.")
@@ -74,8 +77,9 @@ def profile(
     from deploynas.device import open_device
     from deploynas.errors import InvalidInputError, require_positive
     from deploynas.profile import LatencyModel, profile_space
-    from deploynas.profile.bundle import read_results
+    from deploynas.profile.bundle import OnDevice, read_results
     from deploynas.profile.shipped import is_shipped
+    from deploynas.runtimes import DEFAULT
 
     if budget_minutes != math.inf:
         require_positive(budget_minutes, "--budget-minutes")
@@ -88,14 +92,15 @@ def profile(
         if results is not None:
             raise InvalidInputError("give one of --bundle and --import")
         chosen = choose_space(space_name, data, num_classes, in_channels, resolution)
-        return _bundle(bundle, chosen, precision, threads, provider, budget_minutes, as_json)
+        on_device = OnDevice(runtime or DEFAULT, threads, provider)
+        return _bundle(bundle, chosen, precision, on_device, budget_minutes, as_json)
     target: Device
     if results is not None:
         chosen, precision, target = read_results(results)
         name = results.name.partition(".")[0]
         threads = target.identity.threads
     else:
-        target = reach(open_device(device, threads, provider), device, quiet)
+        target = reach(open_device(device, threads, provider, runtime), device, quiet)
         chosen = choose_space(space_name, data, num_classes, in_channels, resolution)
         name = re.sub(r"[^\w.@-]+", "-", device)[:60]
     suffix = f"-t{threads}" if threads > 1 else ""
@@ -142,19 +147,20 @@ def profile(
 
 
 def _bundle(
-    path: Path, space: SearchSpace, precision: Precision, threads: int, provider: str | None,
-    minutes: float, as_json: bool,
+    path: Path, space: SearchSpace, precision: Precision, device: OnDevice, minutes: float,
+    as_json: bool,
 ) -> None:  # fmt: skip
     from deploynas.profile.bundle import write_bundle
+    from deploynas.runtimes import that_travels
 
     num_models, size = write_bundle(
-        path, space, precision=precision, threads=threads, provider=provider,
-        budget_minutes=minutes,
-    )  # fmt: skip
+        path, space, precision=precision, device=device, budget_minutes=minutes
+    )
+    package = that_travels(device.runtime).package
     if as_json:
         return print_json({"bundle": str(path), "num_models": num_models, "bytes": size})
     say(f"{path}: {num_models} models of {space.name}, {size / 1e6:.1f} MB")
-    say(f"on the device (Python 3.9 or newer, numpy, onnxruntime): python3 {path.name}")
+    say(f"on the device (Python 3.9 or newer, numpy, {package}): python3 {path.name}")
     say(f"then here: deploynas profile --import {path.stem}.results.jsonl")
     return None
 

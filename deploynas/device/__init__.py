@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from deploynas.device.base import Device, Identity
-from deploynas.device.cpu import CpuDevice
+from deploynas.device.local import LocalDevice
 from deploynas.device.measuring import Progress, measure
-from deploynas.device.registry import DEVICE_NAMES, open_attached, open_device, open_same
+from deploynas.device.registry import device_names, open_attached, open_device, open_same
 from deploynas.onboard.timing import Estimate, Level, Samples, StopRule
 
 __all__ = [
-    "DEVICE_NAMES",
-    "CpuDevice",
     "Device",
     "Estimate",
     "Identity",
     "Level",
+    "LocalDevice",
     "Progress",
     "Samples",
     "StopRule",
+    "device_names",
     "measure",
     "open_attached",
     "open_device",

@@ -1,19 +1,17 @@
-"""Devices: an identity, and rounds of samples of ONNX models."""
+"""Devices: an identity, and rounds of samples of networks."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from deploynas.artifacts import Record
-from deploynas.device.reference import write_references
-from deploynas.onboard.conversation import Examination, Worker
-from deploynas.onboard.conversation import open_worker as open_with
-from deploynas.onboard.folders import temporary_folder
-from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
+from deploynas.device import reference
+from deploynas.errors import DeviceError
+from deploynas.onboard.conversation import Examination
+from deploynas.onboard.runtime import Array, Feeds
+from deploynas.onboard.timing import Round, Samples, StopRule
 
 
 class Identity(Record):
@@ -38,6 +36,36 @@ class Identity(Record):
     threads: int
     session_options: dict[str, str]
     recorded: dict[str, str]
+
+    @classmethod
+    def of(cls, device: str, facts: Mapping[str, Any], reached: str | None = None) -> Identity:
+        """From what a worker says, see :meth:`deploynas.onboard.runtime.Launcher.facts`.
+
+        Args:
+            device: Its kind.
+            facts: What the worker says.
+            reached: What ``--device`` calls it, where it is elsewhere.
+
+        Raises:
+            DeviceError: That says not what it is.
+        """
+        try:
+            found = dict(facts["recorded"])
+            if reached is not None:
+                found["reached"] = reached
+            return cls(
+                device=device,
+                processor=str(facts["processor"]),
+                runtime=str(facts["runtime"]),
+                provider=str(facts["provider"]),
+                threads=int(facts["threads"]),
+                session_options={
+                    **facts["session_options"], "reference_set": reference.VERSION,
+                },
+                recorded={name: str(value) for name, value in found.items()},
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError):
+            raise DeviceError("it does not say what it is") from None
 
     def differences(self, other: Identity) -> list[str]:
         """The hard fields that differ, for people; empty when samples may be combined."""
@@ -76,7 +104,7 @@ class Notes:
 
 
 class Device(Protocol):
-    """Something that runs ONNX models and can say how long they take."""
+    """Something that runs networks, given as ONNX files, and can say how long they take."""
 
     @property
     def identity(self) -> Identity:
@@ -106,41 +134,15 @@ class Device(Protocol):
         """
         ...
 
+    def answers(self, model: Path, feeds: Sequence[Feeds]) -> list[list[Array]]:
+        """What a model answers there to each of ``feeds``: its outputs that are arrays, in order.
 
-class LocalDevice(ABC):
-    """A device whose workers run on this machine, driven by the engine in this process."""
+        Args:
+            model: An ONNX file.
+            feeds: Name of an input -> array.
 
-    def __init__(self) -> None:
-        self.notes = Notes()
-
-    @property
-    @abstractmethod
-    def identity(self) -> Identity:
-        """Who measures."""
-
-    @abstractmethod
-    def command(self, session: int) -> list[str]:
-        """Command line of a worker; ``session`` counts them, so that cores can rotate."""
-
-    def rounds(
-        self, models: Mapping[str, Path], rule: StopRule, samples: dict[str, Samples], seed: int
-    ) -> Generator[Round, None, None]:
-        """See :class:`Device`."""
-        with temporary_folder() as folder:
-            yield from run_rounds(
-                self.command, self.identity.runtime, write_references(folder), models, rule,
-                samples, seed,
-            )  # fmt: skip
-
-    def examine(self, model: Path, session: int = 0) -> Examination:
-        """See :class:`Device`."""
-        with open_with(self.command(session), [], self.identity.runtime) as worker:
-            return worker.examine(model)
-
-
-def open_worker(
-    device: LocalDevice, session: int, paths: Sequence[Path]
-) -> AbstractContextManager[Worker]:
-    """A worker of a device of this machine with ``paths`` loaded, closed on the way out."""
-    models = [(path.stem, path) for path in paths]
-    return open_with(device.command(session), models, device.identity.runtime)
+        Raises:
+            DeviceError: It cannot load or run the model.
+            InvalidInputError: This device cannot be asked.
+        """
+        ...

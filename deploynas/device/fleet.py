@@ -16,6 +16,7 @@ import numpy as np
 from deploynas.device.base import Device, Identity, Notes
 from deploynas.errors import DeviceError, DeviceMismatchError, ModelError
 from deploynas.onboard.conversation import Examination
+from deploynas.onboard.runtime import Array, Feeds
 from deploynas.onboard.timing import Round, Samples, StopRule
 
 DROPS = (DeviceError, DeviceMismatchError)  # a member's own trouble; but see ModelError
@@ -96,6 +97,10 @@ class Fleet:
     def examine(self, model: Path, session: int = 0) -> Examination:
         """Of the first member; see :class:`deploynas.device.base.Device`."""
         return next(iter(self._members.values())).examine(model, session)
+
+    def answers(self, model: Path, feeds: Sequence[Feeds]) -> list[list[Array]]:
+        """Of the first member; see :class:`deploynas.device.base.Device`."""
+        return next(iter(self._members.values())).answers(model, feeds)
 
     def rounds(
         self, models: Mapping[str, Path], rule: StopRule, samples: dict[str, Samples], seed: int

@@ -6,11 +6,10 @@ import contextlib
 from collections.abc import Callable
 
 from deploynas.device.base import Device, Identity
-from deploynas.device.cpu import CpuDevice
 from deploynas.device.fleet import Fleet
+from deploynas.device.local import LocalDevice
 from deploynas.device.named import NamedDevices
 from deploynas.device.remote import RemoteDevice, command_of
-from deploynas.device.web import HOSTS, WebDevice
 from deploynas.errors import (
     DeploynasError,
     DeviceError,
@@ -18,22 +17,31 @@ from deploynas.errors import (
     InvalidInputError,
     UnknownNameError,
 )
+from deploynas.runtimes import DEFAULT, RUNTIMES, by_device, that_travels
 
-DEVICE_NAMES = ("cpu", *HOSTS)  # of this machine
 REACHED = ("exec", "ssh")  # elsewhere: exec:COMMAND, ssh:HOST
 
 
-def open_device(name: str, threads: int = 1, provider: str | None = None) -> Device:
+def device_names() -> list[str]:
+    """Devices of this machine: those of every runtime."""
+    return list(by_device())
+
+
+def open_device(
+    name: str, threads: int = 1, provider: str | None = None, runtime: str | None = None
+) -> Device:
     """A device that a person named.
 
     Args:
-        name: One of :data:`DEVICE_NAMES`, ``exec:COMMAND``, ``ssh:HOST``, a name that the user
+        name: One of :func:`device_names`, ``exec:COMMAND``, ``ssh:HOST``, a name that the user
             gave one, or several of these with commas between them: a fleet of one kind.
         threads: Threads inside one operator.
-        provider: Execution provider of ONNX Runtime.
+        provider: What executes, where the runtime has several.
+        runtime: Of a device elsewhere, by default ONNX Runtime; a device of this machine has
+            its own.
 
     Raises:
-        UnknownNameError: No such device or provider.
+        UnknownNameError: No such device, runtime or provider.
         InvalidInputError, MissingDependencyError: This machine cannot run it so.
         DeviceMismatchError: A fleet's devices are not of one kind.
     """
@@ -41,19 +49,22 @@ def open_device(name: str, threads: int = 1, provider: str | None = None) -> Dev
         names = [one.strip() for one in name.split(",") if one.strip()]
         if len(set(names)) < len(names) or len(names) < 2:
             raise InvalidInputError(f"--device {name!r}: a fleet is two or more different devices")
-        return Fleet({one: open_device(one, threads, provider) for one in names})
-    if name == "cpu":
-        return CpuDevice(threads, provider) if provider else CpuDevice(threads)
-    if name in HOSTS:
-        if provider:
-            raise InvalidInputError(f"--provider is for ONNX Runtime, which {name} does not use")
-        return WebDevice(name, threads)
+        return Fleet({one: open_device(one, threads, provider, runtime) for one in names})
+    here = by_device()
+    if name in here:
+        if runtime is not None and RUNTIMES.load(runtime) is not here[name]:
+            own = ", ".join(RUNTIMES.load(runtime).devices)
+            raise InvalidInputError(
+                f"the device {name} runs {here[name].name}, not {runtime}", f"try --device {own}"
+            )
+        return LocalDevice(name, threads, provider)
     known = NamedDevices.load()
     reached = known.devices.get(name, name)
     if reached.partition(":")[0] not in REACHED or ":" not in reached:
-        names = [*DEVICE_NAMES, *(f"{kind}:..." for kind in REACHED), *known.devices]
+        names = [*here, *(f"{kind}:..." for kind in REACHED), *known.devices]
         raise UnknownNameError("device", name, names)
-    device = RemoteDevice(name, command_of(reached), threads, provider)
+    chosen = that_travels(runtime or DEFAULT)
+    device = RemoteDevice(name, command_of(reached), chosen, threads, provider)
     if name == reached and name not in known.typed:
         with contextlib.suppress(OSError, DeploynasError):
             known.with_typed(name).save()
@@ -74,15 +85,18 @@ def open_same(
     """
     name = identity.name
     known = NamedDevices.load()
-    if name not in (*DEVICE_NAMES, *known.devices, *known.typed):
+    here = by_device()
+    if name not in (*here, *known.devices, *known.typed):
         raise DeviceMismatchError(
             f"measured on {identity.title}, of which this machine knows nothing",
             f"if you trust it, name it: deploynas devices add {name.partition(':')[0]} ..., or "
             "pass --device",
         )
-    own = identity.provider if identity.device == "cpu" else None
+    runtime = here[identity.device].name if identity.device in here else None
     try:
-        return open_device(name, threads or identity.threads, provider or own)
+        return open_device(
+            name, threads or identity.threads, provider or identity.provider, runtime
+        )
     except (InvalidInputError, UnknownNameError) as error:
         raise DeviceMismatchError(
             f"measured on {identity.title}, which this machine cannot run: {error}"

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import weakref
 import zipfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -27,13 +27,14 @@ from typing import IO, Any, NoReturn
 import deploynas.errors
 import deploynas.onboard
 from deploynas.device.base import Identity, Notes
-from deploynas.device.cpu import identity_of
+from deploynas.device.local import converted
 from deploynas.device.reference import write_references
 from deploynas.device.wire import Parcel
 from deploynas.errors import DeviceError, DeviceMismatchError, InvalidInputError, ModelError
-from deploynas.onboard.conversation import Examination
+from deploynas.onboard.agent import RUNTIME_FILE
+from deploynas.onboard.conversation import Examination, outputs_of
 from deploynas.onboard.folders import temporary_folder
-from deploynas.onboard.processor import DEFAULT_PROVIDER
+from deploynas.onboard.runtime import Array, Feeds, PythonRuntime, packed
 from deploynas.onboard.timing import Level, Round, Samples, StopRule
 
 START_SECONDS = 60.0  # that a device may take to say a first word
@@ -46,7 +47,7 @@ SSH = (
     "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3",
 )  # fmt: skip
 PIP_HINT = (
-    "there: pip install numpy onnxruntime; or name a Python that has them: "
+    "there: pip install numpy {package}; or name a Python that has them: "
     "--device 'ssh:HOST venv/bin/python'"
 )
 _HELLO = "deploynas-python"
@@ -111,14 +112,15 @@ _SSH_FAILURES = (
 )
 
 
-def package(extra: Mapping[str, bytes] | None = None) -> bytes:
-    """A zip of what runs on a device, with ``extra`` files."""
+def package(runtime: PythonRuntime, extra: Mapping[str, bytes] | None = None) -> bytes:
+    """A zip of what runs on a device that has ``runtime``, with ``extra`` files."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("deploynas/__init__.py", "")
         archive.writestr("deploynas/errors.py", Path(deploynas.errors.__file__).read_bytes())
         for path in sorted(Path(deploynas.onboard.__file__).parent.glob("*.py")):
             archive.writestr(f"deploynas/onboard/{path.name}", path.read_bytes())
+        archive.writestr(RUNTIME_FILE, runtime.file.read_bytes())
         for name, data in (extra or {}).items():
             archive.writestr(name, data)
     return content.getvalue()
@@ -130,13 +132,14 @@ class Link:
     Args:
         name: What messages call the device.
         command: Starts a Python of the device, with our standard input and output.
+        runtime: What it runs networks by.
 
     Raises:
         DeviceError: It cannot be reached, lacks something, or stopped answering.
     """
 
-    def __init__(self, name: str, command: list[str]) -> None:
-        self._name, self._command = name, command
+    def __init__(self, name: str, command: list[str], runtime: PythonRuntime) -> None:
+        self._name, self._command, self._runtime = name, command, runtime
         self.bytes_sent = 0
         self._sent: set[str] = set()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
@@ -175,14 +178,14 @@ class Link:
                 f"its Python is {version[0]}.{version[1]}, and 3.9 is needed",
                 "name another one: --device 'ssh:HOST venv/bin/python'",
             )
-        content = package()
+        content = package(self._runtime)
         unpack = _UNPACK.format(size=len(content)).encode()
-        self._post(str(len(unpack)).encode() + b"\n" + unpack + content)
+        self.post(str(len(unpack)).encode() + b"\n" + unpack + content)
 
     def send(self, message: Mapping[str, object], content: bytes = b"") -> None:
         """Send a message; the answer comes later."""
         whole = {**message, "bytes": len(content)}
-        self._post(json.dumps(whole).encode() + b"\n" + content)
+        self.post(json.dumps(whole).encode() + b"\n" + content)
 
     def put(self, path: Path) -> str:
         """Send a model file, unless it is there already; returns its digest."""
@@ -212,8 +215,9 @@ class Link:
                 raise ModelError(runtime, str(answer["model"]), str(answer.get("reason")))
             if "error" in answer:
                 text = str(answer["error"])
+                hint = PIP_HINT.format(package=self._runtime.package)
                 raise DeviceError(
-                    f"{self._name}: {text}", PIP_HINT if "there has no" in text else None
+                    f"{self._name}: {text}", hint if "there has no" in text else None
                 )
             if "alive" not in answer:
                 return answer
@@ -239,10 +243,13 @@ class Link:
         self.close()
         lines = [line.strip() for line in said.strip().splitlines() if line.strip()]
         if reason is None:
-            reason, hint = _reason(lines, self._process.returncode, self._command, self._speaks)
+            code, package = self._process.returncode, self._runtime.package
+            reason, hint = _reason(lines, code, self._command, self._speaks)
+            hint = hint and hint.replace("{package}", package)
         raise DeviceError(f"{self._name}: {reason}", hint)
 
-    def _post(self, content: bytes) -> None:
+    def post(self, content: bytes) -> None:
+        """Send bytes as they are."""
         self.bytes_sent += len(content)
         self._outbox.put(content)
 
@@ -325,17 +332,23 @@ class RemoteDevice:
     Args:
         name: What ``--device`` calls it; stored in what it measures, so that it is found again.
         command: Starts its Python.
+        runtime: What it runs networks by.
         threads: Threads inside one operator.
-        provider: An execution provider of its runtime.
+        provider: What executes there, where the runtime has several.
     """
 
     def __init__(
-        self, name: str, command: list[str], threads: int = 1, provider: str | None = None
+        self,
+        name: str,
+        command: list[str],
+        runtime: PythonRuntime,
+        threads: int = 1,
+        provider: str | None = None,
     ) -> None:
         self.notes = Notes()
         self.bytes_sent = 0
-        self._name, self._command = name, command
-        self._threads, self._provider = threads, provider or DEFAULT_PROVIDER
+        self._name, self._command, self._runtime = name, command, runtime
+        self._setup = {"runtime": runtime.name, "threads": threads, "provider": provider}
         self._link: Link | None = None
         self._identity: Identity | None = None
 
@@ -356,14 +369,14 @@ class RemoteDevice:
         finished = False
         try:
             with temporary_folder() as folder:
-                references = [link.put(path) for path in write_references(folder)]
-            sent = {name: link.put(path) for name, path in models.items()}
+                paths = {path.stem: path for path in write_references(folder)}
+                references = self._sent(link, paths, folder)
+                sent = self._sent(link, models, folder)
             link.send(
                 {
-                    "do": "measure", "models": sent, "references": references,
-                    "rule": asdict(rule), "seed": seed, "runtime": self.identity.runtime,
+                    "do": "measure", "models": sent, "references": list(references.values()),
+                    "rule": asdict(rule), "seed": seed, **self._known(),
                     "samples": {name: asdict(samples[name]) for name in models},
-                    "threads": self._threads, "provider": self._provider,
                 }
             )  # fmt: skip
             while "round" in (answer := link.receive()):
@@ -388,13 +401,30 @@ class RemoteDevice:
     def examine(self, model: Path, session: int = 0) -> Examination:
         """See :class:`deploynas.device.base.Device`."""
         link = self._connected()
-        link.send(
-            {
-                "do": "examine", "digest": link.put(model), "runtime": self.identity.runtime,
-                "session": session, "threads": self._threads, "provider": self._provider,
-            }
-        )  # fmt: skip
+        link.send({**self._asked(link, model, "examine"), "session": session})
         return Examination.of(link.receive())
+
+    def answers(self, model: Path, feeds: Sequence[Feeds]) -> list[list[Array]]:
+        """See :class:`deploynas.device.base.Device`."""
+        link, found = self._connected(), []
+        for one in feeds:
+            link.send({**self._asked(link, model, "answer"), "feeds": packed(one)})
+            found.append(outputs_of(link.receive(), self._name))
+        return found
+
+    def _asked(self, link: Link, model: Path, what: str) -> dict[str, object]:
+        with temporary_folder() as folder:
+            (digest,) = self._sent(link, {model.stem: model}, folder).values()
+        return {"do": what, "digest": digest, **self._known()}
+
+    def _known(self) -> dict[str, object]:
+        """What workers there are started with, the runtime with its version."""
+        return {**self._setup, "runtime": self.identity.runtime}
+
+    def _sent(self, link: Link, models: Mapping[str, Path], folder: Path) -> dict[str, str]:
+        """Name -> digest of the converted file, which is there now."""
+        ready = converted(self._runtime, models, folder)
+        return {name: link.put(path) for name, path in ready.items()}
 
     def _connected(self) -> Link:
         """A link that answers: the one there is, or a new one."""
@@ -404,7 +434,7 @@ class RemoteDevice:
                 return self._link
             except DeviceError:
                 self._link = None
-        link = Link(self._name, self._command)
+        link = Link(self._name, self._command, self._runtime)
         identity = self._describe(link)
         if self._identity is not None and (changed := self._identity.differences(identity)):
             raise DeviceMismatchError(f"{self._name} is another device now: {'; '.join(changed)}")
@@ -413,13 +443,13 @@ class RemoteDevice:
         return link
 
     def _describe(self, link: Link) -> Identity:
-        link.send({"do": "describe", "provider": self._provider, "threads": self._threads})
+        link.send({"do": "describe", **self._setup})
         facts: Any = link.receive().get("identity")
+        (kind, *_) = self._runtime.devices
         try:
-            whole = {**facts, "reached": self._name}
-            return identity_of(whole, self._provider, self._threads)
-        except (TypeError, KeyError):
-            raise DeviceError(f"{self._name}: it does not say what it is") from None
+            return Identity.of(kind, facts, reached=self._name)
+        except DeviceError as error:
+            raise DeviceError(f"{self._name}: {error}") from None
 
 
 def round_of(fields: Mapping[str, Any], names: list[str]) -> Round:

@@ -2,40 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from deploynas.errors import InvalidInputError
 from deploynas.onboard.parts import draw
+from deploynas.onboard.runtime import Array, Feeds, Input
 from deploynas.onboard.worker import random_input
 
 NUM_PROBES = 2
 TOLERANCE = 1e-3  # of the largest answer: other processors add in another order
 
 
-def probe(model: Path | bytes, name: str = "the model") -> list[npt.NDArray[np.float64]]:
-    """Answers to :data:`NUM_PROBES` inputs of noise, flat: the outputs one after the other.
+def probes(model: Path | bytes) -> list[Feeds]:
+    """:data:`NUM_PROBES` inputs of noise: the same bits on every machine where they are floats.
+
+    Raises:
+        ValueError: An input has a dynamic shape, or a type that is not drawn.
+    """
+    inputs = inputs_of(model)
+    return [
+        {one.name: _noise(one, number, i) for i, one in enumerate(inputs)}
+        for number in range(NUM_PROBES)
+    ]
+
+
+def inputs_of(model: Path | bytes) -> list[Input]:
+    """What an ONNX file takes; a dynamic side is its name, or empty."""
+    content = (
+        onnx.load_from_string(model)
+        if isinstance(model, bytes)
+        else onnx.load(model, format="protobuf", load_external_data=False)
+    )
+    graph = content.graph
+    constants = {one.name for one in graph.initializer}
+    return [
+        Input(
+            one.name,
+            [
+                side.dim_value if side.HasField("dim_value") else side.dim_param
+                for side in one.type.tensor_type.shape.dim
+            ],
+            _type(one.type.tensor_type.elem_type),
+        )
+        for one in graph.input
+        if one.name not in constants
+    ]
+
+
+def _type(elem_type: int) -> str:
+    try:
+        return onnx.helper.tensor_dtype_to_np_dtype(elem_type).name
+    except KeyError:
+        return "no tensor"
+
+
+def flat(outputs: Sequence[Array]) -> npt.NDArray[np.float64]:
+    """The outputs of one answer one after the other."""
+    return np.concatenate([np.ravel(x).astype(np.float64) for x in outputs])
+
+
+def probe(content: bytes) -> list[npt.NDArray[np.float64]]:
+    """Flat answers of a model to :func:`probes`, by ONNX Runtime on this machine.
 
     Raises:
         InvalidInputError: ONNX Runtime cannot load or run it.
     """
-    session = open_session(model, name)
-    answers = []
+    session = open_session(content)
     try:
-        for number in range(NUM_PROBES):
-            feeds = {
-                value.name: _noise(value, number, i)
-                for i, value in enumerate(session.get_inputs())
-            }
-            outputs = session.run(None, feeds)
-            flat = [np.ravel(x).astype(np.float64) for x in outputs if isinstance(x, np.ndarray)]
-            answers.append(np.concatenate(flat))
+        return [flat(session.run(None, dict(feeds))) for feeds in probes(content)]
     except Exception as error:  # the runtime's errors share no class of their own
-        raise _refused(error, name) from None
-    return answers
+        raise _refused(error, "the model") from None
 
 
 def open_session(model: Path | bytes, name: str = "the model") -> Any:
@@ -62,9 +104,8 @@ def _refused(error: Exception, name: str) -> InvalidInputError:
     return InvalidInputError(f"onnxruntime {onnxruntime.__version__} cannot run {name}: {reason}")
 
 
-def _noise(value: Any, number: int, index: int) -> Any:
-    """The same bits on every machine, where the input is of floats."""
-    if value.type == "tensor(float)" and all(isinstance(s, int) for s in value.shape):
-        count = int(np.prod(value.shape))
-        return draw(number, index, count, 1.0).reshape(value.shape)
-    return random_input(np, np.random.default_rng(number), value)
+def _noise(one: Input, number: int, index: int) -> Array:
+    if one.type == "float32" and all(isinstance(side, int) for side in one.shape):
+        return draw(number, index, int(np.prod(one.shape)), 1.0).reshape(one.shape)
+    drawn: Array = random_input(np.random.default_rng(number), one)
+    return drawn

@@ -12,27 +12,22 @@ import os
 import queue
 import shutil
 import signal
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from deploynas.errors import DeviceError, ModelError
+from deploynas.errors import DeviceError, MissingModuleError, ModelError
 from deploynas.onboard.conversation import Examination, open_worker
 from deploynas.onboard.folders import own, sweep
 from deploynas.onboard.parts import ModelFolder
-from deploynas.onboard.processor import worker_command
+from deploynas.onboard.runtime import Array, packed, unpacked, worker_command
 from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
 
 ALIVE_SECONDS = 5.0
-_DESCRIBE = (
-    "import sys; sys.path[0] = sys.argv[1]; import json; "
-    "from deploynas.onboard.processor import describe; "
-    "print(json.dumps(describe(sys.argv[2], int(sys.argv[3]))))"
-)
+RUNTIME_FILE = "runtime.py"  # in the folder, beside this package
 
 
 def serve(source: BinaryIO, folder: Path) -> None:
@@ -108,9 +103,12 @@ def answer_all(
         message = questions.get()
         try:
             if message["do"] == "describe":
-                say({"identity": described(message["provider"], message["threads"], folder)})
+                command = commands(message, folder)(0)
+                say({"identity": described(command, message["runtime"])})
             elif message["do"] == "examine":
                 say(asdict(examined(message, models)))
+            elif message["do"] == "answer":
+                say({"outputs": packed(answered(message, models))})
             else:
                 for one in measured(message, models):
                     say({"round": asdict(one)})
@@ -134,43 +132,56 @@ def failure(error: Exception, folder: Path) -> dict[str, object]:
     return {"error": f"{type(error).__name__} there: {error}"}
 
 
-def described(provider: str, threads: int, folder: Path) -> dict[str, object]:
-    """What :func:`deploynas.onboard.processor.describe` says, asked in a process of its own.
+def described(command: Sequence[str], runtime: str) -> dict[str, Any]:
+    """What a worker says of itself, see :meth:`deploynas.onboard.runtime.Launcher.facts`.
 
     Raises:
-        DeviceError: ONNX Runtime or numpy is missing, or does not survive its import.
+        DeviceError: The runtime or numpy is missing, or does not survive its import.
     """
-    command = [sys.executable, "-c", _DESCRIBE, str(folder), provider, str(threads)]
-    answer = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     python = f"{sys.executable} (Python {sys.version_info[0]}.{sys.version_info[1]})"
-    if answer.returncode == 0:
-        return dict(json.loads(answer.stdout.splitlines()[-1]))
-    lines = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
-    if answer.returncode < 0:
-        name = signal.Signals(-answer.returncode).name
-        raise DeviceError(
-            f"onnxruntime ends {python} there by {name} when it is imported: this build does not "
-            "suit the processor",
-            "install another version of it there",
-        )
-    if "ModuleNotFoundError" in lines[-1]:
-        missing = lines[-1].rpartition("'")[0].rpartition("'")[2]
-        raise DeviceError(f"{python} there has no {missing}")
-    raise DeviceError(f"{python} there: {lines[-1].partition(': ')[2] or lines[-1]}")
+    with open_worker(command, [], runtime) as worker:
+        try:
+            return worker.describe()
+        except MissingModuleError as error:
+            raise DeviceError(f"{python} there has no {error.module}") from None
+        except DeviceError as error:
+            code = worker.exit_code
+            if code is None or code >= 0:
+                raise DeviceError(f"{python} there: {error}") from None
+            name = signal.Signals(-code).name
+            raise DeviceError(
+                f"{runtime} ends {python} there by {name} when it is imported: this build does "
+                "not suit the processor",
+                "install another version of it there",
+            ) from None
+
+
+def commands(message: Mapping[str, Any], folder: Path) -> Callable[[int], list[str]]:
+    """The command lines of the workers that a message asks for, by their sessions."""
+    file, provider, threads = folder / RUNTIME_FILE, message["provider"], message["threads"]
+    return lambda session: worker_command(file, provider, threads, session)
 
 
 def examined(message: Mapping[str, Any], models: ModelFolder) -> Examination:
     """Peak memory and times of nodes of the model that a message names."""
-    command = worker_command(message["provider"], message["threads"], message["session"])
+    command = commands(message, models.folder)(message["session"])
     with open_worker(command, [], message["runtime"]) as worker:
         return worker.examine(models.path(message["digest"]), "the model")
 
 
+def answered(message: Mapping[str, Any], models: ModelFolder) -> dict[str, Array]:
+    """What the model that a message names answers."""
+    command = commands(message, models.folder)(0)
+    paths = [("the model", models.path(message["digest"]))]
+    with open_worker(command, paths, message["runtime"]) as worker:
+        outputs = worker.answers(0, unpacked(message["feeds"]))
+    return {str(i): output for i, output in enumerate(outputs)}
+
+
 def measured(message: Mapping[str, Any], models: ModelFolder) -> Iterator[Round]:
     """The rounds that a message asks for."""
-    provider, threads = message["provider"], message["threads"]
     return run_rounds(
-        lambda session: worker_command(provider, threads, session),
+        commands(message, models.folder),
         message["runtime"],
         [models.path(digest) for digest in message["references"]],
         {name: models.path(digest) for name, digest in message["models"].items()},

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploynas.errors import DeviceError, ModelError
+from deploynas.errors import DeviceError, MissingModuleError, ModelError
 from deploynas.onboard.folders import temporary_folder
+from deploynas.onboard.runtime import Array, Feeds, packed, unpacked
 
 END_SECONDS = 5.0  # that a worker may take to end
 ANSWER_HINT = "run it again: what was measured is kept"
@@ -67,6 +68,11 @@ class Worker:
             raise DeviceError(f"cannot start {command[0]}: {error.strerror}") from None
 
     @property
+    def exit_code(self) -> int | None:
+        """Of the process: negative where a signal ended it, None while it lives."""
+        return self._process.poll()
+
+    @property
     def pid(self) -> int:
         """Number of the process."""
         return self._process.pid
@@ -90,14 +96,42 @@ class Worker:
             raise DeviceError("the device reported impossible times (zero or negative)")
         return times
 
+    def describe(self) -> dict[str, Any]:
+        """Who measures: see :meth:`deploynas.onboard.runtime.Launcher.facts`.
+
+        Raises:
+            MissingModuleError: The runtime's package is not installed.
+            DeviceError: It does not survive its import, or cannot run so.
+        """
+        answer = self._answer({"describe": True})
+        if "missing" in answer:
+            raise MissingModuleError(str(answer["missing"]))
+        identity = answer.get("identity")
+        if not isinstance(identity, dict):
+            raise DeviceError(str(answer.get("error", "it does not say what it is")))
+        return identity
+
+    def answers(self, number: int, feeds: Feeds) -> list[Array]:
+        """What a loaded model answers: its outputs that are arrays, in order."""
+        answer = self._ask({"answer": number, "feeds": packed(feeds)})
+        return outputs_of(answer, self._runtime)
+
     def examine(self, path: Path, name: str | None = None) -> Examination:
         """What a model takes beside time; it needs not be loaded."""
         with temporary_folder() as folder:  # ours: a worker that is killed leaves it to us
             question = {"examine": str(path), "folder": str(folder)}
             return Examination.of(self._ask(question, path.stem if name is None else name))
 
-    def _ask(self, question: object, model: str = "") -> dict[str, object]:
-        busy = f" with {model}" if model else ""
+    def _ask(self, question: object, model: str = "") -> dict[str, Any]:
+        answer = self._answer(question, f" with {model}" if model else "")
+        if "error" in answer:
+            reason = _readable(str(answer["error"]))
+            if model:
+                raise ModelError(self._runtime, model, reason)
+            raise DeviceError(f"{self._runtime} failed: {reason}")
+        return answer
+
+    def _answer(self, question: object, busy: str = "") -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -121,11 +155,6 @@ class Worker:
             raise DeviceError(
                 f"the device's worker said something unexpected{busy}: {line[:80]!r}"
             )
-        if "error" in answer:
-            reason = _readable(str(answer["error"]))
-            if model:
-                raise ModelError(self._runtime, model, reason)
-            raise DeviceError(f"{self._runtime} failed: {reason}")
         return answer
 
     def _last_words(self) -> str:
@@ -145,6 +174,18 @@ class Worker:
         for stream in (self._process.stdout, self._log):
             with contextlib.suppress(OSError):
                 stream and stream.close()
+
+
+def outputs_of(answer: Mapping[str, Any], runtime: str) -> list[Array]:
+    """The arrays of a worker's answer.
+
+    Raises:
+        DeviceError: They cannot be read.
+    """
+    try:
+        return list(unpacked(answer["outputs"]).values())
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DeviceError(f"{runtime} sent answers that cannot be read") from None
 
 
 def _readable(reason: str) -> str:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from deploynas.errors import DeviceError
-from deploynas.onboard.agent import described
+from deploynas.onboard.agent import commands, described
 from deploynas.onboard.folders import own, sweep
 from deploynas.onboard.parts import ModelFolder
-from deploynas.onboard.processor import BUSY_CORES, worker_command
+from deploynas.onboard.processor import BUSY_CORES
 from deploynas.onboard.timing import Level, Samples, StopRule, run_rounds
 
 SAY_SECONDS = 5.0
@@ -45,9 +45,11 @@ def _run(folder: Path, results: Path) -> None:
     if (folder / "plan.sha256").read_text() != digest:
         raise ValueError("the bundle's plan was changed after it was made")
     plan: dict[str, Any] = json.loads(text)
-    provider, threads = plan["provider"], plan["threads"]
-    facts = described(provider, threads, folder)
-    about = ("space", "precision", "provider", "threads", "budget_minutes", "soft_seconds")
+    workers = commands(plan, folder)
+    facts = described(workers(0), plan["runtime"])
+    about = (
+        "space", "precision", "runtime", "provider", "threads", "budget_minutes", "soft_seconds",
+    )  # fmt: skip
     first = {"plan": digest, "identity": facts, **{name: plan[name] for name in about}}
     models = ModelFolder(folder)
     try:
@@ -78,7 +80,7 @@ def _run(folder: Path, results: Path) -> None:
 
         if not lines:
             write(first)
-        runtime = f"onnxruntime {facts['runtime_version']}"
+        runtime = str(facts["runtime"])
         for job in plan["jobs"]:
             names = job["models"]
             own = {name: samples.get(name, Samples(0)) for name in names}
@@ -86,7 +88,7 @@ def _run(folder: Path, results: Path) -> None:
                 own[name].model_bytes = job["bytes"][name]
             said = 0.0
             for one in run_rounds(
-                lambda session: worker_command(provider, threads, session),
+                workers,
                 runtime,
                 [models.path(reference) for reference in plan["references"]],
                 {name: models.path(names[name]) for name in names},
@@ -107,7 +109,7 @@ def _run(folder: Path, results: Path) -> None:
 
 def _kind(facts: dict[str, Any]) -> tuple[object, ...]:
     """What must not change between two runs: samples of two devices never mix."""
-    return facts.get("processor"), str(facts.get("runtime_version")).split(".")[:2]
+    return facts.get("processor"), facts.get("runtime")
 
 
 def _so_far(results: Path) -> list[dict[str, Any]]:

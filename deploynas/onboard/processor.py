@@ -1,4 +1,4 @@
-"""The machine that this runs on: its processor, its cores, its worker and its load."""
+"""The machine that this runs on: its processor, its cores and its load."""
 
 from __future__ import annotations
 
@@ -10,35 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-MIN_RUNTIME = (1, 12)  # opset 17, which the networks for timing have
 BUSY_CORES = 0.3  # that others keep busy while we measure: a person should know
-DEFAULT_PROVIDER = "CPUExecutionProvider"
 
 
-def describe(provider: str, threads: int) -> dict[str, object]:
-    """What an identity is made of: processor, runtime, and what is merely recorded.
-
-    Raises:
-        ValueError: The machine has fewer cores, or the runtime no such provider, or is too old.
-    """
-    import onnxruntime
-
-    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-    if version < MIN_RUNTIME:
-        raise ValueError(
-            f"its onnxruntime is {onnxruntime.__version__}, and {MIN_RUNTIME[0]}.{MIN_RUNTIME[1]} "
-            "is needed"
-        )
-    cores = available_cores()
-    if not 1 <= threads <= len(cores):
-        raise ValueError(f"--threads {threads}: it offers 1 to {len(cores)}")
-    providers = onnxruntime.get_available_providers()
-    if provider not in providers:
-        raise ValueError(f"its onnxruntime has no {provider} (it has {', '.join(providers)})")
+def machine() -> dict[str, str]:
+    """What is merely recorded of this machine."""
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
-        "processor": processor_name(),
-        "runtime_version": onnxruntime.__version__,
         "system": platform.system(),
         "machine": platform.machine(),
         "kernel": platform.release(),
@@ -48,15 +26,11 @@ def describe(provider: str, threads: int) -> dict[str, object]:
     }
 
 
-def worker_command(provider: str, threads: int, session: int) -> list[str]:
-    """A worker pinned to ``threads`` of the fastest cores, another set each session."""
+def pinned(threads: int, session: int) -> list[int]:
+    """``threads`` of the fastest cores, another set each session."""
     cores = available_cores()
     first = session * threads % len(cores)
-    chosen = [cores[(first + i) % len(cores)] for i in range(threads)]
-    script = str(Path(__file__).with_name("worker.py"))
-    return [
-        sys.executable, script, provider, str(threads), ",".join(map(str, sorted(chosen)))
-    ]  # fmt: skip
+    return sorted(cores[(first + i) % len(cores)] for i in range(threads))
 
 
 def processor_name() -> str:

@@ -1,7 +1,8 @@
-"""The worker: ONNX Runtime sessions, timed on request.
+"""The worker: networks opened by one runtime, timed on request.
 
-Run as ``python worker.py PROVIDER THREADS CORES``; see :mod:`deploynas.onboard.conversation` for
-its other end. It is a script on purpose: it imports numpy and ONNX Runtime, nothing else.
+Run as ``python worker.py RUNTIME PROVIDER THREADS CORES``, the first the runtime's file; see
+:mod:`deploynas.onboard.conversation` for its other end. It is a script on purpose: beside
+``deploynas.onboard`` it imports numpy and the runtime, nothing else.
 """
 
 from __future__ import annotations
@@ -13,19 +14,24 @@ import queue
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 from typing import Any
 
-if sys.path[0] == str(Path(__file__).resolve().parent):
-    del sys.path[0]  # its files must not shadow modules of the runtime
+if __name__ == "__main__":
+    # Files beside this one must not shadow modules of the runtime, nor may packages of another
+    # Python, in which deploynas is installed: its modules alone are found, and at this place.
+    del sys.path[0]
+    package = types.ModuleType("deploynas")
+    package.__path__ = [str(Path(__file__).resolve().parents[1])]
+    sys.modules["deploynas"] = package
 
-EXAMINED_RUNS = 20
-EXAMINE_SECONDS = 1.0  # of a slow model fewer runs are enough
+EXAMINED_RUNS = 3
 
 
 def main() -> None:
     """Answer one JSON document a line until standard input ends, in the middle of one or not."""
-    provider, threads, cores = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    file, provider, threads, cores = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
     if cores and hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
@@ -33,27 +39,16 @@ def main() -> None:
     os.dup2(2, 1)  # whatever the runtime prints must not reach the conversation
     questions: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(questions,), daemon=True).start()
-    import numpy as np
-    import onnxruntime as ort
+    from deploynas.onboard.runtime import load
 
-    ort.set_default_logger_severity(3)
-    sessions: list[tuple[Any, dict[str, Any]]] = []
-    rng = np.random.default_rng(0)
+    networks = Networks(load(Path(file)), provider, threads)
     while True:
-        question = json.loads(questions.get())
         try:
-            if "load" in question:
-                session = open_session(ort, question["load"], provider, threads)
-                feeds = {i.name: random_input(np, rng, i) for i in session.get_inputs()}
-                sessions.append((session, feeds))
-                answer: dict[str, object] = {"loaded": len(sessions)}
-            elif "examine" in question:
-                path, folder = question["examine"], Path(question["folder"])
-                answer = examine(ort, np, rng, path, provider, threads, folder)
-            else:
-                answer = {"ms": [touch(sessions[m], runs) for m, runs in question["time"]]}
+            answer = networks.answer(json.loads(questions.get()))
         except Exception as error:  # reported to the engine, which names the model
-            answer = {"error": " ".join(str(error).split())}
+            answer = {"error": " ".join(str(error).split()) or type(error).__name__}
+            if isinstance(error, ModuleNotFoundError):
+                answer["missing"] = error.name
         out.write(json.dumps(answer) + "\n")
         out.flush()
 
@@ -69,44 +64,72 @@ def listen(questions: queue.SimpleQueue[str]) -> None:
     os._exit(0)
 
 
-def examine(
-    ort: Any, np: Any, rng: Any, path: str, provider: str, threads: int, folder: Path
-) -> dict[str, object]:
-    """What a model takes beside time: memory, and which of its nodes the time goes to.
+class Networks:
+    """Open networks, numbered in the order of loading.
 
-    ``folder`` takes the runtime's trace; the asker removes it.
+    Args:
+        runtime: Opens them.
+        provider: Of the runtime; empty for its first.
+        threads: Threads inside one operator.
     """
-    before = peak_bytes(reset=True)
-    session = open_session(ort, path, provider, threads)
-    feeds = {i.name: random_input(np, rng, i) for i in session.get_inputs()}
-    for _ in range(3):
-        session.run(None, feeds)
-    peak = peak_bytes()
-    del session
-    session = open_session(ort, path, provider, threads, str(folder / "trace"))
-    started = time.monotonic()
-    for number in range(EXAMINED_RUNS + 1):
-        session.run(None, feeds)
-        if number >= 3 and time.monotonic() - started > EXAMINE_SECONDS:
-            break
-    events = json.loads(Path(session.end_profiling()).read_text())
-    times: dict[str, list[float]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            name = event["name"][: -len("_kernel_time")]
-            times.setdefault(name, []).append(event["dur"] / 1e3)
-    return {
-        "peak_bytes": peak - before if peak and before else None,
-        "nodes": {name: middle_mean(ms[1:]) for name, ms in times.items() if ms[1:]},
-    }
 
+    def __init__(self, runtime: Any, provider: str, threads: int) -> None:
+        import numpy as np
 
-def middle_mean(values: list[float]) -> float:
-    """Mean of the middle half: single values are whole microseconds, and some are disturbed."""
-    ordered = sorted(values)
-    quarter = len(ordered) // 4
-    middle = ordered[quarter : len(ordered) - quarter]
-    return sum(middle) / len(middle)
+        self._runtime, self._asked, self._threads = runtime, provider, threads
+        self._rng = np.random.default_rng(0)
+        self._sessions: list[Any] = []
+        self._calls: list[Any] = []
+
+    @property
+    def _provider(self) -> str:
+        return self._asked or str(self._runtime.providers()[0])
+
+    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
+        """To one question."""
+        if "load" in question:
+            session = self._open(question["load"])
+            self._sessions.append(session)
+            self._calls.append(session.prepared(self._feeds(session)))
+            return {"loaded": len(self._sessions)}
+        if "examine" in question:
+            return self._examine(question["examine"], Path(question["folder"]))
+        if "describe" in question:
+            return {"identity": self._runtime.facts(self._asked or None, self._threads)}
+        if "answer" in question:
+            return self._answers(self._sessions[question["answer"]], question["feeds"])
+        return {"ms": [touch(self._calls[m], runs) for m, runs in question["time"]]}
+
+    def _open(self, path: str) -> Any:
+        return self._runtime.open(path, self._provider, self._threads)
+
+    def _feeds(self, session: Any) -> dict[str, Any]:
+        return {one.name: random_input(self._rng, one) for one in session.inputs}
+
+    def _answers(self, session: Any, feeds: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np
+
+        from deploynas.onboard.runtime import packed, unpacked
+
+        outputs = session.answers(unpacked(feeds))
+        arrays = {str(i): x for i, x in enumerate(outputs) if isinstance(x, np.ndarray)}
+        return {"outputs": packed(arrays)}
+
+    def _examine(self, path: str, folder: Path) -> dict[str, Any]:
+        """What a model takes beside time: memory, and which of its nodes the time goes to.
+
+        ``folder`` takes the runtime's trace; the asker removes it.
+        """
+        before = peak_bytes(reset=True)
+        session = self._open(path)
+        feeds = self._feeds(session)
+        call = session.prepared(feeds)
+        for _ in range(EXAMINED_RUNS):
+            call()
+        peak = peak_bytes()
+        del session, call
+        nodes = self._runtime.node_ms(path, self._provider, self._threads, feeds, folder)
+        return {"peak_bytes": peak - before if peak and before else None, "nodes": nodes}
 
 
 def peak_bytes(reset: bool = False) -> int | None:
@@ -122,45 +145,26 @@ def peak_bytes(reset: bool = False) -> int | None:
     return None
 
 
-def open_session(
-    ort: Any, path: str, provider: str, threads: int, trace: str | None = None
-) -> Any:
-    """A session with the options that the device's identity records."""
-    options = ort.SessionOptions()
-    if trace is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = trace
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    # Many open sessions must not spin against each other.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(path, options, providers=[provider])
-    if session.get_providers()[0] != provider:
-        raise RuntimeError(f"{provider} does not start here, and another provider took its place")
-    return session
-
-
-def random_input(np: Any, rng: Any, info: Any) -> Any:
+def random_input(rng: Any, one: Any) -> Any:
     """A fixed-shape input: normal numbers, the timing of which is that of real images."""
-    if not all(isinstance(side, int) for side in info.shape):
-        raise ValueError(f"input {info.name!r} has the dynamic shape {info.shape}")
-    kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(double)": np.float64}
-    if info.type not in kinds:
-        raise ValueError(f"input {info.name!r} has the unsupported type {info.type}")
-    if info.type == "tensor(uint8)":
-        return rng.integers(0, 256, info.shape, dtype=np.uint8)
-    return rng.standard_normal(info.shape).astype(kinds[info.type])
+    import numpy as np
+
+    if not all(isinstance(side, int) for side in one.shape):
+        raise ValueError(f"input {one.name!r} has the dynamic shape {list(one.shape)}")
+    if one.type not in ("float32", "uint8", "float64"):
+        raise ValueError(f"input {one.name!r} has the unsupported type {one.type}")
+    if one.type == "uint8":
+        return rng.integers(0, 256, one.shape, dtype=np.uint8)
+    return rng.standard_normal(one.shape).astype(one.type)
 
 
-def touch(opened: tuple[Any, dict[str, Any]], runs: int) -> list[float]:
+def touch(call: Any, runs: int) -> list[float]:
     """Run once and drop it, then time ``runs`` runs; milliseconds."""
-    session, feeds = opened
-    session.run(None, feeds)
+    call()
     times = []
     for _ in range(runs):
         start = time.perf_counter_ns()
-        session.run(None, feeds)
+        call()
         times.append((time.perf_counter_ns() - start) / 1e6)
     return times
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Generator, Mapping
-from dataclasses import asdict
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import deploynas
 from deploynas import spaces
 from deploynas.artifacts import open_atomic
 from deploynas.device.base import Identity, Notes
-from deploynas.device.cpu import identity_of
 from deploynas.device.reference import write_references
 from deploynas.device.remote import package, round_of
 from deploynas.device.wire import Parcel
@@ -27,10 +26,11 @@ from deploynas.errors import (
 )
 from deploynas.onboard.conversation import Examination
 from deploynas.onboard.folders import temporary_folder
-from deploynas.onboard.processor import DEFAULT_PROVIDER
+from deploynas.onboard.runtime import Array, Feeds
 from deploynas.onboard.timing import Round, Samples, StopRule
 from deploynas.profile.device_profile import DeviceProfile, Precision
 from deploynas.profile.profiler import jobs_of, write_models
+from deploynas.runtimes import DEFAULT, that_travels
 from deploynas.spaces import SearchSpace
 
 _MAIN = """
@@ -40,7 +40,7 @@ if sys.version_info < (3, 9):
 try:
     import numpy
 except ImportError:
-    sys.exit("error: this Python has no numpy; try: pip install numpy onnxruntime")
+    sys.exit("error: this Python has no numpy; try: pip install numpy PACKAGE")
 import tempfile, zipfile
 from pathlib import Path
 bundle = Path(sys.argv[0])
@@ -56,13 +56,27 @@ with tempfile.TemporaryDirectory(prefix="deploynas-") as folder:
 """
 
 
+@dataclass(frozen=True)
+class OnDevice:
+    """What measures there.
+
+    Attributes:
+        runtime: By name.
+        threads: Threads inside one operator.
+        provider: What executes; None for the runtime's first.
+    """
+
+    runtime: str = DEFAULT
+    threads: int = 1
+    provider: str | None = None
+
+
 def write_bundle(
     path: Path,
     space: SearchSpace,
     *,
     precision: Precision = "fp32",
-    threads: int = 1,
-    provider: str | None = None,
+    device: OnDevice = OnDevice(),  # noqa: B008 - frozen
     budget_minutes: float = math.inf,
     soft_seconds: float = 100.0,
 ) -> tuple[int, int]:
@@ -74,17 +88,16 @@ def write_bundle(
     Raises:
         OutputError: The file cannot be written.
     """
-    plan, literals = _plan(
-        space, precision, threads, provider or DEFAULT_PROVIDER, budget_minutes, soft_seconds
-    )
+    plan, literals = _plan(space, precision, device, budget_minutes, soft_seconds)
+    runtime = that_travels(device.runtime)
     text = json.dumps(plan).encode()
     files = {
-        "__main__.py": _MAIN.encode(),
+        "__main__.py": _MAIN.replace("PACKAGE", runtime.package).encode(),
         "plan.json": text,
         "plan.sha256": hashlib.sha256(text).hexdigest().encode(),
         **{f"models/{digest}": content for digest, content in literals.items()},
     }
-    content = package(files)
+    content = package(runtime, files)
     with open_atomic(path) as out:
         out.write(content)
     return sum(len(job["models"]) for job in plan["jobs"]), len(content)
@@ -111,7 +124,7 @@ def read_results(path: Path) -> tuple[SearchSpace, Precision, RecordedDevice]:
         first, last = lines[0], lines[-1]
         plan, spec, facts = first["plan"], first["space"], first["identity"]
         precision: Precision = first["precision"]
-        threads, provider = first["threads"], first["provider"]
+        device = OnDevice(first["runtime"], first["threads"], first["provider"])
         limits = first["budget_minutes"], first["soft_seconds"]
         space, is_finished = spaces.space(**spec), "end" in last
     except (ValueError, IndexError, KeyError, TypeError, DeploynasError):
@@ -124,7 +137,7 @@ def read_results(path: Path) -> tuple[SearchSpace, Precision, RecordedDevice]:
     if last["end"] != hashlib.sha256(before).hexdigest():
         raise damaged
 
-    expected, _ = _plan(space, precision, threads, provider, *limits)
+    expected, _ = _plan(space, precision, device, *limits)
     if hashlib.sha256(json.dumps(expected).encode()).hexdigest() != plan:
         raise InvalidInputError(
             f"{path} was measured with a bundle of another version, or with changed models",
@@ -133,7 +146,8 @@ def read_results(path: Path) -> tuple[SearchSpace, Precision, RecordedDevice]:
     names = [name for job in expected["jobs"] for name in job["models"]]
     try:
         rounds = [round_of(line["round"], names) for line in lines[1:-1]]
-        identity = identity_of(facts, provider, threads)
+        (kind, *_) = that_travels(device.runtime).devices
+        identity = Identity.of(kind, facts)
     except (KeyError, TypeError, DeviceError):
         raise damaged from None
     return space, precision, RecordedDevice(identity, rounds)
@@ -153,6 +167,10 @@ class RecordedDevice:
         self._rounds = rounds
 
     def examine(self, model: Path, session: int = 0) -> Examination:
+        """It was not asked for."""
+        raise InvalidInputError("results of a bundle hold nothing but latencies")
+
+    def answers(self, model: Path, feeds: Sequence[Feeds]) -> list[list[Array]]:
         """It was not asked for."""
         raise InvalidInputError("results of a bundle hold nothing but latencies")
 
@@ -182,8 +200,7 @@ class RecordedDevice:
 def _plan(
     space: SearchSpace,
     precision: Precision,
-    threads: int,
-    provider: str,
+    device: OnDevice,
     budget_minutes: float,
     soft_seconds: float,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -191,8 +208,10 @@ def _plan(
     literals: dict[str, bytes] = {}
     parts: dict[str, Any] = {}
 
+    runtime = that_travels(device.runtime)
+
     def put(path: Path) -> str:
-        parcel = Parcel.of(path)
+        parcel = Parcel.of(runtime.convert(path, path.parent))
         literals[parcel.digest], parts[parcel.digest] = parcel.literal, list(parcel.parts)
         return parcel.digest
 
@@ -212,8 +231,7 @@ def _plan(
             )
     plan = {
         "version": deploynas.__version__, "space": space.spec, "precision": precision,
-        "threads": threads, "provider": provider, "budget_minutes": budget_minutes,
-        "soft_seconds": soft_seconds,
+        **asdict(device), "budget_minutes": budget_minutes, "soft_seconds": soft_seconds,
         "jobs": jobs, "references": references, "parts": parts,
     }  # fmt: skip
     return plan, literals

@@ -296,6 +296,21 @@ class Learner(abc.ABC):
         return Learned(self.decide(found, problem), found, tuple(search.history))
 
 
+def walk(num_images: int, batch_size: int, seed: int, number: int) -> np.ndarray:
+    """Rows of batch ``number`` of a walk through all images, in a new order every time.
+
+    The batches of a walk are of equal size, or one image apart.
+    """
+    num_batches = _num_batches(num_images, batch_size)
+    passes, place_in_pass = divmod(number, num_batches)
+    order = np.random.default_rng([seed, passes, 12]).permutation(num_images)
+    return np.array_split(order, num_batches)[place_in_pass]
+
+
+def _num_batches(num_images: int, batch_size: int) -> int:
+    return -(-num_images // batch_size)
+
+
 class _Search:
     """The architecture's side of a search: its batches, its history, its state."""
 
@@ -314,7 +329,7 @@ class _Search:
         if share < recipe.weights_only or self.weight_steps % recipe.architecture_every:
             return
         number = self.optimizer.num_steps
-        rows = self._rows(number)
+        rows = walk(len(self.data), recipe.batch_size, recipe.seed, number)
         first, count = place()
         own = rows[first::count]
         labels = self.data.labels[torch.from_numpy(own).to(self.data.labels.device)]
@@ -324,23 +339,10 @@ class _Search:
             np.random.default_rng([recipe.seed, number, 11]), done, weight_step,
         )  # fmt: skip
 
-    def _rows(self, number: int) -> np.ndarray:
-        """Batch ``number`` of a walk through all held-out images, in a new order every time.
-
-        The batches of a walk are of equal size, or one image apart.
-        """
-        passes, place_in_pass = divmod(number, self._num_batches)
-        order = np.random.default_rng([self.recipe.seed, passes, 12]).permutation(len(self.data))
-        return np.array_split(order, self._num_batches)[place_in_pass]
-
-    @property
-    def _num_batches(self) -> int:
-        return -(-len(self.data) // self.recipe.batch_size)
-
     @property
     def smallest_batch(self) -> int:
         """Images of the smallest batch of a walk."""
-        return len(self.data) // self._num_batches
+        return len(self.data) // _num_batches(len(self.data), self.recipe.batch_size)
 
     def point(self, step: int) -> HistoryPoint:
         """Where the search stands."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from deploynas.testing.costs import check_cost
 from deploynas.testing.executors import check_executor
 from deploynas.testing.layers import check_layer, check_slices
+from deploynas.testing.runtimes import check_runtime
 from deploynas.testing.sources import check_reader, check_source
 from deploynas.testing.spaces import check_costs, check_networks, check_rows, check_space
 from deploynas.testing.strategies import check_strategy
@@ -20,6 +21,7 @@ __all__ = [
     "check_networks",
     "check_reader",
     "check_rows",
+    "check_runtime",
     "check_slices",
     "check_source",
     "check_space",

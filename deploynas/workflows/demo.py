@@ -12,7 +12,7 @@ import numpy as np
 from deploynas.artifacts import EXPORTS, PROFILES, RUNS, exists
 from deploynas.check import CheckResult, Examples, check
 from deploynas.data import ImageDataset, space_for
-from deploynas.device import CpuDevice
+from deploynas.device import LocalDevice
 from deploynas.errors import require_positive
 from deploynas.nn import supernet_of
 from deploynas.profile import LatencyModel, profile_space
@@ -187,7 +187,7 @@ def run_demo(
     deadline = started + 60 * require_positive(minutes, "--minutes")
     if epochs is not None:
         require_positive(epochs, "--epochs")
-    device = CpuDevice()
+    device = LocalDevice()
     path = PROFILES / "cpu.json"
     chosen = space_for("mobile-small", dataset)
     profile, _ = profile_space(

@@ -216,11 +216,11 @@ def _work(pipe: Connection) -> None:
                 task, args, kwargs = pickle.loads(message)
                 answer = pickle.dumps((True, task(shared, *args, **kwargs)))
             except Exception as error:
-                answer = _packed(error)
+                answer = pickled(error)
             pipe.send_bytes(answer)
 
 
-def _packed(error: Exception) -> bytes:
+def pickled(error: Exception) -> bytes:
     """An error as an answer, with where it was raised; as its text where it cannot travel."""
     trace = "".join(traceback.format_exception(error))
     error.add_note(trace)

@@ -166,7 +166,7 @@ class PublishedWeights:
         tell.note(f"searching at {sides} px: the accuracy predictor knows no other resolution")
         supernet = self._supernet.to(pick_device()).eval()
         size = max(space.resolutions)
-        calibration, validation = _images(
+        calibration, validation = pictures(
             size, self._calibration, self._images, plan.seed, tell.progress
         )
         evaluator = Published(supernet, predictor, calibration, validation, tell.progress)
@@ -183,7 +183,7 @@ class PublishedWeights:
         )  # fmt: skip
 
 
-def _images(
+def pictures(
     size: int, unlabelled: Path | None, data: Path | None, seed: int, on_progress: OnProgress
 ) -> tuple[Pixels | None, tuple[Pixels, np.ndarray] | None]:
     """Images that calibrate, and images with labels that judge; no image does both."""

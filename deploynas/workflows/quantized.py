@@ -93,7 +93,7 @@ class Int8:
         for i, name in enumerate(names):
             on_progress("which layers are sensitive", i / len(names))
             others = [other for other in names if other != name]
-            errors.append(_error(model, quantize(model, images[:NUM_PROBED], others), images))
+            errors.append(logit_error(model, quantize(model, images[:NUM_PROBED], others), images))
         worst = [names[i] for i in np.argsort(errors)[::-1]]
         count = 1
         while count <= max(1, len(names) // 2):
@@ -111,7 +111,7 @@ class Int8:
         )
 
 
-def _error(model: bytes, quantized: bytes, images: Images) -> float:
+def logit_error(model: bytes, quantized: bytes, images: Images) -> float:
     """Squared error of the logits relative to their size, on a few images."""
 
     def logits(content: bytes) -> np.ndarray:

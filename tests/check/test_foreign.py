@@ -17,7 +17,7 @@ from deploynas.check import Baseline, Examples, check, model_file, regression, v
 from deploynas.check.model_file import ModelFile
 from deploynas.check.regression import slower_layers
 from deploynas.data.sources import load_digits
-from deploynas.device import CpuDevice, open_device
+from deploynas.device import LocalDevice, open_device
 from deploynas.errors import DeploynasError, DeviceError, InvalidInputError, MissingFileError
 from deploynas.graph import RandomWeights, write_model
 from deploynas.graph.preprocess import with_preprocessing
@@ -43,7 +43,7 @@ def test_there_are_nine():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
 def test_classic_networks(path):
-    result = check(path, CpuDevice(), limits={"latency_ms": 1e6, "file_bytes": 1e9})
+    result = check(path, LocalDevice(), limits={"latency_ms": 1e6, "file_bytes": 1e9})
     assert result.verdict == "pass"
     assert [gate.name for gate in result.gates] == ["latency", "size", "outputs"]
     assert result.latency.median > 0
@@ -66,9 +66,9 @@ def relu(path, shape=("n", 3, "h", "w"), *, names="x", kind="Relu", opset=17, ir
 def test_dynamic_inputs_need_a_shape(tmp_path):
     path = relu(tmp_path / "dynamic.onnx")
     with pytest.raises(InvalidInputError, match=r"\[n, 3, h, w\] .*--input-shape 1,3,1,1"):
-        check(path, CpuDevice())
+        check(path, LocalDevice())
     for shapes in (["1,3,8,8"], ["x=1x3x8x8"]):
-        assert check(path, CpuDevice(), input_shapes=shapes).verdict == "pass"
+        assert check(path, LocalDevice(), input_shapes=shapes).verdict == "pass"
     for shapes, said in (
         (["1,4,8,8"], "does not fit the input 'x'"),
         (["1,3,8"], "does not fit"),
@@ -77,19 +77,19 @@ def test_dynamic_inputs_need_a_shape(tmp_path):
         (["1,3,0,8"], "not a list like"),
     ):
         with pytest.raises(InvalidInputError, match=said):
-            check(path, CpuDevice(), input_shapes=shapes)
-    result = check(path, CpuDevice(), baseline=Baseline(path, 5.0), input_shapes=["1,3,8,8"])
+            check(path, LocalDevice(), input_shapes=shapes)
+    result = check(path, LocalDevice(), baseline=Baseline(path, 5.0), input_shapes=["1,3,8,8"])
     assert result.regression.outcome == "pass"
 
 
 @pytest.mark.slow
 def test_two_inputs(tmp_path):
     path = relu(tmp_path / "two.onnx", (1, 3), names="ab", kind="Add")
-    assert check(path, CpuDevice()).verdict == "pass"
+    assert check(path, LocalDevice()).verdict == "pass"
     dynamic = relu(tmp_path / "dynamic.onnx", ("n", 3), names="ab", kind="Add")
     with pytest.raises(InvalidInputError, match=r"inputs a, b: write --input-shape NAME=1,3"):
-        check(dynamic, CpuDevice(), input_shapes=["1,3"])
-    assert check(dynamic, CpuDevice(), input_shapes=["a=1,3", "b=1,3"]).verdict == "pass"
+        check(dynamic, LocalDevice(), input_shapes=["1,3"])
+    assert check(dynamic, LocalDevice(), input_shapes=["a=1,3", "b=1,3"]).verdict == "pass"
 
 
 def external(folder):
@@ -135,7 +135,7 @@ def test_files_that_are_no_model(content, said, tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(content)
     with pytest.raises(DeploynasError, match=said) as caught:
-        check(path, CpuDevice())
+        check(path, LocalDevice())
     assert "\n" not in str(caught.value)
 
 
@@ -150,7 +150,7 @@ def test_files_that_are_no_model(content, said, tmp_path):
 def test_models_that_the_runtime_cannot_run(options, said, tmp_path):
     path = relu(tmp_path / "m.onnx", (1, 3), **options)
     with pytest.raises(DeploynasError, match=said) as caught:
-        check(path, CpuDevice())
+        check(path, LocalDevice())
     assert "\n" not in str(caught.value)
 
 
@@ -162,7 +162,7 @@ def test_inputs_of_an_unknown_kind(tmp_path):
     opsets = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
     with pytest.raises(DeploynasError, match="unsupported type"):
-        check(path, CpuDevice())
+        check(path, LocalDevice())
 
 
 @pytest.mark.slow
@@ -173,12 +173,12 @@ def test_accuracy_of_what_takes_no_images(tmp_path):
     flat = relu(tmp_path / "flat.onnx", (3,))
     for path in (two, flat):
         with pytest.raises(InvalidInputError, match="does not take one batch of images"):
-            check(path, CpuDevice(), examples=examples)
+            check(path, LocalDevice(), examples=examples)
 
 
 def test_outputs_that_are_no_numbers(tmp_path):
     path = relu(tmp_path / "nan.onnx", (1, 3), kind="Log")  # of negative noise
-    result = check(path, CpuDevice())
+    result = check(path, LocalDevice())
     assert (result.verdict, result.gates[-1].name) == ("failed-gate", "outputs")
     assert "not a number" in result.reason
 
@@ -194,7 +194,7 @@ def test_a_model_larger_than_memory(tmp_path, monkeypatch):
 def test_memory_is_a_gate(tmp_path):
     chosen = space("mobile-small", 10, 3, [32])
     path = write_model(tmp_path / "m.onnx", chosen.layers(chosen.largest()[0]), RandomWeights())
-    result = check(path, CpuDevice(), limits={"peak_memory_bytes": 1_000})
+    result = check(path, LocalDevice(), limits={"peak_memory_bytes": 1_000})
     if result.taken["peak_memory_bytes"] is None:
         pytest.skip("this system does not tell peak memory")
     assert result.taken["peak_memory_bytes"] > path.stat().st_size / 2
@@ -223,15 +223,15 @@ def test_slower_layers_are_named(tmp_path):
         for i, n in enumerate(nodes)
     ]
     slow = write_model(tmp_path / "slow.onnx", wide, RandomWeights())
-    found = slower_layers(CpuDevice(), slow, base)
+    found = slower_layers(LocalDevice(), slow, base)
     assert 0 < len(found) <= 5
     assert "layers.4." in found[0].name
     assert found[0].now_ms > found[0].before_ms
-    result = check(slow, CpuDevice(), baseline=Baseline(base, 0.02))
+    result = check(slow, LocalDevice(), baseline=Baseline(base, 0.02))
     assert result.verdict == "regressed"
     assert "layers.4." in result.regression.slower[0].name
     with pytest.raises(DeviceError):
-        CpuDevice().examine(tmp_path / "none.onnx")
+        LocalDevice().examine(tmp_path / "none.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +262,7 @@ def test_a_real_network_passes_every_gate(real_file, tmp_path):
     twin = tmp_path / "twin.onnx"
     twin.write_bytes(real_file.read_bytes())
     result = check(
-        real_file, CpuDevice(), baseline=Baseline(twin, 1.0),
+        real_file, LocalDevice(), baseline=Baseline(twin, 1.0),
         limits={"latency_ms": 10_000, "file_bytes": 30e6, "peak_memory_bytes": 1e9},
     )  # fmt: skip
     assert {gate.name for gate in result.gates} == {
@@ -308,10 +308,10 @@ def test_photographs_through_a_real_network(real_network, real_file):
 def test_a_file_is_read_as_onnx_whatever_it_is_called(name, tmp_path):
     good = relu(tmp_path / "good.onnx", (1, 3, 8, 8))
     (tmp_path / name).write_bytes(good.read_bytes())
-    assert check(tmp_path / name, CpuDevice()).verdict == "pass"
+    assert check(tmp_path / name, LocalDevice()).verdict == "pass"
     (tmp_path / name).write_text('{"schema": "deploynas-latency-record"}')
     with pytest.raises(InvalidInputError, match="not an ONNX file"):
-        check(tmp_path / name, CpuDevice())
+        check(tmp_path / name, LocalDevice())
 
 
 def with_external_data(path, location="weights.bin", num=3000):
@@ -329,16 +329,16 @@ def test_external_data_cut_off_or_elsewhere(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     path = with_external_data(folder / "m.onnx")
-    assert check(path, CpuDevice()).verdict == "pass"
+    assert check(path, LocalDevice()).verdict == "pass"
     weights = folder / "weights.bin"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(InvalidInputError, match="cut off"):
-        check(path, CpuDevice())
+        check(path, LocalDevice())
     content = path.read_bytes().replace(b"weights.bin", b"../ghts.bin")
     path.write_bytes(content)
     (tmp_path / "ghts.bin").write_bytes(b"x" * 12_000)
     with pytest.raises(InvalidInputError, match="outside its own folder"):
-        check(path, CpuDevice())
+        check(path, LocalDevice())
 
 
 def classifier(path, shape, num_classes=10, kind=TensorProto.FLOAT):
@@ -366,10 +366,10 @@ def test_accuracy_is_a_gate(tmp_path):
     digits = load_digits((), seed=0, max_size=64)
     path = classifier(tmp_path / "m.onnx", (1, 1, 8, 8))
     examples = Examples.of(digits, None)
-    found = check(path, CpuDevice(), examples=examples, min_accuracy=0.0)
+    found = check(path, LocalDevice(), examples=examples, min_accuracy=0.0)
     assert found.verdict == "pass"
     assert 0 < found.accuracy < 0.5  # of random weights
-    failed = check(path, CpuDevice(), examples=examples, min_accuracy=found.accuracy + 0.01)
+    failed = check(path, LocalDevice(), examples=examples, min_accuracy=found.accuracy + 0.01)
     assert failed.verdict == "failed-gate"
     assert [g.verdict for g in failed.gates if g.name == "accuracy"] == ["failed-gate"]
 

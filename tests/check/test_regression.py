@@ -10,7 +10,7 @@ import pytest
 import deploynas as dn
 from deploynas.check import Baseline, check, junit, markdown, percentage
 from deploynas.check.regression import RECORD_MARGIN, against, decide
-from deploynas.device import CpuDevice, Estimate
+from deploynas.device import Estimate, LocalDevice
 from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
 from deploynas.graph import RandomWeights, write_model
 
@@ -37,7 +37,7 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def record(models):
     """Of the small network, measured as a user's is: its interval never gets narrower."""
-    return check(models["small"], CpuDevice(1)).record
+    return check(models["small"], LocalDevice()).record
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_the_whole_interval_decides(low, high, expected):
 
 @pytest.mark.slow
 def test_a_slower_model_regresses_and_a_faster_one_does_not(models):
-    device = CpuDevice(1)
+    device = LocalDevice()
     slower = against(device, models["large"], Baseline(models["small"]))
     assert slower.outcome == "regressed"
     assert 1.05 < slower.ratio.low <= slower.ratio.median <= slower.ratio.high
@@ -67,7 +67,7 @@ def test_a_slower_model_regresses_and_a_faster_one_does_not(models):
 def test_a_limit_that_nothing_can_tell_ends_with_the_timeout(models):
     equal = Baseline(models["small"], max_regression=0.0, timeout_seconds=0.1)
     for _ in range(12):  # equal models: the interval mostly holds 1, of few sessions too
-        found = against(CpuDevice(1), models["small"], equal)
+        found = against(LocalDevice(), models["small"], equal)
         if found.outcome == "inconclusive":
             return
     pytest.fail("twelve times an interval of equal models lay beside 1")
@@ -75,7 +75,7 @@ def test_a_limit_that_nothing_can_tell_ends_with_the_timeout(models):
 
 @pytest.mark.slow
 def test_against_a_record(models, record, tmp_path):
-    device = CpuDevice(1)
+    device = LocalDevice()
     path = tmp_path / "record.json"
     record.write(path)
     again = against(device, models["small"], Baseline(path, max_regression=1.0))
@@ -95,7 +95,7 @@ def test_against_a_record(models, record, tmp_path):
 @pytest.mark.slow
 def test_a_slower_machine_is_taken_out_of_a_record(models, record, tmp_path):
     """A record whose references took half as long: of a machine at twice the clock."""
-    device = CpuDevice(1)
+    device = LocalDevice()
     samples = record.samples
     halved = {
         name: tuple(tuple(v / 2 for v in session) for session in getattr(samples, name))
@@ -115,7 +115,7 @@ def test_a_slower_machine_is_taken_out_of_a_record(models, record, tmp_path):
 
 
 def test_refusals(models, tmp_path):
-    device = CpuDevice(1)
+    device = LocalDevice()
     with pytest.raises(MissingFileError):
         against(device, models["small"], Baseline(tmp_path / "none.onnx"))
     with pytest.raises(InvalidInputError, match="do not compare"):
@@ -135,7 +135,7 @@ def test_the_gravest_verdict_wins(models):
     size = models["large"].stat().st_size
     result = check(
         models["large"],
-        CpuDevice(1),
+        LocalDevice(),
         baseline=Baseline(models["small"]),
         limits={"file_bytes": size - 1},
     )
@@ -153,7 +153,7 @@ def test_the_gravest_verdict_wins(models):
     assert [f.get("type") for f in failures[:2]] == ["regressed", "failed-gate"]
     assert failures[2] is None
     assert "| slower layer | before | now |" in text
-    within = check(models["small"], CpuDevice(1), limits={"latency_ms": 1e-6, "file_bytes": size})
+    within = check(models["small"], LocalDevice(), limits={"latency_ms": 1e-6, "file_bytes": size})
     assert within.verdict == "over-budget"
 
 

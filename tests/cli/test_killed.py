@@ -17,9 +17,9 @@ import pytest
 import deploynas as dn
 from deploynas.data.sources import load_digits
 from deploynas.device import open_device
-from deploynas.device.web import install_runtime
 from deploynas.errors import DeploynasError
 from deploynas.graph import RandomWeights, write_model
+from deploynas.runtimes.web import install_runtime
 from deploynas.spaces import Layer
 from deploynas.spaces.layers import chain
 
@@ -125,11 +125,10 @@ def test_a_worker_in_the_middle_of_a_long_question_ends_with_its_asker(name, slo
         "import sys\n"
         "from pathlib import Path\n"
         "from deploynas.device import open_device\n"
-        "from deploynas.device.base import open_worker\n"
         "device, path = open_device(sys.argv[1]), Path(sys.argv[2])\n"
         "if sys.argv[1].startswith('exec:'):\n"
         "    device.examine(path)\n"
-        "with open_worker(device, 0, [path]) as worker:\n"
+        "with device.opened([path]) as worker:\n"
         "    print('asked', flush=True)\n"
         "    worker.time([(0, 20)])\n"
     )

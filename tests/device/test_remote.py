@@ -19,8 +19,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from deploynas.device import (
-    CpuDevice,
     Identity,
+    LocalDevice,
     StopRule,
     measure,
     open_attached,
@@ -30,7 +30,7 @@ from deploynas.device import (
 from deploynas.device import remote as remote_module
 from deploynas.device.fleet import Fleet
 from deploynas.device.named import NamedDevices
-from deploynas.device.web import install_runtime
+from deploynas.device.remote import Link, command_of
 from deploynas.device.wire import Parcel
 from deploynas.errors import (
     DeploynasError,
@@ -41,6 +41,8 @@ from deploynas.errors import (
 )
 from deploynas.graph import RandomWeights, StateWeights, emit, write_model
 from deploynas.onboard.parts import draw, join
+from deploynas.runtimes import that_travels
+from deploynas.runtimes.web import install_runtime
 from deploynas.spaces import Layer, space
 from deploynas.spaces.layers import chain
 
@@ -405,9 +407,10 @@ def test_a_link_that_is_cut(ssh_server, board, models, own_folder):
     device = open_device(board)
     before = agents()
     assert device.identity
+    assert len(agents() - before) == 1
     said = killed_while_measuring(device, models, ssh_server.cut)
     assert "connection ended" in said
-    wait_until(lambda: not agents() & before - before)
+    wait_until(lambda: not agents() - before)
     ssh_server.stop()
     ssh_server.start()
     assert measure(device, models, QUICK)["small"].num_samples == 6
@@ -425,7 +428,7 @@ def test_names_that_cannot_be(name):
 @pytest.mark.slow
 def test_a_file_runs_no_command_that_nobody_typed(tmp_path):
     """A profile or an export may come from anywhere."""
-    identity = CpuDevice().identity
+    identity = LocalDevice().identity
     bad = f"exec:sh -c 'touch {tmp_path}/run'"
     from_file = identity.model_copy(update={"recorded": {**identity.recorded, "reached": bad}})
     notes = []
@@ -455,7 +458,11 @@ def test_a_file_runs_no_command_that_nobody_typed(tmp_path):
 )
 def test_a_device_whose_samples_are_nonsense(rounds, models, tmp_path):
     script = tmp_path / "fake.py"
-    identity = json.dumps({"identity": {"processor": "p", "runtime_version": "1.30.0"}})
+    facts = {
+        "processor": "p", "runtime": "onnxruntime 1.30", "provider": "CPUExecutionProvider",
+        "threads": 1, "session_options": {}, "recorded": {},
+    }  # fmt: skip
+    identity = json.dumps({"identity": facts})
     script.write_text(
         "import sys\nsys.stdin.readline()\nprint('deploynas-python 3.11', flush=True)\n"
         f"sys.stdin.buffer.readline()\nprint({identity!r}, flush=True)\n"
@@ -469,13 +476,13 @@ def test_a_device_whose_samples_are_nonsense(rounds, models, tmp_path):
 
 
 def test_an_agent_that_meets_the_unforeseen_says_so():
-    device = open_device(HERE)
-    link = device._connected()
+    link = Link("here", command_of(HERE), that_travels("onnxruntime"))
     link.send({"do": "measure"})
     with pytest.raises(DeviceError, match="KeyError there: 'provider'"):
         link.receive()
-    assert device.identity == device._describe(link)  # it goes on
-    link._post(b"no json\n")
+    link.send({"do": "describe", "runtime": "onnxruntime", "provider": None, "threads": 1})
+    assert Identity.of("cpu", link.receive()["identity"]) == LocalDevice().identity  # it goes on
+    link.post(b"no json\n")
     with pytest.raises(DeviceError, match="Expecting value"):
         link.receive()
     with pytest.raises(DeviceError, match="connection ended"):
@@ -498,7 +505,7 @@ def test_named_devices(models):
     device = open_device("pi")
     assert device.identity.name == "pi"
     assert device.identity.title.startswith("pi: ")
-    assert not device.identity.differences(CpuDevice().identity)  # one and the same machine
+    assert not device.identity.differences(LocalDevice().identity)  # one and the same machine
     assert open_attached(device.identity)
     with pytest.raises(UnknownNameError, match="did you mean 'pi'"):
         open_device("p1")
@@ -514,7 +521,7 @@ def test_named_devices(models):
 
 def test_a_device_that_does_not_answer_is_told():
     NamedDevices.load().with_device("pi", "exec:/nowhere/python3").save()
-    identity = CpuDevice().identity
+    identity = LocalDevice().identity
     recorded = {**identity.recorded, "reached": "pi"}
     notes = []
     assert open_attached(identity.model_copy(update={"recorded": recorded}), notes.append) is None
@@ -582,19 +589,19 @@ def test_a_member_that_is_off_does_not_stop_the_rest(models):
 
 
 def test_an_error_of_our_own_is_not_swallowed_by_a_fleet(models):
-    class Broken(CpuDevice):
+    class Broken(LocalDevice):
         def rounds(self, models, rule, samples, seed):
             raise OSError("no room")
             yield
 
     with pytest.raises(OSError, match="no room"):
-        measure(Fleet({"a": Broken(), "b": CpuDevice()}), models, ONCE)
+        measure(Fleet({"a": Broken(), "b": LocalDevice()}), models, ONCE)
 
 
 @pytest.mark.slow
 def test_an_interrupt_ends_every_member_of_a_fleet(models):
-    before = set(threading.enumerate())
-    fleet = Fleet({"a": CpuDevice(), "b": open_device(HERE)})
+    before, agents_before = set(threading.enumerate()), agents()
+    fleet = Fleet({"a": LocalDevice(), "b": open_device(HERE)})
 
     def on_round(number, touches):
         raise KeyboardInterrupt
@@ -602,13 +609,13 @@ def test_an_interrupt_ends_every_member_of_a_fleet(models):
     with pytest.raises(KeyboardInterrupt):
         measure(fleet, models, LONG, on_round=on_round)
     wait_until(lambda: set(threading.enumerate()) <= before, 5)
-    assert not agents()
+    wait_until(lambda: not agents() - agents_before, 5)
 
 
 @pytest.mark.slow
 def test_fleets_that_cannot_be(tmp_path):
     with pytest.raises(DeviceMismatchError, match="not of one kind: threads: 1 / 2"):
-        Fleet({"one": CpuDevice(1), "two": open_device(HERE, threads=2)})
+        Fleet({"one": LocalDevice(), "two": open_device(HERE, threads=2)})
     with pytest.raises(InvalidInputError, match="two or more different devices"):
         open_device("cpu,cpu")
     alone = Fleet({"one": open_device(HERE), "two": open_device(HERE)})

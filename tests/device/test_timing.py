@@ -16,15 +16,14 @@ from onnx import TensorProto, helper
 
 from deploynas.check.regression import slower_layers
 from deploynas.device import (
-    CpuDevice,
     Identity,
     Level,
+    LocalDevice,
     Samples,
     StopRule,
     measure,
     open_device,
 )
-from deploynas.device.base import open_worker
 from deploynas.device.reference import write_references
 from deploynas.errors import DeviceError, InvalidInputError, UnknownNameError, require_positive
 from deploynas.graph.emit import RandomWeights, emit
@@ -56,7 +55,7 @@ def models(tmp_path):
 def test_measure_on_this_machine(models):
     progress, rounds = [], []
     samples = measure(
-        CpuDevice(),
+        LocalDevice(),
         models,
         QUICK,
         on_progress=lambda p: progress.append(p),
@@ -80,7 +79,7 @@ def test_measure_on_this_machine(models):
 
 def test_precise_models_leave_after_min_sessions(models):
     rule = StopRule(precision=math.inf, min_sessions=1, max_sessions=4, rounds=2, touch_ms=0.1)
-    samples = measure(CpuDevice(), models, rule)
+    samples = measure(LocalDevice(), models, rule)
     assert {name: len(s.ms) for name, s in samples.items()} == {"small": 1, "large": 1}
 
 
@@ -88,22 +87,22 @@ def test_sessions_that_are_there_count(models):
     kept = synthetic([[1.0, 1.0], [1.0, 1.0]])
     rule = StopRule(precision=math.inf, min_sessions=2, max_sessions=2, rounds=2, touch_ms=0.1)
     samples = {"small": kept}
-    assert measure(CpuDevice(), {"small": models["small"]}, rule, samples=samples) is samples
+    assert measure(LocalDevice(), {"small": models["small"]}, rule, samples=samples) is samples
     assert samples["small"].ms == [[1.0, 1.0], [1.0, 1.0]]
     samples = {"small": synthetic([[1.0, 1.0]])}
-    measure(CpuDevice(), {"small": models["small"]}, rule, samples=samples)
+    measure(LocalDevice(), {"small": models["small"]}, rule, samples=samples)
     assert [len(s) for s in samples["small"].ms] == [2, 2]
     assert samples["small"].ms[0] == [1.0, 1.0]
 
 
 def test_no_time_still_gives_one_session(models):
     rule = StopRule(min_sessions=3, rounds=2, max_seconds=0.0, touch_ms=0.1)
-    samples = measure(CpuDevice(), {"small": models["small"]}, rule)
+    samples = measure(LocalDevice(), {"small": models["small"]}, rule)
     assert [len(s) for s in samples["small"].ms] == [2]
 
 
 def test_nothing_to_measure():
-    assert measure(CpuDevice(), {}, QUICK) == {}
+    assert measure(LocalDevice(), {}, QUICK) == {}
 
 
 def test_broken_file_is_named(tmp_path, models):
@@ -111,13 +110,13 @@ def test_broken_file_is_named(tmp_path, models):
     broken.write_bytes(models["small"].read_bytes()[:100])
     kept = {}
     with pytest.raises(DeviceError, match="broken-net") as caught:
-        measure(CpuDevice(), models | {"x": broken}, QUICK, samples=kept)
+        measure(LocalDevice(), models | {"x": broken}, QUICK, samples=kept)
     assert "\n" not in str(caught.value)
     assert all(s.num_samples == 0 for s in kept.values())
 
 
 def test_worker_times_what_it_is_asked(models):
-    with open_worker(CpuDevice(), 0, list(models.values())) as worker:
+    with LocalDevice().opened(list(models.values())) as worker:
         times = worker.time([(0, 2), (1, 4), (0, 1)])
         assert [len(t) for t in times] == [2, 4, 1]
         with pytest.raises(DeviceError, match="onnxruntime .* failed: list index"):
@@ -157,16 +156,16 @@ def test_references_are_always_the_same(tmp_path):
 @pytest.mark.parametrize("threads", [0, -1, 1_000_000])
 def test_threads_out_of_range(threads):
     with pytest.raises(InvalidInputError, match="this machine offers 1 to"):
-        CpuDevice(threads=threads)
+        LocalDevice(threads=threads)
 
 
 def test_unknown_provider():
     with pytest.raises(UnknownNameError, match="did you mean 'CPUExecutionProvider'"):
-        CpuDevice(provider="CPUExecutionProvide")
+        LocalDevice(provider="CPUExecutionProvide")
 
 
 def test_cores_rotate_over_sessions():
-    device = CpuDevice()
+    device = LocalDevice()
     pinned = {device.command(session)[-1] for session in range(2 * (os.cpu_count() or 1))}
     assert pinned <= {str(core) for core in range(os.cpu_count() or 1)}
     assert device.command(0) == device.command(0)
@@ -175,7 +174,7 @@ def test_cores_rotate_over_sessions():
 
 
 def test_identity_of_this_machine():
-    identity = CpuDevice().identity
+    identity = LocalDevice().identity
     assert (identity.device, identity.threads) == ("cpu", 1)
     assert identity.runtime.startswith("onnxruntime ")
     assert identity == Identity.model_validate(identity.model_dump())
@@ -184,7 +183,7 @@ def test_identity_of_this_machine():
 
 
 def test_identity_differences():
-    one = CpuDevice().identity
+    one = LocalDevice().identity
     assert one.differences(one) == []
     recorded = one.model_copy(update={"recorded": {"kernel": "other"}})
     assert one.differences(recorded) == []
@@ -328,7 +327,7 @@ def test_a_runtime_too_old_for_a_model_says_both_versions(
     path = tmp_path / "new.onnx"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(DeviceError, match=said) as caught:
-        measure(CpuDevice(), {"new": path}, QUICK)
+        measure(LocalDevice(), {"new": path}, QUICK)
     assert "onnxruntime_src" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -342,7 +341,7 @@ def test_a_disturbed_session_changes_nothing():
     assert estimate(two_kinds).median > 1.1  # what happens half of the time is no outlier
 
 
-class Watched(CpuDevice):
+class Watched(LocalDevice):
     """Remembers the sessions that it was asked for."""
 
     def __init__(self):

@@ -14,7 +14,7 @@ import torch
 import deploynas as dn
 from deploynas.data import normalise
 from deploynas.data.sources import load_digits
-from deploynas.device import CpuDevice
+from deploynas.device import LocalDevice
 from deploynas.errors import InvalidInputError
 from deploynas.export.exporter import network_bytes, priced_in_parts
 from deploynas.export.manifest import Preprocessing
@@ -60,7 +60,7 @@ def operators(content):
 
 @pytest.mark.slow
 def test_int8_is_accurate_and_measured(model, digits, preprocessing):
-    content, record = Int8(digits, 0.02, CpuDevice())(
+    content, record = Int8(digits, 0.02, LocalDevice())(
         model, preprocessing, lambda text, share: None
     )
     assert len(content) < len(model)
@@ -144,6 +144,6 @@ def test_layers_in_float_are_priced_as_float(digits, board_profile, tmp_path):
 
 @pytest.mark.slow
 def test_a_drop_that_cannot_be_kept(model, digits, preprocessing, monkeypatch):
-    monkeypatch.setattr(quantized, "_error", lambda model, other, images: 0.0)
+    monkeypatch.setattr(quantized, "logit_error", lambda model, other, images: 0.0)
     with pytest.raises(InvalidInputError, match="even with half of the layers in float"):
         Int8(digits, -1.0, None)(model, preprocessing, lambda text, share: None)

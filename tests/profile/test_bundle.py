@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 
-from deploynas.device import CpuDevice
+from deploynas.device import LocalDevice
 from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
 from deploynas.profile import LatencyModel, profile_space
 from deploynas.profile.bundle import read_results, write_bundle
@@ -74,7 +74,7 @@ def test_results_become_a_profile(results, tmp_path):
     found, precision, device = read_results(results)
     assert precision == "fp32"
     assert (found.name, found.num_classes, found.resolutions) == ("mobile-small", 10, (20,))
-    assert not device.identity.differences(CpuDevice().identity)
+    assert not device.identity.differences(LocalDevice().identity)
     profile, measured = profile_space(found, device, tmp_path / "pi.json")
     assert measured == len(SPACE.layer_table)
     assert LatencyModel(SPACE, profile).predict_ms(SPACE.largest())[0] > 0
@@ -168,7 +168,7 @@ def test_what_a_device_may_lack(bundle, tmp_path):
 def test_results_of_another_device_are_not_continued(bundle, results, tmp_path):
     lines = results.read_text().splitlines(keepends=True)[:3]
     first = json.loads(lines[0])
-    first["identity"]["runtime_version"] = "1.2.3"
+    first["identity"]["runtime"] = "onnxruntime 1.2"
     (tmp_path / "pi.results.jsonl").write_text(json.dumps(first) + "\n" + "".join(lines[1:]))
     code, _, err = run(bundle, tmp_path)
     assert code == 1

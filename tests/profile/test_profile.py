@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploynas.device import CpuDevice, Estimate, StopRule
+from deploynas.device import Estimate, LocalDevice, StopRule
 from deploynas.errors import (
     DeviceMismatchError,
     IncompleteProfileError,
@@ -40,7 +40,7 @@ def profile_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:  # real samples, few of them
         patched.setattr(profiler, "NETWORK_RULE", SHORT)
         patched.setattr(profiler, "LAYER_RULE", SHORT)
-        profile, measured = profile_space(SPACE, CpuDevice(), path)
+        profile, measured = profile_space(SPACE, LocalDevice(), path)
     assert measured == len(SPACE.layer_table) == len(profile.layers)
     return path
 
@@ -48,7 +48,7 @@ def profile_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_second_run_measures_nothing_and_keeps_the_file(profile_path: Path) -> None:
     before = DeviceProfile.load(profile_path)
-    after, measured = profile_space(SPACE, CpuDevice(), profile_path)
+    after, measured = profile_space(SPACE, LocalDevice(), profile_path)
     assert measured == 0
     assert after.layers == before.layers
     assert after.networks == before.networks
@@ -80,7 +80,7 @@ def test_other_device_is_refused(profile_path: Path) -> None:
     other = profile_path.with_name("other.json")
     other.write_text(json.dumps(document))
     with pytest.raises(DeviceMismatchError, match="processor"):
-        profile_space(SPACE, CpuDevice(), other)
+        profile_space(SPACE, LocalDevice(), other)
     assert json.loads(other.read_text()) == document
 
 
@@ -155,7 +155,7 @@ def test_truncated_profile_is_refused(profile_path: Path, tmp_path: Path) -> Non
 def test_two_profilers_cannot_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "cpu.json"
     with open_journal(path), pytest.raises(OutputError, match="another deploynas process"):
-        profile_space(SPACE, CpuDevice(), path)
+        profile_space(SPACE, LocalDevice(), path)
 
 
 def test_a_journal_that_its_owner_removed_is_not_held(tmp_path: Path) -> None:
@@ -201,9 +201,9 @@ def test_validation_table() -> None:
 def test_killed_profile_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "cpu.json"
     code = (
-        "import sys; from pathlib import Path; from deploynas.device import CpuDevice;"
+        "import sys; from pathlib import Path; from deploynas.device import LocalDevice;"
         "from deploynas.profile import profile_space; from deploynas.spaces import space;"
-        "profile_space(space('mobile-small', 10, 1, [20]), CpuDevice(), Path(sys.argv[1]), "
+        "profile_space(space('mobile-small', 10, 1, [20]), LocalDevice(), Path(sys.argv[1]), "
         "soft_seconds=10)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(path)])
@@ -219,7 +219,7 @@ def test_killed_profile_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(before) > 16, "the profile was not caught in the middle"
     first = json.loads(before[1])["touches"]
     monkeypatch.setattr(profiler, "NETWORK_RULE", SHORT)
-    profile, _ = profile_space(SPACE, CpuDevice(), path, soft_seconds=0)
+    profile, _ = profile_space(SPACE, LocalDevice(), path, soft_seconds=0)
     assert not journal.exists()
     for name, (ms, _, _) in list(first.items())[:5]:
         assert profile.layers[name].samples.ms[0][0] == pytest.approx(ms, abs=1e-6)
@@ -274,7 +274,7 @@ def test_lines_that_are_no_records_are_cut_off(tmp_path: Path, line: bytes) -> N
 def test_a_damaged_journal_blocks_no_profile(tmp_path: Path, short_sessions: None) -> None:
     path = tmp_path / "cpu.json"
     path.with_name("cpu.json.journal").write_bytes(b"5\nnull\n\xff")
-    device = CpuDevice()
+    device = LocalDevice()
     profile, _ = profile_space(SPACE, device, path, budget_minutes=0.02, soft_seconds=0)
     assert len(profile.layers) == len(SPACE.layer_table)
     assert "2 lines" in " ".join(device.notes)
@@ -331,7 +331,7 @@ def test_int8_stands_beside_float(
     with pytest.raises(IncompleteProfileError, match="--precision int8"):
         LatencyModel(SPACE, before, "int8")
     profile, measured = profile_space(
-        SPACE, CpuDevice(), path, precision="int8", budget_minutes=0.02, soft_seconds=0.0
+        SPACE, LocalDevice(), path, precision="int8", budget_minutes=0.02, soft_seconds=0.0
     )
     assert measured == len(SPACE.layer_table)
     assert len(profile.layers) == len(before.layers) + measured

@@ -12,7 +12,7 @@ import pytest
 import ship_profile
 
 from deploynas.cli.main import main
-from deploynas.device import CpuDevice, StopRule
+from deploynas.device import LocalDevice, StopRule
 from deploynas.errors import IncompleteProfileError, InvalidInputError, UnknownNameError
 from deploynas.profile import DeviceProfile, profile_space, profiler, shipped
 from deploynas.search.budget import Budget
@@ -32,7 +32,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patched.setattr(profiler, "NETWORK_RULE", SHORT)
         patched.setattr(profiler, "LAYER_RULE", SHORT)
         patched.setattr(profiler, "NUM_CALIBRATION", 12)
-        profile_space(SPACE, CpuDevice(), path, soft_seconds=0)
+        profile_space(SPACE, LocalDevice(), path, soft_seconds=0)
     return path
 
 
@@ -167,7 +167,7 @@ def test_layers_that_lack_are_not_measured_into_it(folder: Path) -> None:
     path = shipped.locate(Path("shipped:here-ort"))
     before = path.read_bytes()
     with pytest.raises(IncompleteProfileError, match="lacks the layer"):
-        target.Target(path, CpuDevice()).problem(
+        target.Target(path, LocalDevice()).problem(
             space("mobile-small", 10, 1, [24]), Budget(), target.Tell()
         )
     assert path.read_bytes() == before

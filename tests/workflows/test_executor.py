@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from deploynas.errors import DeploynasError, UnknownNameError
-from deploynas.workflows.executor import LocalExecutor, WorkerError, _packed
+from deploynas.workflows.executor import LocalExecutor, WorkerError, pickled
 
 
 class Counted:
@@ -53,11 +53,11 @@ def test_a_task_that_fails_is_an_error_and_the_worker_goes_on():
 
 def test_errors_travel():
     for error in (DeploynasError("a", "b"), UnknownNameError("x", "y", ["z"]), OSError(2, "no")):
-        succeeded, copy = pickle.loads(_packed(error))
+        succeeded, copy = pickle.loads(pickled(error))
         assert not succeeded
         assert str(copy) == str(error)
         assert isinstance(copy, DeploynasError) == isinstance(error, DeploynasError)
-    assert "no such thing" in str(pickle.loads(_packed(_Unsendable("no such thing")))[1])
+    assert "no such thing" in str(pickle.loads(pickled(_Unsendable("no such thing")))[1])
 
 
 class _Unsendable(Exception):

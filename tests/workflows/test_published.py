@@ -16,7 +16,7 @@ from deploynas.nn import Supernet
 from deploynas.search import DataRecord
 from deploynas.search.imagenet import imagenet_predictor
 from deploynas.workflows.images import data_of
-from deploynas.workflows.published import Published, _images
+from deploynas.workflows.published import Published, pictures
 
 SPACE = dn.space("ofa-mbv3-w1.0", resolutions=[224])
 
@@ -51,7 +51,7 @@ def test_labels_follow_the_sorted_folders(imagenet):
 
 @pytest.mark.slow
 def test_no_image_calibrates_and_judges(imagenet):
-    calibration, validation = _images(8, None, imagenet, 0, lambda text, share: None)
+    calibration, validation = pictures(8, None, imagenet, 0, lambda text, share: None)
     images, labels = validation
     assert len(calibration) == 2000
     assert len(images) == len(labels) == 2000

@@ -1,7 +1,12 @@
-// Opens and times ONNX models with onnxruntime-web: the same code in Node and in a page.
+// Opens, times and asks ONNX models with onnxruntime-web: the same code in Node and in a page.
 
 // A sample must last so many ticks of the clock; a faster model is run several times for it.
 const TICKS = 50;
+// Types of tensors that travel as JSON.
+const ARRAYS = {
+  float32: Float32Array, float64: Float64Array, uint8: Uint8Array, int8: Int8Array,
+  int32: Int32Array, int64: BigInt64Array,
+};
 
 export class Engine {
   // ort: the module; clockMs: resolution of performance.now() in milliseconds.
@@ -20,6 +25,33 @@ export class Engine {
     for (const input of session.inputMetadata) feeds[input.name] = this.randomInput(input);
     this.models.push({ session, feeds });
     return { loaded: this.models.length };
+  }
+
+  // The answer to one question; read: a model's path -> its bytes.
+  async answer(question, read) {
+    if ('load' in question) return this.load(await read(question.load));
+    if ('answer' in question) return this.answers(this.models[question.answer], question.feeds);
+    return this.time(question.time);
+  }
+
+  // feeds: name -> tensor as JSON, see runtime.py's packed; the outputs likewise, in order.
+  async answers({ session }, feeds) {
+    const tensors = {};
+    for (const [name, { type, shape, data }] of Object.entries(feeds)) {
+      const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+      tensors[name] = new this.ort.Tensor(type, new ARRAYS[type](bytes.buffer), shape);
+    }
+    const found = await session.run(tensors);
+    const outputs = {};
+    for (const [i, name] of session.outputNames.entries()) {
+      const { type, dims, data } = found[name];
+      if (!(type in ARRAYS)) continue;
+      const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+      let letters = '';
+      for (const byte of bytes) letters += String.fromCharCode(byte);
+      outputs[i] = { type, shape: [...dims], data: btoa(letters) };
+    }
+    return { outputs };
   }
 
   // touches: [model, runs] pairs -> milliseconds of each run; one more run first is dropped.

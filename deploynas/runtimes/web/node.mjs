@@ -1,5 +1,5 @@
 // The worker of the `web` device: onnxruntime-web in Node.
-// Run as `node node.mjs DIST`, the runtime's dist folder; the conversation is base.py's.
+// Run as `node node.mjs DIST`, the runtime's dist folder; the conversation is conversation.py's.
 import { on } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -18,8 +18,7 @@ for await (const [line] of questions) {
   const question = JSON.parse(line);
   let answer;
   try {
-    answer =
-      'load' in question ? await engine.load(readFileSync(question.load)) : await engine.time(question.time);
+    answer = await engine.answer(question, readFileSync);
   } catch (error) {
     answer = { error: describe(error) };
   }

@@ -17,10 +17,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from deploynas.device import Identity, StopRule, measure, open_attached, open_device
-from deploynas.device.base import open_worker
-from deploynas.device.web import HOSTS, WebDevice, install_runtime
-from deploynas.device.web import install as web_install
+from deploynas.device import (
+    Identity,
+    LocalDevice,
+    StopRule,
+    measure,
+    open_attached,
+    open_device,
+)
 from deploynas.errors import (
     DeploynasError,
     DeviceError,
@@ -30,6 +34,8 @@ from deploynas.errors import (
 )
 from deploynas.graph.emit import RandomWeights, emit
 from deploynas.onboard.conversation import Worker
+from deploynas.runtimes.web import RUNTIME, install_runtime
+from deploynas.runtimes.web import install as web_install
 from deploynas.spaces import Layer
 from deploynas.spaces.layers import chain
 
@@ -48,11 +54,11 @@ def temporary():
         yield Path(folder)
 
 
-@pytest.fixture(scope="module", params=list(HOSTS))
+@pytest.fixture(scope="module", params=list(RUNTIME.devices))
 def device(request):
     try:
         install_runtime()
-        return WebDevice(request.param)
+        return LocalDevice(request.param)
     except DeploynasError as error:
         pytest.skip(str(error))
 
@@ -103,7 +109,7 @@ def worker(device, tmp_path_factory):
     """A worker with a small and a large model: starting one takes seconds."""
     folder = tmp_path_factory.mktemp("models")
     paths = [write_model(folder / f"{i}.onnx", layer) for i, layer in enumerate((SMALL, LARGE))]
-    with open_worker(device, 0, paths) as opened:
+    with device.opened(paths) as opened:
         yield opened
 
 
@@ -142,7 +148,8 @@ def test_identity(device):
     identity = device.identity
     assert identity.provider == "wasm"
     assert identity.runtime.startswith("onnxruntime-web 1.")
-    assert identity.session_options["host"].split()[0] == HOSTS[identity.device]
+    host = {"web": "node", "web-chromium": "chromium"}[identity.device]
+    assert identity.session_options["host"].split()[0] == host
     assert not identity.differences(open_device(identity.device).identity)
     assert open_attached(identity)
     other = identity.model_copy(update={"processor": "another"})
@@ -156,7 +163,7 @@ def test_threads_and_providers_are_refused(device):
     name = device.identity.device
     with pytest.raises(InvalidInputError, match="has one thread"):
         open_device(name, threads=2)
-    with pytest.raises(InvalidInputError, match="--provider"):
+    with pytest.raises(UnknownNameError, match="unknown execution provider"):
         open_device(name, provider="CPUExecutionProvider")
 
 
@@ -166,16 +173,15 @@ def test_nothing_is_left_when_the_tool_is_killed(device, models, own_folder):
         "import sys, time\n"
         "from pathlib import Path\n"
         "from deploynas.device import open_device\n"
-        "from deploynas.device.base import open_worker\n"
-        "with open_worker(open_device(sys.argv[1]), 0, [Path(sys.argv[2])]) as worker:\n"
-        "    print(worker._process.pid, flush=True)\n"
+        "with open_device(sys.argv[1]).opened([Path(sys.argv[2])]) as worker:\n"
+        "    print(worker.pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
     name = device.identity.device
     command = [sys.executable, "-c", code, name, str(models["small"])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         pid = int(process.stdout.readline())
-        assert bool(browser_processes(own_folder)) == (HOSTS[name] == "chromium")
+        assert bool(browser_processes(own_folder)) == (name == "web-chromium")
         process.send_signal(signal.SIGKILL)
     wait_until(lambda: not exists(pid) and not browser_processes(own_folder))
     assert not list(own_folder.iterdir())
@@ -186,7 +192,7 @@ def test_a_browser_without_its_relay_or_page_ends(victim, models, own_folder):
     """A killed relay leaves no browser behind, and a dead page is an error, not silence."""
     try:
         install_runtime()
-        device = WebDevice("web-chromium")
+        device = LocalDevice("web-chromium")
     except DeploynasError as error:
         pytest.skip(str(error))
     worker = Worker(device.command(0))
@@ -195,7 +201,7 @@ def test_a_browser_without_its_relay_or_page_ends(victim, models, own_folder):
         browser = browser_processes(own_folder)
         assert browser
         pages = [pid for pid, arguments in browser.items() if "--type=renderer" in arguments]
-        for pid in pages if victim == "page" else [worker._process.pid]:
+        for pid in pages if victim == "page" else [worker.pid]:
             os.kill(pid, signal.SIGKILL)
         words = "the page ended" if victim == "page" else "exit code -9"
         with pytest.raises(DeviceError, match=words):
@@ -207,7 +213,7 @@ def test_a_browser_without_its_relay_or_page_ends(victim, models, own_folder):
 
 def test_a_wheel_holds_the_files_of_the_workers():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    globs = tomllib.loads(text)["tool"]["setuptools"]["package-data"]["deploynas.device.web"]
+    globs = tomllib.loads(text)["tool"]["setuptools"]["package-data"]["deploynas.runtimes.web"]
     packed = {path for glob in globs for path in web_install.HERE.glob(glob)}
     assert packed == {p for p in web_install.HERE.iterdir() if p.is_file() and p.suffix != ".py"}
 
@@ -228,13 +234,13 @@ def test_a_runtime_that_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(MissingDependencyError, match="deploynas devices install web"):
-        WebDevice("web")
+        LocalDevice("web")
 
 
 def test_node_is_missing(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(MissingDependencyError, match="apt-get install nodejs"):
-        WebDevice("web")
+        LocalDevice("web")
     with pytest.raises(MissingDependencyError, match="apt-get install nodejs"):
         install_runtime()
 
@@ -273,4 +279,4 @@ def test_a_worker_that_does_not_end_is_killed(monkeypatch):
     monkeypatch.setattr("deploynas.onboard.conversation.END_SECONDS", 0.2)
     worker = Worker([sys.executable, "-c", "import time; time.sleep(60)"])
     worker.close()
-    assert worker._process.returncode == -signal.SIGKILL
+    assert worker.exit_code == -signal.SIGKILL

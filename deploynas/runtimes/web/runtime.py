@@ -6,17 +6,23 @@ import os
 import platform
 import shutil
 import sys
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
-from deploynas.device import reference
-from deploynas.device.base import Identity, LocalDevice
-from deploynas.device.web.install import HERE, dist_folder, find_node, runtime_version, version_of
-from deploynas.errors import InvalidInputError, MissingDependencyError
-from deploynas.onboard.conversation import Examination
-from deploynas.onboard.processor import available_cores, processor_name
+from deploynas.errors import InvalidInputError, MissingDependencyError, UnknownNameError
+from deploynas.onboard.processor import pinned, processor_name
+from deploynas.onboard.runtime import Runtime
+from deploynas.runtimes.web.install import (
+    HERE,
+    dist_folder,
+    find_node,
+    install_runtime,
+    runtime_version,
+    version_of,
+)
 
-HOSTS = {"web": "node", "web-chromium": "chromium"}
+PROVIDER = "wasm"
 # WebAssembly compiled once, by the optimising compiler: V8's baseline code and its later
 # replacement would make the first hundreds of runs slower, and repeats disagree.
 V8_FLAGS = ("--no-liftoff", "--no-wasm-dynamic-tiering")
@@ -42,74 +48,78 @@ _PINNED = (
 )
 
 
-class WebDevice(LocalDevice):
-    """This machine through onnxruntime-web.
+class OnnxRuntimeWeb(Runtime):
+    """See :class:`~deploynas.onboard.runtime.Runtime`."""
 
-    Args:
-        name: ``web`` (Node) or ``web-chromium`` (a page in a headless browser).
-        threads: Only 1: what a page without special headers gets.
+    name = "onnxruntime-web"
+    devices: ClassVar[Mapping[str, str]] = {
+        "web": "this machine through WebAssembly in Node",
+        "web-chromium": "the same in a page of a headless browser",
+    }
+    examines = False
+    installs = "onnxruntime-web, by npm (some 35 MB)"
 
-    Raises:
-        InvalidInputError: More than one thread.
-        MissingDependencyError: Node, the browser or the runtime is missing; says what to type.
-    """
+    def launcher(self, device: str, threads: int, provider: str | None) -> WebLauncher:
+        """See :class:`~deploynas.onboard.runtime.Runtime`.
 
-    def __init__(self, name: str = "web", threads: int = 1) -> None:
-        super().__init__()
+        One thread, which is what a page without special headers gets.
+        """
+        if provider not in (None, PROVIDER):
+            raise UnknownNameError("execution provider", str(provider), [PROVIDER])
         if threads != 1:
-            raise InvalidInputError(f"--threads {threads}: the device {name} has one thread")
-        self._name = name
+            raise InvalidInputError(f"--threads {threads}: the device {device} has one thread")
+        return WebLauncher(device)
+
+    def install(self) -> tuple[Path, bool]:
+        """See :class:`~deploynas.onboard.runtime.Runtime`."""
+        return install_runtime()
+
+
+class WebLauncher:
+    """See :class:`~deploynas.onboard.runtime.Launcher`."""
+
+    def __init__(self, device: str) -> None:
         self._node, self._node_version = find_node()
-        self._browser = find_browser() if HOSTS[name] == "chromium" else None
+        self._browser = find_browser() if device == "web-chromium" else None
         self._dist = dist_folder()
 
-    @cached_property
-    def identity(self) -> Identity:
-        """Who measures."""
+    def facts(self) -> dict[str, Any]:
+        """See :class:`~deploynas.onboard.runtime.Launcher`."""
         version = runtime_version()
         host = f"node {self._node_version}"
         if self._browser:
             host = version_of([self._browser, "--version"]).lower()
         program, number = host.split()[0], next(w for w in host.split() if w[0].isdigit())
-        return Identity(
-            device=self._name,
-            processor=processor_name(),
-            runtime="onnxruntime-web " + ".".join(version.split(".")[:2]),
-            provider="wasm",
-            threads=1,
-            session_options={
+        return {
+            "processor": processor_name(),
+            "runtime": "onnxruntime-web " + ".".join(version.split(".")[:2]),
+            "provider": PROVIDER,
+            "threads": 1,
+            "session_options": {
                 "host": f"{program} {number.split('.')[0]}",
-                "reference_set": reference.VERSION,
                 "simd": "1",
                 "v8_flags": " ".join(V8_FLAGS),
             },
-            recorded={
+            "recorded": {
                 "runtime_version": version,
                 "host_version": host,
                 "system": platform.system(),
                 "kernel": platform.release(),
                 "cores": str(os.cpu_count()),
             },
-        )
-
-    def examine(self, model: Path, session: int = 0) -> Examination:
-        """See :class:`deploynas.device.base.Device`; a browser does not tell."""
-        raise InvalidInputError(
-            f"{self._name} tells neither the memory of a model nor the times of its nodes",
-            "use --device cpu for these",
-        )
+        }
 
     def command(self, session: int) -> list[str]:
         """A worker pinned to one core, another each session."""
-        cores = available_cores()
-        pinned = [sys.executable, "-I", "-c", _PINNED, str(cores[session % len(cores)])]
+        (core,) = pinned(1, session)
+        inside = [sys.executable, "-I", "-c", _PINNED, str(core)]
         if self._browser is None:
-            return [*pinned, self._node, *V8_FLAGS, str(HERE / "node.mjs"), str(self._dist)]
+            return [*inside, self._node, *V8_FLAGS, str(HERE / "node.mjs"), str(self._dist)]
         flags = [*_BROWSER_FLAGS, f"--js-flags={' '.join(V8_FLAGS)}"]
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             flags.append("--no-sandbox")  # the browser refuses to run as root with it
         relay = str(HERE / "chromium.mjs")
-        return [*pinned, self._node, relay, str(self._dist), self._browser, *flags]
+        return [*inside, self._node, relay, str(self._dist), self._browser, *flags]
 
 
 def find_browser() -> str:
@@ -130,3 +140,6 @@ def find_browser() -> str:
         "the device web-chromium needs Chromium or Chrome, which is not here",
         "on Debian: apt-get install chromium",
     )
+
+
+RUNTIME = OnnxRuntimeWeb()

@@ -1,0 +1,102 @@
+"""Devices of this machine: workers here, driven by the engine in this process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from deploynas.device.base import Identity, Notes
+from deploynas.device.reference import write_references
+from deploynas.errors import InvalidInputError, ModelError
+from deploynas.onboard.conversation import Examination, Worker, open_worker
+from deploynas.onboard.folders import temporary_folder
+from deploynas.onboard.runtime import Array, Feeds, Runtime
+from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
+from deploynas.runtimes import by_device
+
+
+class LocalDevice:
+    """A device of this machine; see :class:`deploynas.device.base.Device`.
+
+    Args:
+        name: Of one; see :func:`deploynas.runtimes.by_device`.
+        threads: Threads inside one operator.
+        provider: What executes, where its runtime has several.
+
+    Raises:
+        InvalidInputError, UnknownNameError: The machine cannot run it so.
+        MissingDependencyError: Something must be installed first; says what to type.
+    """
+
+    def __init__(self, name: str = "cpu", threads: int = 1, provider: str | None = None) -> None:
+        self.notes = Notes()
+        self._name, self._runtime = name, by_device()[name]
+        self._launcher = self._runtime.launcher(name, threads, provider)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Who measures."""
+        return Identity.of(self._name, self._launcher.facts())
+
+    def command(self, session: int) -> list[str]:
+        """Command line of a worker; ``session`` counts them, so that cores can rotate."""
+        return self._launcher.command(session)
+
+    def rounds(
+        self, models: Mapping[str, Path], rule: StopRule, samples: dict[str, Samples], seed: int
+    ) -> Generator[Round, None, None]:
+        """See :class:`deploynas.device.base.Device`."""
+        with temporary_folder() as folder:
+            references = {path.stem: path for path in write_references(folder)}
+            yield from run_rounds(
+                self.command,
+                self.identity.runtime,
+                list(converted(self._runtime, references, folder).values()),
+                converted(self._runtime, models, folder),
+                rule,
+                samples,
+                seed,
+            )
+
+    def examine(self, model: Path, session: int = 0) -> Examination:
+        """See :class:`deploynas.device.base.Device`."""
+        if not self._runtime.examines:
+            raise InvalidInputError(
+                f"{self._name} tells neither the memory of a model nor the times of its nodes",
+                "use --device cpu for these",
+            )
+        with temporary_folder() as folder:
+            (ready,) = converted(self._runtime, {model.stem: model}, folder).values()
+            with open_worker(self.command(session), [], self.identity.runtime) as worker:
+                return worker.examine(ready, model.stem)
+
+    def answers(self, model: Path, feeds: Sequence[Feeds]) -> list[list[Array]]:
+        """See :class:`deploynas.device.base.Device`."""
+        with self.opened([model]) as worker:
+            return [worker.answers(0, one) for one in feeds]
+
+    @contextlib.contextmanager
+    def opened(self, models: Sequence[Path], session: int = 0) -> Iterator[Worker]:
+        """A worker with ``models`` loaded in order, closed on the way out."""
+        with temporary_folder() as folder:
+            ready = converted(self._runtime, {path.stem: path for path in models}, folder)
+            paths, runtime = list(ready.items()), self.identity.runtime
+            with open_worker(self.command(session), paths, runtime) as worker:
+                yield worker
+
+
+def converted(runtime: Runtime, models: Mapping[str, Path], folder: Path) -> dict[str, Path]:
+    """Networks as the files that the runtime's workers open, by the same names.
+
+    Raises:
+        ModelError: The runtime cannot run one of them.
+    """
+    ready = {}
+    for name, path in models.items():
+        try:
+            ready[name] = runtime.convert(path, folder)
+        except InvalidInputError as error:
+            raise ModelError(runtime.name, name, str(error)) from None
+    return ready

@@ -1,0 +1,53 @@
+"""How networks run: runtimes by name, one file each, and the devices of this machine they bring.
+
+Another package adds one by an entry point ``deploynas.runtimes``; see
+:class:`deploynas.onboard.runtime.Runtime`, and :func:`deploynas.testing.check_runtime` for what
+all keep.
+"""
+
+from __future__ import annotations
+
+from deploynas.errors import InvalidInputError
+from deploynas.onboard.runtime import PythonRuntime, Runtime
+from deploynas.plugins import Plugins
+
+RUNTIMES: Plugins[Runtime] = Plugins(
+    "runtime",
+    "deploynas.runtimes",
+    {
+        "onnxruntime": "deploynas.runtimes.onnxruntime:RUNTIME",
+        "onnxruntime-web": "deploynas.runtimes.web:RUNTIME",
+    },
+)
+DEFAULT = "onnxruntime"
+
+
+def by_device() -> dict[str, Runtime]:
+    """Name of a device of this machine -> the runtime that it is a device of.
+
+    Raises:
+        InvalidInputError: Two runtimes have a device of one name.
+    """
+    found: dict[str, Runtime] = {}
+    for runtime in RUNTIMES.all().values():
+        for device in runtime.devices:
+            if device in found:
+                raise InvalidInputError(
+                    f"{found[device].name} and {runtime.name} both have a device {device!r}",
+                    "uninstall the package of one of them",
+                )
+            found[device] = runtime
+    return found
+
+
+def that_travels(name: str) -> PythonRuntime:
+    """A runtime that devices elsewhere can have.
+
+    Raises:
+        UnknownNameError: There is none of that name.
+        InvalidInputError: It runs on this machine alone.
+    """
+    runtime = RUNTIMES.load(name)
+    if not isinstance(runtime, PythonRuntime):
+        raise InvalidInputError(f"{name} runs on this machine alone")
+    return runtime

@@ -1,0 +1,46 @@
+"""Every runtime that ships, by the conformance suite; and what is said of a bad one."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from deploynas.device import open_device
+from deploynas.errors import (
+    DeploynasError,
+    InvalidInputError,
+    MissingDependencyError,
+    UnknownNameError,
+)
+from deploynas.runtimes import RUNTIMES, by_device, that_travels
+from deploynas.testing import check_runtime
+
+
+@pytest.mark.parametrize(
+    "name", ["cpu", *(pytest.param(n, marks=pytest.mark.long) for n in ("web", "web-chromium"))]
+)
+def test_conformance(name):
+    try:
+        check_runtime(name)
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+def test_every_device_is_tested():
+    assert list(by_device()) == ["cpu", "web", "web-chromium"]
+
+
+def test_a_device_of_this_machine_has_its_own_runtime():
+    with pytest.raises(InvalidInputError, match="runs onnxruntime, not onnxruntime-web"):
+        open_device("cpu", runtime="onnxruntime-web")
+    with pytest.raises(InvalidInputError, match="on this machine alone"):
+        open_device(f"exec:{sys.executable}", runtime="onnxruntime-web")
+    with pytest.raises(UnknownNameError, match="unknown runtime 'onnxruntim'"):
+        open_device(f"exec:{sys.executable}", runtime="onnxruntim")
+
+
+def test_what_travels():
+    assert that_travels("onnxruntime") is RUNTIMES.load("onnxruntime")
+    with pytest.raises(DeploynasError):
+        RUNTIMES.load("onnxruntime-web").launcher("web", 2, None)
