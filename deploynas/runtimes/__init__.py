@@ -19,6 +19,7 @@ RUNTIMES: Plugins[Runtime] = Plugins(
     {
         "onnxruntime": "deploynas.runtimes.onnxruntime:RUNTIME",
         "onnxruntime-web": "deploynas.runtimes.web:RUNTIME",
+        "litert": "deploynas.runtimes.litert:RUNTIME",
     },
 )
 DEFAULT = "onnxruntime"

@@ -18,7 +18,8 @@ from deploynas.testing import check_runtime
 
 
 @pytest.mark.parametrize(
-    "name", ["cpu", *(pytest.param(n, marks=pytest.mark.long) for n in ("web", "web-chromium"))]
+    "name",
+    ["cpu", "litert", *(pytest.param(n, marks=pytest.mark.long) for n in ("web", "web-chromium"))],
 )
 def test_conformance(name):
     try:
@@ -28,7 +29,7 @@ def test_conformance(name):
 
 
 def test_every_device_is_tested():
-    assert list(by_device()) == ["cpu", "web", "web-chromium"]
+    assert list(by_device()) == ["cpu", "web", "web-chromium", "litert"]
 
 
 def test_a_device_of_this_machine_has_its_own_runtime():
