@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from deploynas.check.model_file import ModelFile
+from deploynas.check.model_file import ModelFile, RuntimeFile
 from deploynas.costs import COSTS, Cost
 from deploynas.device import Device
 from deploynas.errors import InvalidInputError, UnknownNameError
@@ -40,7 +40,7 @@ def limits_from(typed: Iterable[str]) -> dict[str, float]:
 
 
 def measured(
-    limits: Mapping[str, float], device: Device, model: Path, whole: ModelFile
+    limits: Mapping[str, float], device: Device, model: Path, whole: ModelFile | RuntimeFile
 ) -> dict[str, float | None]:
     """What a file takes of everything that is limited but latency.
 

@@ -12,7 +12,7 @@ from deploynas.device.reference import write_references
 from deploynas.errors import InvalidInputError, ModelError
 from deploynas.onboard.conversation import Examination, Worker, open_worker
 from deploynas.onboard.folders import temporary_folder
-from deploynas.onboard.runtime import Array, Feeds, Runtime
+from deploynas.onboard.runtime import Array, Feeds, Input, Runtime
 from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
 from deploynas.runtimes import DEFAULT, RUNTIMES, by_device, of_file
 
@@ -76,6 +76,15 @@ class LocalDevice:
         """See :class:`deploynas.device.base.Device`."""
         with self.opened([model]) as worker:
             return [worker.answers(0, one) for one in feeds]
+
+    def inputs(self, model: Path) -> list[Input]:
+        """What a model takes, as its runtime says.
+
+        Raises:
+            DeviceError: It cannot load the model.
+        """
+        with self.opened([model]) as worker:
+            return worker.inputs(0)
 
     @contextlib.contextmanager
     def opened(self, models: Sequence[Path], session: int = 0) -> Iterator[Worker]:

@@ -11,7 +11,7 @@ import onnx
 from deploynas import spaces
 from deploynas.device import StopRule, measure, open_device
 from deploynas.errors import DeviceError, InvalidInputError, ModelError
-from deploynas.export.probe import flat, open_session, probes
+from deploynas.export.probe import flat, inputs_of, open_session, probes
 from deploynas.graph.emit import RandomWeights, emit
 from deploynas.onboard.folders import temporary_folder
 from deploynas.onboard.runtime import Runtime
@@ -55,7 +55,7 @@ def check_runtime(name: str) -> None:
         runnable = {n: path for n, path in models.items() if _is_pure(runtime, path, folder)}
         require(bool(runnable), f"{runtime.name} runs none of {', '.join(models)}")
         for network, path in runnable.items():
-            feeds = probes(path)
+            feeds = probes(inputs_of(path))
             answers = [flat(outputs) for outputs in device.answers(path, feeds)]
             session = open_session(path)
             expected = [flat(session.run(None, dict(one))) for one in feeds]
@@ -124,7 +124,7 @@ def _check_elsewhere(name: str, runtime: Runtime, path: Path) -> None:
     here = open_device(name)
     differences = here.identity.differences(there.identity)
     require(not differences, f"elsewhere it is another one: {'; '.join(differences)}")
-    feeds = probes(path)
+    feeds = probes(inputs_of(path))
     same = zip(here.answers(path, feeds), there.answers(path, feeds), strict=True)
     require(
         all(np.array_equal(flat(a), flat(b)) for a, b in same), "elsewhere it answers otherwise"
