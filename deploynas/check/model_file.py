@@ -16,6 +16,7 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 from deploynas.device import LocalDevice
 from deploynas.errors import InvalidInputError, MissingFileError
 from deploynas.export.probe import inputs_of
+from deploynas.graph.costs import node_costs
 from deploynas.onboard.runtime import Input
 from deploynas.runtimes import files_of, of_file
 
@@ -90,6 +91,10 @@ class ModelFile:
             for value in self._model.graph.input
             if value.name not in weights
         }
+
+    def macs(self, fixed: Path) -> int:
+        """Of one run of the file that :meth:`fixed` gave."""
+        return sum(node.macs for node in node_costs(fixed)[0])
 
     def fixed(self, shapes: Sequence[str], folder: Path) -> Path:
         """The file to measure: itself, or a copy in ``folder``.
@@ -192,6 +197,14 @@ class RuntimeFile:
     def inputs(self) -> dict[str, Shape]:
         """See :class:`ModelFile`."""
         return {one.name: list(one.shape) for one in self.tensors}
+
+    def macs(self, fixed: Path) -> int:
+        """They are not told.
+
+        Raises:
+            InvalidInputError: Always.
+        """
+        raise InvalidInputError(f"MACs are counted in ONNX files, not in {self.path}")
 
     def fixed(self, shapes: Sequence[str], folder: Path) -> Path:
         """The file to measure, itself.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 
-from deploynas.device import LocalDevice
+from deploynas.device import Device, LocalDevice
 from deploynas.errors import ParityError
 from deploynas.export.manifest import ONNX_NAME, Converted
 from deploynas.export.probe import flat, inputs_of, probe_answers, probes
@@ -34,9 +35,7 @@ def in_format(runtime: Runtime, model: bytes) -> tuple[dict[str, bytes], Convert
         source = folder / ONNX_NAME
         source.write_bytes(model)
         path = runtime.convert(source, folder)
-        feeds = probes(inputs_of(source), NUM_PROBES)
-        answers = [flat(outputs) for outputs in device.answers(path, feeds)]
-        difference = _difference(answers, probe_answers(source, feeds))
+        difference = difference_of(device, path, source)
         if not difference <= TOLERANCE:
             raise ParityError(
                 f"{path.name} answers otherwise than {ONNX_NAME}, by {difference:.3g} of the "
@@ -47,8 +46,15 @@ def in_format(runtime: Runtime, model: bytes) -> tuple[dict[str, bytes], Convert
     return files, Converted(runtime=device.identity.runtime, files=digests, difference=difference)
 
 
-def _difference(answers: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    """The largest, of the deviation of what is expected; infinite where shapes differ."""
+def difference_of(device: Device, path: Path, model: Path) -> float:
+    """How far a file's answers on ``device`` are from its ONNX file's by ONNX Runtime.
+
+    The largest difference over :data:`NUM_PROBES` inputs of noise, relative to the deviation of
+    what is expected; infinite where the outputs have other shapes.
+    """
+    feeds = probes(inputs_of(model), NUM_PROBES)
+    answers = [flat(outputs) for outputs in device.answers(path, feeds)]
+    expected = probe_answers(model, feeds)
     if [a.shape for a in answers] != [e.shape for e in expected]:
         return float("inf")
     largest = max(float(np.abs(a - e).max()) for a, e in zip(answers, expected, strict=True))
