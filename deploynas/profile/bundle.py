@@ -213,7 +213,7 @@ def _plan(
 
     def put(path: Path) -> str:
         (ready,) = converted(runtime, {path.stem: path}, path.parent).values()
-        parcel = Parcel.of(runtime.files(ready))
+        parcel = Parcel.of(runtime.files(ready), path)
         literals[parcel.digest] = parcel.literal
         sent[parcel.digest] = parcel.files, parcel.parts
         return parcel.digest

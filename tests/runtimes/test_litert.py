@@ -11,9 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploynas import spaces
 from deploynas.device import StopRule, measure, open_device
+from deploynas.device.wire import Parcel
 from deploynas.errors import MissingDependencyError, ModelError
 from deploynas.export.probe import open_session
 from deploynas.graph.emit import RandomWeights, write_model
+from deploynas.onboard.parts import join
 from deploynas.runtimes import litert
 from deploynas.runtimes.litert import RUNTIME
 
@@ -285,6 +287,15 @@ def test_a_dynamic_shape_is_refused(tmp_path):
     path = saved(model_of(["n", 4, 7, 9], node("Relu")), tmp_path)
     with pytest.raises(ModelError, match=r"'x' has the dynamic shape \['n', 4, 7, 9\]"):
         measure(open_device("litert"), {"m": path}, ONCE)
+
+
+def test_random_weights_are_drawn_on_a_device_elsewhere(tmp_path):
+    space = spaces.space("mobile-small", num_classes=10, in_channels=3, resolutions=[32])
+    model = write_model(tmp_path / "n.onnx", space.layers(space.largest()[0]), RandomWeights(7))
+    path = RUNTIME.convert(model, tmp_path)
+    parcel = Parcel.of([path], model)
+    assert len(parcel.literal) < path.stat().st_size / 20
+    assert join(parcel.parts, parcel.literal) == path.read_bytes()
 
 
 def test_a_missing_package_says_what_to_type(monkeypatch):
