@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -16,7 +15,9 @@ from deploynas.graph.emit import RANDOM_SEED, random_range
 from deploynas.onboard.parts import Part, draw, drawn
 
 WORTH_BYTES = 256  # of a tensor: a smaller one is sent
-ORDERS = {2: [(1, 0)], 4: [(0, 2, 3, 1), (1, 2, 3, 0)]}  # that runtimes keep weights in
+ORDERS: Mapping[int, Sequence[tuple[int, ...]]] = {  # that runtimes keep weights in
+    2: [(1, 0)], 4: [(0, 2, 3, 1), (1, 2, 3, 0)],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ def _holes(content: bytes, source: Path) -> list[tuple[int, int, Part]]:
         if tensor.data_type != TensorProto.FLOAT or not shape:
             continue
         index += 1
-        recipe = [int(seeds[0]), index, len(raw) // 4, random_range(shape)]
+        recipe = int(seeds[0]), index, len(raw) // 4, random_range(shape)
         if len(raw) < WORTH_BYTES or draw(*recipe).tobytes() != raw:
             continue
-        ways: list[list[Any]] = [[*recipe, shape, order] for order in ORDERS.get(len(shape), ())]
-        for part in [recipe, *ways]:
+        turned = ((*recipe, shape, order) for order in ORDERS.get(len(shape), ()))
+        for part in (recipe, *turned):
             start = content.find(drawn(part))
             if start >= 0:
                 holes.append((start, start + len(raw), part))
