@@ -32,6 +32,9 @@ RecipeSet = Annotated[
     list[str] | None,
     typer.Option("--recipe-set", metavar="NAME=VALUE", help="Field of the training recipe."),
 ]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", metavar="NAME", help="Of trainings: small, standard, strong.")
+]
 Evaluator = Annotated[
     str, typer.Option(metavar="HOW", help="Judges: inherited weights, training, halving.")
 ]
@@ -87,6 +90,17 @@ def pairs(texts: Iterable[str] | None, flag: str) -> dict[str, str]:
             raise InvalidInputError(f"{flag} {name} is given twice")
         found[name] = value.strip()
     return found
+
+
+def recipe_changes(name: str, texts: Iterable[str] | None) -> dict[str, str]:
+    """``--recipe`` and ``--recipe-set``: field -> text.
+
+    Raises:
+        UnknownNameError, InvalidInputError: See :func:`pairs` and :func:`changes_of`.
+    """
+    from deploynas.workflows.named_recipes import changes_of
+
+    return changes_of(name, pairs(texts, "--recipe-set"))
 
 
 def target_of(

@@ -17,10 +17,11 @@ from deploynas.cli.asked import (
     MaxParams,
     NumWorkers,
     Profiles,
+    RecipeName,
     RecipeSet,
     budget_of,
     devices_of,
-    pairs,
+    recipe_changes,
     target_of,
 )
 from deploynas.cli.console import (
@@ -76,6 +77,7 @@ def compare(
     epochs: Annotated[
         float | None, typer.Option(help="Of every winner's training; 12.", show_default=False)
     ] = None,
+    recipe_name: RecipeName = "small",
     recipe_set: RecipeSet = None,
     workers: NumWorkers = 1,
     executor: ExecutorName = "local",
@@ -105,7 +107,7 @@ def compare(
         strategies=tuple(s.strip() for s in (strategies or "").split(",") if s.strip()),
         evaluator=evaluator, num_seeds=seeds, budget=budget, num_evaluations=evaluations,
         supernet_epochs=search_epochs,
-        recipe=for_data(FROM_SCRATCH, dataset, epochs, pairs(recipe_set, "--recipe-set")),
+        recipe=for_data(FROM_SCRATCH, dataset, epochs, recipe_changes(recipe_name, recipe_set)),
     )  # fmt: skip
     settings = workflow.checked(asked, chosen)
 

@@ -18,10 +18,12 @@ from deploynas.cli.asked import (
     MaxParams,
     NumWorkers,
     Profiles,
+    RecipeName,
     RecipeSet,
     budget_of,
     devices_of,
     pairs,
+    recipe_changes,
     target_of,
 )
 from deploynas.cli.console import (
@@ -92,6 +94,7 @@ def search(
     workers: NumWorkers = 1,
     executor: ExecutorName = "local",
     epochs: Annotated[float | None, typer.Option(metavar="N", help="Of a training.")] = None,
+    recipe_name: RecipeName = "small",
     recipe_set: RecipeSet = None,
     precision_name: PrecisionName = "fp32",
     seed: Annotated[int, typer.Option(metavar="N", help="Of every draw.")] = 0,
@@ -111,7 +114,7 @@ def search(
     usual = DEFAULT if ofa_weights is None else PREDICTED
     strategy = STRATEGIES.load(strategy_name or usual)
     options = strategy.options_from(pairs(option, "--set"))
-    changes = pairs(recipe_set, "--recipe-set")
+    changes = recipe_changes(recipe_name, recipe_set)
     if ofa_weights is None and calibration_images is not None:
         raise InvalidInputError("--calibration-images goes with --ofa-weights")
     if ofa_weights is not None and supernet is not None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deploynas.cli.asked import RecipeSet, pairs
+from deploynas.cli.asked import RecipeName, RecipeSet, recipe_changes
 from deploynas.cli.console import Json, Quiet, SpaceName, open_data, print_json, progress, say
 
 
@@ -35,6 +35,7 @@ def train(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of order, subnets and weights.")] = 0,
+    recipe_name: RecipeName = "small",
     recipe_set: RecipeSet = None,
     resume: Annotated[bool, typer.Option("--resume", hidden=True)] = True,
     as_json: Json = False,
@@ -54,7 +55,7 @@ def train(
     dataset = open_data(data, space_name=space_name)
     chosen = space_for(space_name, dataset, resolution)
     settings = supernet_recipe(
-        chosen, dataset, epochs, seed, schedule, pairs(recipe_set, "--recipe-set")
+        chosen, dataset, epochs, seed, schedule, recipe_changes(recipe_name, recipe_set)
     )
     with processes():
         talks = is_first()

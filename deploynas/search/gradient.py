@@ -265,10 +265,11 @@ class Learner(abc.ABC):
             )
 
         def accumulate(images: StepImages) -> Tensor:
-            def loss_of(out: Tensor) -> Tensor:
-                return images.task.loss(out, images.labels, recipe.label_smoothing)
-
             x = images.at(side)
+
+            def loss_of(out: Tensor) -> Tensor:
+                return images.task.loss(out, images.wanted(x, out.shape[1]))
+
             search.architecture_step(images.share, WeightStep(x, loss_of, images.rate))
             with recipe.autocast(device):
                 loss = loss_of(self.logits(x, images, optimizer))

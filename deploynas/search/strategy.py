@@ -253,7 +253,7 @@ def parsed(kind: type[Any], typed: Mapping[str, str], what: str, base: Any = Non
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][:1])
         raise InvalidInputError(
-            f"{where} as an {what}: {first['msg'].lower()}, got {first['input']!r}"
+            f"{what} {where}: {first['msg'].lower()}, got {first['input']!r}"
         ) from None
 
 

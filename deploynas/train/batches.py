@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -40,16 +40,22 @@ class Batches:
     def __len__(self) -> int:
         return len(self._source)
 
-    def images(self, rows: np.ndarray, resolution: int, moved: Moved | None = None) -> Tensor:
-        """Normalised images ``(n, c, resolution, resolution)``, float32, channels last."""
+    def images(
+        self,
+        rows: np.ndarray,
+        resolution: int,
+        change: Callable[[Tensor], Tensor] = lambda pixels_nhwc: pixels_nhwc,
+    ) -> Tensor:
+        """Normalised images ``(n, c, resolution, resolution)``, float32, channels last.
+
+        ``change`` is done to them before, ``(n, resolution, resolution, c)`` uint8.
+        """
         held = self._held(resolution)
         if held is not None:
             pixels = held[on_device(rows, self._device)]
         else:
             pixels = on_device(self._source.batch(rows, resolution, resolution), self._device)
-        if moved is not None:
-            pixels = moved.of(pixels)
-        return self.task.inputs(pixels, self._mean, self._std)
+        return self.task.inputs(change(pixels), self._mean, self._std)
 
     def _held(self, resolution: int) -> Tensor | None:
         """All images at a resolution on a GPU, uint8; None where they are not or do not fit."""
@@ -91,51 +97,6 @@ def on_device(array: np.ndarray, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-class Moved:
-    """Every image of a batch shifted by up to a twelfth of its side, half of them mirrored.
-
-    What is beyond the border is a reflection.
-
-    Args:
-        rng: Draws for the whole batch.
-        flip: Whether to mirror.
-        num_images: Of the whole batch.
-        own: Which of them are in hand.
-    """
-
-    def __init__(
-        self, rng: np.random.Generator, *, flip: bool, num_images: int, own: slice
-    ) -> None:
-        self._rng, self._flip, self._num, self._own = rng, flip, num_images, own
-
-    def of(self, pixels_nhwc: Tensor) -> Tensor:
-        """The images in hand, moved."""
-        n, height, width, _ = pixels_nhwc.shape
-        borders = [max(1, side // 12) for side in (height, width)]
-        draws = [self._rng.integers(0, 2 * b + 1, size=(self._num, 1)) - b for b in borders]
-        mirrored = np.zeros((self._num, 1), np.int64)
-        if self._flip:
-            mirrored = (self._rng.random(self._num) < 0.5).astype(np.int64)[:, None]
-        drawn = np.concatenate([*draws, mirrored], axis=1)[self._own]
-        top, left, flip = on_device(drawn, pixels_nhwc.device).unsqueeze(1).unbind(2)
-        rows = _reflected(top + _span(height, pixels_nhwc), height)
-        across = _span(width, pixels_nhwc)
-        across = torch.where(flip.bool(), width - 1 - across, across)
-        columns = _reflected(left + across, width)
-        sample = torch.arange(n, device=pixels_nhwc.device)[:, None, None]
-        return pixels_nhwc[sample, rows[:, :, None], columns[:, None, :]]
-
-
-def _span(length: int, like: Tensor) -> Tensor:
-    return torch.arange(length, device=like.device)[None]
-
-
-def _reflected(place: Tensor, side: int) -> Tensor:
-    """Places beyond a border, reflected at the outermost pixel."""
-    place = place.abs()
-    return (side - 1) - ((side - 1) - place).abs()
 
 
 def _tensor(array: np.ndarray) -> Tensor:

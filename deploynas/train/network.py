@@ -36,7 +36,8 @@ def train_network(
     def accumulate(images: StepImages) -> Tensor:
         x = images.at(resolution)
         with recipe.autocast(device):
-            loss = task.loss(network(x), images.labels, recipe.label_smoothing)
+            outputs = network(x)
+            loss = task.loss(outputs, images.wanted(x, outputs.shape[1]))
         images.scaled(loss).backward()
         return loss
 

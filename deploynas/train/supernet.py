@@ -132,7 +132,7 @@ def _accumulating(
         resolution = space.resolutions[int(images.rng.integers(len(space.resolutions)))]
         archs = space.with_resolution(_subnets(space, phase, images.rng), resolution)
         x_bchw = images.at(resolution)
-        labels = task.targets(images.labels, space.num_classes, recipe.label_smoothing)
+        labels = images.wanted(x_bchw, space.num_classes)
         targets = labels
         if phase.teacher == "largest":
             targets = 0.5 * (labels + teacher(x_bchw, resolution))
