@@ -135,7 +135,8 @@ def target_of(
         if name in named:
             raise InvalidInputError(
                 "two profiles have no name" if not name else f"two profiles are named {name}",
-                "the first is --profile FILE, others are --profile NAME=FILE",
+                "the first is --profile FILE, others are --profile NAME=FILE, of a name of "
+                "letters, digits and _",
             )
         named[name] = path
 

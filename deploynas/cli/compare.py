@@ -85,7 +85,6 @@ def compare(
         float | None, typer.Option(help="Nothing begins later; run again to go on.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/compare"),
-    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -64,7 +64,6 @@ def profile(
         Path | None, typer.Option("--import", help="Read what a bundle measured.")
     ] = None,
     budget_minutes: Annotated[float, typer.Option(help="Stop measuring after this.")] = math.inf,
-    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -97,7 +96,7 @@ def profile(
     target: Device
     if results is not None:
         chosen, precision, target = read_results(results)
-        name = results.name.partition(".")[0]
+        name = results.name.removesuffix(".jsonl").removesuffix(".results")
         threads = target.identity.threads
     else:
         target = reach(open_device(device, threads, provider, runtime), device, quiet)

@@ -99,7 +99,6 @@ def search(
     precision_name: PrecisionName = "fp32",
     seed: Annotated[int, typer.Option(metavar="N", help="Of every draw.")] = 0,
     output: Annotated[Path | None, typer.Option(metavar="RUN", help="Run directory.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -199,6 +198,7 @@ def _document(result: SearchResult, run: Path) -> dict[str, object]:
 
 
 def _print(result: SearchResult, run: Path) -> None:
+    from deploynas.search import STRATEGIES
     from deploynas.workflows.chosen import ChosenRecord
 
     best = result.best
@@ -221,19 +221,19 @@ def _print(result: SearchResult, run: Path) -> None:
         say(f"found by {FINDERS[result.found_by]}, not by {result.strategy} itself")
     if result.decision:
         say(_decision(result.decision))
-    if result.strategy == "pareto" and result.trade_off:
+    if STRATEGIES.load(result.strategy).shows_front and result.trade_off:
         for line in front_lines(result, result.trade_off):
             say(line)
     say(f"architecture: {best.architecture}")
-    if result.weights == "published" and (
+    if result.has_file and (
         ChosenRecord.read(ChosenRecord.file_in(run)).batch_norm == "uncalibrated"
     ):
         warn(
             "the sliced batch norms are uncalibrated, so that the network is not yet as accurate "
             "as predicted: pass --calibration-images DIR, about 2,000 images without labels"
         )
-    after = "retrain" if result.weights == "paths" else "export"
-    anew = " --from-scratch" if result.weights == "paths" else ""
+    after = "retrain" if result.needs_training else "export"
+    anew = " --from-scratch" if result.needs_training else ""
     say(f"saved in {run}; next: deploynas {after} {run}{anew}")
 
 

@@ -37,7 +37,6 @@ def train(
     seed: Annotated[int, typer.Option(help="Of order, subnets and weights.")] = 0,
     recipe_name: RecipeName = "small",
     recipe_set: RecipeSet = None,
-    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -131,6 +131,11 @@ class Cost(abc.ABC):
         found = self.upper(archs)
         return found >= limit if self.at_least else found <= limit
 
+    @classmethod
+    def share(cls, value: float, limit: float) -> float:
+        """Of what is allowed: above 1 where a limit is broken."""
+        return limit / value if cls.at_least else value / limit
+
     def ends(self, rng: np.random.Generator) -> Archs:
         """Networks, among which are the cheapest and the dearest, as far as is known."""
         space = self.space

@@ -11,10 +11,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Annotated, Protocol, Self
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from deploynas.artifacts import Record
@@ -28,8 +29,17 @@ from deploynas.search.problem import Problem
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train import Batches, Recipe, TrainingProgress
 from deploynas.train.distributed import is_first, place
-from deploynas.train.loop import MIN_STEPS, StepImages, Trainee, run_training
+from deploynas.train.loop import (
+    MIN_STEPS,
+    Count,
+    Positive,
+    Share,
+    StepImages,
+    Trainee,
+    run_training,
+)
 
+Part = Annotated[float, Field(gt=0, lt=1)]
 NUM_POINTS = 60  # of the history
 MAX_EPOCHS = 200.0  # of a search whose length nobody chose
 
@@ -44,12 +54,12 @@ class GradientRecipe(Recipe):
         architecture_every: Weight steps to an architecture step.
     """
 
-    epochs: float = 10.0
-    batch_size: int = 64
-    learning_rate: float = 0.1
-    weights_only: float = 0.5
-    held_out: float = 0.2
-    architecture_every: int = 1
+    epochs: Positive = 10.0
+    batch_size: Count = 64
+    learning_rate: Positive = 0.1
+    weights_only: Share = 0.5
+    held_out: Part = 0.2
+    architecture_every: Count = 1
 
     def lengthened(self, num_images: int) -> Self:
         """Four times as many steps as other trainings, of the weights' images."""

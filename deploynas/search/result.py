@@ -202,6 +202,21 @@ class SearchResult(Artifact):
         """Of the chosen network, where the profile's device was attached."""
         return self.measured.get("latency_ms")
 
+    @property
+    def has_images(self) -> bool:
+        """Whether it trained on images that are here, and not somebody else on theirs."""
+        return self.weights != "published"
+
+    @property
+    def has_file(self) -> bool:
+        """Whether the chosen network's weights are a file of their own in the run."""
+        return self.weights != "shared"
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether the weights that judged the network are not worth to be exported."""
+        return self.weights == "paths"
+
     @classmethod
     def file_in(cls, run: Path) -> Path:
         """Where a run directory keeps its result."""

@@ -67,6 +67,22 @@ def space_names() -> list[str]:
     return PLUGINS.names()
 
 
+def all_spaces() -> dict[str, SearchSpace]:
+    """Name -> space, of all that can be made; why others cannot is in ``PLUGINS.broken``.
+
+    Raises:
+        InvalidInputError: Two packages bring a space of one name.
+    """
+    PLUGINS.broken.clear()
+    found = {}
+    for name in space_names():
+        try:
+            found[name] = space(name)
+        except InvalidInputError as error:
+            PLUGINS.broken[name] = str(error)
+    return found
+
+
 def is_known(name: str) -> bool:
     """Whether :func:`space` knows a name, whatever is changed in it."""
     return name.endswith(SUFFIX) or name.partition(":")[0] in space_names()

@@ -53,7 +53,7 @@ def read_table(path: Path) -> StageTable:
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist", "a space's table is a TOML file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         values = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InvalidInputError(f"{path} cannot be read as TOML: {error}") from None

@@ -8,11 +8,12 @@ import numpy as np
 
 from deploynas.data import ImageDataset, Reader, Source
 from deploynas.errors import InvalidInputError
-from deploynas.testing.report import require
+from deploynas.testing.report import promises, require
 
 NUM_IMAGES = 64  # looked at, at most
 
 
+@promises
 def check_source(source: Source) -> None:
     """Check a source, that of another package or ours.
 

@@ -15,12 +15,13 @@ from deploynas.spaces import Archs, Node, SearchSpace
 from deploynas.spaces import layers as layer_costs
 from deploynas.spaces.layers import kind_of
 from deploynas.testing.layers import perturb, require_parity
-from deploynas.testing.report import require
+from deploynas.testing.report import promises, require
 from deploynas.train.schedules import SCHEDULES
 
 MAX_COUNTED = 20_000  # architectures of a space that is counted one by one
 
 
+@promises
 def check_space(space: SearchSpace) -> None:
     """Check all that :func:`check_rows`, :func:`check_costs` and :func:`check_networks` do.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Literal
 
@@ -50,7 +51,6 @@ class SupernetEvaluator:
     """
 
     kind: Literal["measured"] = "measured"
-    chunk = 1
     num_finalists = 5
 
     def __init__(
@@ -108,9 +108,10 @@ class SupernetEvaluator:
         """Indices, the highest score first."""
         return [int(i) for i in np.argsort(-scores, kind="stable")]
 
-    def quick(self, archs: Archs) -> np.ndarray:
-        """``(n,)`` accuracies on the first images of the validation split."""
-        return np.array([self.accuracy(arch, QUICK_IMAGES, QUICK_CALIBRATION) for arch in archs])
+    def quick(self, archs: Archs) -> Iterator[float]:
+        """Accuracies on the first images of the validation split, one by one."""
+        for arch in archs:
+            yield self.accuracy(arch, QUICK_IMAGES, QUICK_CALIBRATION)
 
     def final(self, archs: Archs) -> np.ndarray:
         """``(n,)`` accuracies on the whole validation split."""

@@ -38,6 +38,8 @@ from deploynas.train.distributed import (
 CHECKPOINT_SECONDS = 30.0
 MIN_STEPS, MAX_EPOCHS = 600, 40.0  # of a training whose length nobody chose
 Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
 LOOK_EVERY = 16  # steps of a GPU, which a look at the loss waits for
 
 
@@ -68,9 +70,9 @@ class Recipe(Record):
             batches: docs/scaling.md.
     """
 
-    epochs: Annotated[float, Field(gt=0)]
-    batch_size: Annotated[int, Field(gt=0)] = 128
-    learning_rate: Annotated[float, Field(gt=0)] = 0.2
+    epochs: Positive
+    batch_size: Count = 128
+    learning_rate: Positive = 0.2
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 3e-5

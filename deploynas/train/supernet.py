@@ -11,7 +11,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from deploynas.train.distributed import is_first
 from deploynas.train.evaluate import QUICK_CALIBRATION, SupernetEvaluator
 from deploynas.train.loop import (
     Parts,
+    Positive,
     Recipe,
     StepImages,
     Trainee,
@@ -51,10 +52,10 @@ class SupernetRecipe(Recipe):
             other subnets move from the labels to its predictions, which teach nothing at first.
     """
 
-    epochs: float = 4.0
+    epochs: Positive = 4.0
     schedule: Literal["sandwich", "single-path", "progressive"] = "sandwich"
     num_random: int | None = Field(default=None, ge=1)
-    teacher_ramp: float = 0.3
+    teacher_ramp: Annotated[Positive, Field(le=1)] = 0.3
 
     @property
     def phases(self) -> tuple[Phase, ...]:

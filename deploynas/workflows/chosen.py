@@ -113,7 +113,7 @@ def open_chosen(run: Path, result: SearchResult, dataset: ImageDataset) -> Train
     A network of a trained supernet is extracted, its batch norms recalibrated on ``dataset``; any
     other comes as the search saved it.
     """
-    if result.weights != "shared":
+    if result.has_file:
         return open_saved(run, result, dataset)
     supernet = open_supernet(Path(result.supernet), dataset, other_data=True)
     return inherited(result, result.best, supernet)
@@ -135,7 +135,7 @@ def open_saved(run: Path, result: SearchResult, dataset: ImageDataset | None) ->
     chosen = space_of(result.space)
     side = result.data.size
     images = np.zeros((0, side, side, 3), np.uint8)
-    if result.weights in ("paths", "trained") and dataset is not None:
+    if result.has_images and dataset is not None:
         images = dataset.test.first(PARITY_IMAGES)
     elif record.images and Path(record.images).is_dir():
         from deploynas.data.imagenet import load_unlabelled

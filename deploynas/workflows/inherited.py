@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -167,15 +168,16 @@ class InWorkers(SupernetEvaluator):
         vars(self).update(vars(own))
         self._executor = executor
 
-    @property
-    def chunk(self) -> int:  # type: ignore[override]
-        """As many as there are."""
-        return 1_000_000
+    def quick(self, archs: Archs) -> Iterator[float]:
+        """Accuracies on the first images of the validation split, as they come."""
+        futures = [self._executor.submit(_quick, arch[None]) for arch in archs]
+        for future in futures:
+            yield future.result()
 
-    def quick(self, archs: Archs) -> Floats:
-        """``(n,)`` accuracies on the first images of the validation split."""
-        futures = [self._executor.submit(SupernetEvaluator.quick, arch[None]) for arch in archs]
-        return np.array([float(future.result()[0]) for future in futures])
+
+def _quick(evaluator: SupernetEvaluator, arch: Archs) -> float:
+    (found,) = evaluator.quick(arch)
+    return found
 
 
 def _evaluator(

@@ -37,6 +37,9 @@ NUM_EVALUATIONS = 20_000
 BATCH = 100
 
 
+BATCH = 4_096  # architectures predicted at once
+
+
 class Published:
     """A published supernet, the images that recalibrate its subnets, and those that judge them.
 
@@ -45,7 +48,6 @@ class Published:
     """
 
     identity = None  # a prediction is as quick as reading it
-    chunk = 4_096
 
     def __init__(
         self,
@@ -66,7 +68,8 @@ class Published:
 
     def quick(self, archs: Archs) -> Floats:
         """``(n,)`` predicted accuracies."""
-        return self._predictor.predict(archs)
+        parts = np.split(archs, range(BATCH, len(archs), BATCH))
+        return np.concatenate([self._predictor.predict(part) for part in parts])
 
     def promising(self, archs: Archs, scores: Floats) -> list[int]:
         """Indices, the highest score first."""

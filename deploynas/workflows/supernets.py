@@ -27,7 +27,7 @@ from deploynas.train import (
 from deploynas.train.distributed import is_first
 from deploynas.workflows.target import OnProgress
 
-SUPERNET = "supernet.safetensors"  # in a run
+SUPERNET, CHECKPOINT = "supernet.safetensors", "checkpoint.safetensors"  # in a run
 
 
 class SupernetRecord(Artifact):
@@ -81,7 +81,7 @@ def train(
     ensure_writable(run)
     torch.manual_seed(settings.seed)
     network = supernet_of(chosen).to(pick_device())
-    checkpoint = run / "checkpoint.safetensors"
+    checkpoint = run / CHECKPOINT
     with ScalarLog(run / "tensorboard" if is_first() else None) as log:
         train_supernet(
             network, dataset, settings,
