@@ -15,8 +15,10 @@ RUNTIMES: Plugins[Runtime] = Plugins(
     "runtime",
     "deploynas.runtimes",
     {
+        "ncnn": "deploynas.runtimes.ncnn:RUNTIME",
         "onnxruntime": "deploynas.runtimes.onnxruntime:RUNTIME",
         "onnxruntime-web": "deploynas.runtimes.web:RUNTIME",
+        "openvino": "deploynas.runtimes.openvino:RUNTIME",
     },
 )
 DEFAULT = "onnxruntime"

@@ -1,0 +1,168 @@
+"""OpenVINO, on any machine that runs Python."""
+
+from __future__ import annotations
+
+import functools
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from deploynas.errors import InvalidInputError, MissingDependencyError
+from deploynas.onboard.runtime import Feeds, Input, PythonRuntime, Session
+
+TRACED_RUNS = 20
+TRACE_SECONDS = 1.0  # of a slow model fewer runs are enough
+_TYPES = {"f32": "float32", "f64": "float64", "u8": "uint8"}  # what numpy calls them
+
+
+class OpenVino(PythonRuntime):
+    """See :class:`~deploynas.onboard.runtime.PythonRuntime`."""
+
+    name = "openvino"
+    package = "openvino"
+    devices: ClassVar[Mapping[str, str]] = {"openvino": "this machine through OpenVINO"}
+    suffix = ".xml"
+    beside = (".bin",)
+    # float32 as the network says, where it would take bfloat16 on processors that have it; the
+    # worker chooses its cores itself
+    options: ClassVar[Mapping[str, str]] = {
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "ENABLE_CPU_PINNING": "NO",
+        "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": "1", "PERFORMANCE_HINT": "LATENCY",
+    }  # fmt: skip
+    oldest = (2024, 0)
+
+    def version(self) -> str:
+        """See :class:`~deploynas.onboard.runtime.PythonRuntime`."""
+        import openvino
+
+        return str(openvino.__version__).partition("-")[0]
+
+    def providers(self) -> Sequence[str]:
+        """See :class:`~deploynas.onboard.runtime.PythonRuntime`."""
+        found = [str(device) for device in _core().available_devices]
+        return sorted(found, key=lambda device: device != "CPU")
+
+    def convert(self, model: Path, folder: Path) -> Path:
+        """See :class:`~deploynas.onboard.runtime.Runtime`.
+
+        Raises:
+            MissingDependencyError: OpenVINO is not installed here.
+        """
+        try:
+            import openvino
+        except ImportError:
+            raise MissingDependencyError(
+                "OpenVINO converts networks, and it is not here", "type: pip install openvino"
+            ) from None
+        path = folder / f"{model.stem}.xml"
+        try:
+            network = _core().read_model(model)
+        except RuntimeError as error:
+            raise InvalidInputError(_reason(str(error), model)) from None
+        _name(network)
+        openvino.save_model(network, path, compress_to_fp16=False)
+        return path
+
+    def open(
+        self, path: str, provider: str, threads: int, trace: bool = False
+    ) -> OpenVinoSession:
+        """See :class:`~deploynas.onboard.runtime.PythonRuntime`; ``trace`` times nodes."""
+        options = {"INFERENCE_NUM_THREADS": str(threads)} if provider == "CPU" else {}
+        # sessions that follow open what the first has compiled, in a quarter of the time
+        options["CACHE_DIR"] = str(Path(path).parent / "compiled")
+        if trace:
+            options["PERF_COUNT"] = "YES"
+        compiled = _core().compile_model(path, provider, {**self.options, **options})
+        return OpenVinoSession(compiled)
+
+    def node_ms(
+        self, path: str, provider: str, threads: int, feeds: Feeds, folder: Path
+    ) -> dict[str, float]:
+        """See :class:`~deploynas.onboard.runtime.PythonRuntime`."""
+        session = self.open(path, provider, threads, trace=True)
+        call = session.prepared(feeds)
+        started, times = time.monotonic(), []
+        for number in range(TRACED_RUNS + 1):
+            call()
+            times.append(session.node_ms())
+            if number >= 3 and time.monotonic() - started > TRACE_SECONDS:
+                break
+        return {name: float(np.median([one[name] for one in times[1:]])) for name in times[0]}
+
+
+class OpenVinoSession(Session):
+    """See :class:`~deploynas.onboard.runtime.Session`."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled, self._request = compiled, compiled.create_infer_request()
+
+    @property
+    def inputs(self) -> Sequence[Input]:
+        """See :class:`~deploynas.onboard.runtime.Session`."""
+        return [
+            Input(one.any_name, [_side(side) for side in one.partial_shape], _type(one))
+            for one in self._compiled.inputs
+        ]
+
+    def prepared(self, feeds: Feeds) -> Callable[[], object]:
+        """See :class:`~deploynas.onboard.runtime.Session`."""
+        import openvino
+
+        for name, array in feeds.items():
+            self._request.set_tensor(name, openvino.Tensor(np.ascontiguousarray(array).copy()))
+        return functools.partial(self._request.infer, share_outputs=True)
+
+    def answers(self, feeds: Feeds) -> list[Any]:
+        """See :class:`~deploynas.onboard.runtime.Session`."""
+        self.prepared(feeds)()
+        outputs = range(len(self._compiled.outputs))
+        return [np.array(self._request.get_output_tensor(i).data) for i in outputs]
+
+    def node_ms(self) -> dict[str, float]:
+        """Name of a node -> milliseconds that it took in the last run."""
+        ran = [one for one in self._request.profiling_info if one.status == one.status.EXECUTED]
+        return {one.node_name: one.real_time.total_seconds() * 1e3 for one in ran}
+
+
+@functools.lru_cache(maxsize=None)
+def _core() -> Any:
+    import openvino
+
+    return openvino.Core()
+
+
+def _name(network: Any) -> None:
+    """Name what ONNX does not by its place: OpenVINO counts on through all that it reads."""
+    for number, node in enumerate(network.get_ordered_ops()):
+        kind, name = node.get_type_name(), node.get_friendly_name()
+        if re.fullmatch(rf"{kind}_\d+", name) and not any(one.names for one in node.outputs()):
+            node.set_friendly_name(f"{kind}:{number}")
+
+
+def _reason(said: str, model: Path) -> str:
+    """What is wrong with an ONNX file, without places in OpenVINO's source."""
+    import onnx
+
+    if lacking := re.search(r"No conversion rule found for operations: (\w+)", said):
+        nodes = onnx.load(model, load_external_data=False).graph.node
+        names = [node.name or node.output[0] for node in nodes if node.op_type == lacking[1]]
+        return f"{lacking[1]} ({names[0] if names else 'no name'}): OpenVINO has it not"
+    if failed := re.search(r"While validating ONNX node '<Node\((.*?)\): (.*?)>'", said):
+        return f"{failed[1]} ({failed[2]}): OpenVINO cannot convert it"
+    return "it is no ONNX file that OpenVINO can read"
+
+
+def _side(side: Any) -> Any:
+    return side.get_length() if side.is_static else str(side)
+
+
+def _type(one: Any) -> str:
+    name = str(one.element_type.get_type_name())
+    return _TYPES.get(name, name)
+
+
+RUNTIME = OpenVino()
