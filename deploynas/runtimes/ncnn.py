@@ -113,7 +113,7 @@ class NcnnSession(Session):
     def inputs(self) -> Sequence[Input]:
         """See :class:`~deploynas.onboard.runtime.Session`."""
         found = []
-        for kind, name, _, _, blob, *params in self._layers:
+        for kind, _, _, _, blob, *params in self._layers:
             if kind == "Input":
                 sides = dict(one.split("=") for one in params)
                 shape = [int(sides[key]) for key in ("2", "11", "1", "0") if key in sides]
@@ -255,11 +255,15 @@ class _Writer:
             blob = self.cube(blob)
         if blob == name and not any(name in layer.inputs for layer in self.layers):
             return
-        if blob == name:
-            blob = f"{name}.inner"
-            for layer in self.layers:
-                layer.inputs = [blob if one == name else one for one in layer.inputs]
-                layer.outputs = [blob if one == name else one for one in layer.outputs]
+        inner = {name: f"{name}.inner"}
+        for layer in self.layers:
+            layer.inputs = [inner.get(one, one) for one in layer.inputs]
+            layer.outputs = [inner.get(one, one) for one in layer.outputs]
+        blob = inner.get(blob, blob)
+        if name not in self._alias:  # other outputs may be the same blob
+            self._alias[name] = inner[name]
+            if name in self.vectors:
+                self.vectors.add(inner[name])
         self.add("Noop", f"{name}.output", [blob], [name], {})
 
     def blob(self, name: str) -> str:
@@ -330,8 +334,9 @@ class _Node:
     def __init__(self, node: Any, writer: _Writer) -> None:
         from onnx import helper
 
-        self.operator, self.name = str(node.op_type), str(node.name)
-        self.inputs, self.output = list(node.input), str(node.output[0])
+        self.operator, self.inputs = str(node.op_type), list(node.input)
+        self.output = str(node.output[0])
+        self.name = str(node.name) or self.output
         self.attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         self._constants, self._shapes = writer.constants, writer.shapes
         if sum(map(bool, node.output)) > 1:
@@ -339,7 +344,7 @@ class _Node:
 
     def refused(self, reason: str) -> InvalidInputError:
         """What is said of a node that ncnn lacks."""
-        return InvalidInputError(f"{self.operator} ({self.name or self.output}): {reason}")
+        return InvalidInputError(f"{self.operator} ({self.name}): {reason}")
 
     def get(self, name: str, default: Any) -> Any:
         """An attribute."""

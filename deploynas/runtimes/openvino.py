@@ -67,9 +67,7 @@ class OpenVino(PythonRuntime):
         openvino.save_model(network, path, compress_to_fp16=False)
         return path
 
-    def open(
-        self, path: str, provider: str, threads: int, trace: bool = False
-    ) -> OpenVinoSession:
+    def open(self, path: str, provider: str, threads: int, trace: bool = False) -> OpenVinoSession:
         """See :class:`~deploynas.onboard.runtime.PythonRuntime`; ``trace`` times nodes."""
         options = {"INFERENCE_NUM_THREADS": str(threads)} if provider == "CPU" else {}
         # sessions that follow open what the first has compiled, in a quarter of the time
@@ -85,13 +83,12 @@ class OpenVino(PythonRuntime):
         """See :class:`~deploynas.onboard.runtime.PythonRuntime`."""
         session = self.open(path, provider, threads, trace=True)
         call = session.prepared(feeds)
-        started, times = time.monotonic(), []
-        for number in range(TRACED_RUNS + 1):
+        started = time.monotonic()
+        for number in range(TRACED_RUNS):
             call()
-            times.append(session.node_ms())
             if number >= 3 and time.monotonic() - started > TRACE_SECONDS:
                 break
-        return {name: float(np.median([one[name] for one in times[1:]])) for name in times[0]}
+        return session.node_ms()
 
 
 class OpenVinoSession(Session):
@@ -123,12 +120,12 @@ class OpenVinoSession(Session):
         return [np.array(self._request.get_output_tensor(i).data) for i in outputs]
 
     def node_ms(self) -> dict[str, float]:
-        """Name of a node -> milliseconds that it took in the last run."""
+        """Name of a node -> milliseconds, the mean of all runs so far."""
         ran = [one for one in self._request.profiling_info if one.status == one.status.EXECUTED]
         return {one.node_name: one.real_time.total_seconds() * 1e3 for one in ran}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _core() -> Any:
     import openvino
 
