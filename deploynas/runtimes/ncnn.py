@@ -108,6 +108,7 @@ class NcnnSession(Session):
             raise ValueError("ncnn cannot read its .param file")
         if net.load_model(str(path.with_suffix(".bin"))):
             raise ValueError("ncnn cannot read its .bin file")
+        self._outputs = list(net.output_names())
 
     @property
     def inputs(self) -> Sequence[Input]:
@@ -157,7 +158,7 @@ class NcnnSession(Session):
         extractor = self._net.create_extractor()
         for name, mat in inputs:
             extractor.input(name, mat)
-        return [extractor.extract(name)[1] for name in self._net.output_names()]
+        return [extractor.extract(name)[1] for name in self._outputs]
 
 
 @dataclass
@@ -207,16 +208,18 @@ class _Writer:
     def __init__(self, graph: Any) -> None:
         from onnx import numpy_helper
 
-        self._graph = graph
+        self._inputs, self._outputs = graph.input, [one.name for one in graph.output]
+        self._nodes = _needed(graph.node, self._outputs)
         self.constants: dict[str, Array] = {
             one.name: numpy_helper.to_array(one) for one in graph.initializer
         }
         self.layers: list[Layer] = []
         self._maker: dict[str, Layer] = {}  # blob -> its layer
+        self._twins: dict[tuple[object, ...], str] = {}  # kind, what it reads and how -> blob
         self._alias: dict[str, str] = {}  # what is the same blob in ncnn
         self.vectors: set[str] = set()  # blobs of (1, c, 1, 1) that are vectors in ncnn
-        self._readers = Counter(name for node in graph.node for name in node.input)
-        self._readers.update(one.name for one in graph.output)
+        self._readers = Counter(name for node in self._nodes for name in node.input)
+        self._readers.update(self._outputs)
         self.shapes: dict[str, list[int]] = {
             one.name: [side.dim_value for side in one.type.tensor_type.shape.dim]
             for one in (*graph.input, *graph.value_info, *graph.output)
@@ -224,16 +227,16 @@ class _Writer:
 
     def network(self) -> Network:
         """Both files."""
-        for one in self._graph.input:
+        for one in self._inputs:
             if one.name not in self.constants:
                 self._input(one)
-        for node in self._graph.node:
+        for node in self._nodes:
             if node.op_type not in WRITERS or node.domain not in ("", "ai.onnx"):
                 reason = RUNTIME.supports(node.op_type, "fp32") or "it is of another domain"
                 raise InvalidInputError(f"{node.op_type} ({node.name or 'no name'}): {reason}")
             WRITERS[node.op_type](self, _Node(node, self))
-        for one in self._graph.output:
-            self._output(one.name)
+        for name in self._outputs:
+            self._output(name)
         layers = self._with_splits()
         blobs = sum(len(layer.outputs) for layer in layers)
         lines = [MAGIC, f"{len(layers)} {blobs}", *map(_line, layers)]
@@ -246,14 +249,14 @@ class _Writer:
         if shape[:1] != [1] or not all(shape) or not 2 <= len(shape) <= 4:
             raise InvalidInputError(f"input {one.name}: ncnn takes one image of a fixed size")
         sides = dict(zip((0, 1, 2), reversed(shape[1:])))
-        self.add("Input", one.name, [], [one.name], sides)
+        self.add("Input", one.name, [], one.name, sides)
 
     def _output(self, name: str) -> None:
-        """Under its own name, in its own shape, and read by nothing else: so ncnn knows it."""
+        """Under its own name, in its own shape, in its order, and read by nothing else."""
         blob = self.blob(name)
         if blob in self.vectors and len(self.shapes[name]) == 4:
             blob = self.cube(blob)
-        if blob == name and not any(name in layer.inputs for layer in self.layers):
+        if blob == name and len(self._outputs) == 1:
             return
         inner = {name: f"{name}.inner"}
         for layer in self.layers:
@@ -264,7 +267,7 @@ class _Writer:
             self._alias[name] = inner[name]
             if name in self.vectors:
                 self.vectors.add(inner[name])
-        self.add("Noop", f"{name}.output", [blob], [name], {})
+        self.add("Noop", f"{name}.output", [blob], name, {})
 
     def blob(self, name: str) -> str:
         """What ncnn calls a value."""
@@ -273,14 +276,17 @@ class _Writer:
         return name
 
     def add(
-        self, kind: str, name: str, inputs: Sequence[str], outputs: list[str],
+        self, kind: str, name: str, inputs: Sequence[str], output: str,
         params: Mapping[int, Any], weights: Sequence[bytes] = (),
-    ) -> Layer:  # fmt: skip
-        """Append a layer that reads blobs."""
-        layer = Layer(kind, name, list(inputs), outputs, dict(params), list(weights))
+    ) -> None:  # fmt: skip
+        """Append a layer that reads blobs, unless there is the same already."""
+        layer = Layer(kind, name, list(inputs), [output], dict(params), list(weights))
+        twin = self._twins.setdefault((kind, *inputs, str(params)), output)
+        if not weights and inputs and kind != "Noop" and twin != output:
+            return self.same(output, twin)
         self.layers.append(layer)
-        self._maker.update(dict.fromkeys(outputs, layer))
-        return layer
+        self._maker[output] = layer
+        return None
 
     def same(self, name: str, blob: str) -> None:
         """A value that ncnn has already."""
@@ -292,7 +298,7 @@ class _Writer:
             return blob
         cube = f"{blob}.cube"
         if cube not in self._maker:
-            self.add("Reshape", cube, [blob], [cube], {0: 1, 1: 1, 2: -1})
+            self.add("Reshape", cube, [blob], cube, {0: 1, 1: 1, 2: -1})
         return cube
 
     def only_read(self, name: str, kinds: Sequence[str]) -> Layer | None:
@@ -326,6 +332,16 @@ class _Writer:
                     copies = [f"{blob}.split.{i}" for i in range(number)]
                     found.append(Layer("Split", f"{blob}.split", [blob], copies, {}))
         return found
+
+
+def _needed(nodes: Sequence[Any], outputs: Sequence[str]) -> list[Any]:
+    """The nodes that outputs depend on, in their order."""
+    wanted, found = set(outputs), []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            found.append(node)
+    return found[::-1]
 
 
 class _Node:
@@ -436,7 +452,7 @@ def _conv(writer: _Writer, node: _Node) -> None:
     blob = writer.blob(node.inputs[0])
     if blob in writer.vectors and window["kernel"] == (1, 1) and groups == 1:
         params = {0: outputs, 1: int(bias is not None), 2: weight.size}
-        writer.add("InnerProduct", node.name, [blob], [node.output], params, weights)
+        writer.add("InnerProduct", node.name, [blob], node.output, params, weights)
         writer.vectors.add(node.output)
         return
     params = {0: outputs}
@@ -447,7 +463,7 @@ def _conv(writer: _Writer, node: _Node) -> None:
     if groups > 1:
         params[7] = groups
     kind = "Convolution" if groups == 1 else "ConvolutionDepthWise"
-    writer.add(kind, node.name, [writer.cube(blob)], [node.output], params, weights)
+    writer.add(kind, node.name, [writer.cube(blob)], node.output, params, weights)
 
 
 def _linear(writer: _Writer, node: _Node) -> None:
@@ -462,7 +478,7 @@ def _linear(writer: _Writer, node: _Node) -> None:
         weights.append(_floats(np.broadcast_to(bias, (1, len(weight)))))
     params = {0: len(weight), 1: int(bias is not None), 2: weight.size}
     blob = writer.blob(node.inputs[0])
-    writer.add("InnerProduct", node.name, [blob], [node.output], params, weights)
+    writer.add("InnerProduct", node.name, [blob], node.output, params, weights)
 
 
 def _activation(
@@ -495,7 +511,7 @@ def _activate(
         writer.replace_output(maker, node.output)
         return
     blob = writer.blob(node.inputs[0])
-    writer.add(kind, node.name, [blob], [node.output], dict(enumerate(values)))
+    writer.add(kind, node.name, [blob], node.output, dict(enumerate(values)))
     if blob in writer.vectors:
         writer.vectors.add(node.output)
 
@@ -527,7 +543,7 @@ def _binary(number: int) -> Callable[[_Writer, _Node], None]:
         vectors = [blob in writer.vectors for blob in blobs]
         if all(vectors):
             writer.vectors.add(node.output)
-        writer.add("BinaryOp", node.name, blobs, [node.output], {0: number})
+        writer.add("BinaryOp", node.name, blobs, node.output, {0: number})
 
     return write
 
@@ -551,7 +567,7 @@ def _scaled(writer: _Writer, node: _Node) -> bool:
         return True
     blob = writer.cube(writer.blob(name))
     params = {0: shape[1], 1: 0}
-    writer.add("Scale", node.name, [blob], [node.output], params, [_floats(constant)])
+    writer.add("Scale", node.name, [blob], node.output, params, [_floats(constant)])
     return True
 
 
@@ -569,7 +585,7 @@ def _memory(writer: _Writer, node: _Node, place: int) -> str:
     sides = [1] * (other - len(sides)) + sides
     name = f"{node.name}.constant.{place}"
     params = dict(zip((0, 1, 2), reversed(sides)))
-    writer.add("MemoryData", name, [], [name], params, [_floats(constant)])
+    writer.add("MemoryData", name, [], name, params, [_floats(constant)])
     return name
 
 
@@ -586,7 +602,7 @@ def _pool(kind: int) -> Callable[[_Writer, _Node], None]:
         if kind:
             params[6] = int(node.get("count_include_pad", 0))
         blob = writer.cube(writer.blob(node.inputs[0]))
-        writer.add("Pooling", node.name, [blob], [node.output], params)
+        writer.add("Pooling", node.name, [blob], node.output, params)
 
     return write
 
@@ -604,7 +620,7 @@ def _global_pool(kind: int) -> Callable[[_Writer, _Node], None]:
         blob = writer.blob(node.inputs[0])
         if blob in writer.vectors:
             return writer.same(node.output, blob)
-        writer.add("Pooling", node.name, [blob], [node.output], {0: kind, 4: 1})
+        writer.add("Pooling", node.name, [blob], node.output, {0: kind, 4: 1})
         writer.vectors.add(node.output)
         return None
 
@@ -615,7 +631,7 @@ def _concat(writer: _Writer, node: _Node) -> None:
     blobs = [writer.blob(name) for name in node.inputs]
     if len(node.shape(0)) == 4:
         blobs = [writer.cube(blob) for blob in blobs]
-    writer.add("Concat", node.name, blobs, [node.output], {0: node.axis(1)})
+    writer.add("Concat", node.name, blobs, node.output, {0: node.axis(1)})
 
 
 def _slice(writer: _Writer, node: _Node) -> None:
@@ -632,7 +648,7 @@ def _slice(writer: _Writer, node: _Node) -> None:
         11: [int(axis) - 1 for axis in axes],
     }  # fmt: skip
     blob = writer.cube(writer.blob(node.inputs[0]))
-    writer.add("Crop", node.name, [blob], [node.output], params)
+    writer.add("Crop", node.name, [blob], node.output, params)
 
 
 def _reshape(writer: _Writer, node: _Node) -> None:
@@ -643,16 +659,16 @@ def _reshape(writer: _Writer, node: _Node) -> None:
     if len(shape) == 2:
         if blob in writer.vectors or len(node.shape(0)) == 2:
             return writer.same(node.output, blob)
-        writer.add("Flatten", node.name, [blob], [node.output], {})
+        writer.add("Flatten", node.name, [blob], node.output, {})
     else:
         sides = dict(zip((0, 1, 2), reversed(shape[1:])))
-        writer.add("Reshape", node.name, [blob], [node.output], sides)
+        writer.add("Reshape", node.name, [blob], node.output, sides)
     return None
 
 
 def _softmax(writer: _Writer, node: _Node) -> None:
     blob = writer.cube(writer.blob(node.inputs[0]))
-    writer.add("Softmax", node.name, [blob], [node.output], {0: node.axis(-1), 1: 1})
+    writer.add("Softmax", node.name, [blob], node.output, {0: node.axis(-1), 1: 1})
 
 
 def _same(writer: _Writer, node: _Node) -> None:

@@ -194,6 +194,24 @@ def test_activations_join_the_convolution_before_them(tmp_path):
     assert [line.split()[0] for line in text.splitlines()[2:]] == ["Input", "Convolution", "ReLU"]
 
 
+def test_what_is_there_already_is_not_computed_again(tmp_path):
+    nodes = [
+        ("Relu", "x", "a", {}), ("Relu", "x", "b", {}), conv("a w", "c"), conv("b v", "d"),
+        ("MaxPool", "b", "e", {"kernel_shape": [1, 1]}), ("Add", "c d", "f", {}),
+        ("Add", "f e", "y", {}),
+    ]  # fmt: skip
+    path = save(tmp_path / "n.onnx", nodes, {"w": numbers(6, 6, 1, 1), "v": numbers(6, 6, 1, 1)})
+    require_same(path)
+    text = RUNTIME.convert(path, tmp_path).read_text()
+    assert text.count("ReLU") == 1
+    require_same(save(tmp_path / "two.onnx", nodes[:2], outputs=("a", "b")))
+
+
+def test_what_no_output_needs_is_left_out(tmp_path):
+    nodes = [("Relu", "x", "y", {}), ("Tanh", "x", "a", {}), ("Erf", "a", "b", {})]
+    require_same(save(tmp_path / "n.onnx", nodes))
+
+
 def test_outputs_in_their_order_and_read_by_others(tmp_path):
     nodes = [conv("x w", "a"), ("Relu", "a", "b", {}), ("GlobalAveragePool", "b", "c", {})]
     for outputs in (("c", "a"), ("b", "a", "c"), ("a", "c", "b")):
