@@ -14,7 +14,7 @@ from deploynas.onboard.conversation import Examination, Worker, open_worker
 from deploynas.onboard.folders import temporary_folder
 from deploynas.onboard.runtime import Array, Feeds, Runtime
 from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
-from deploynas.runtimes import by_device
+from deploynas.runtimes import DEFAULT, RUNTIMES, by_device, of_file
 
 
 class LocalDevice:
@@ -88,7 +88,7 @@ class LocalDevice:
 
 
 def converted(runtime: Runtime, models: Mapping[str, Path], folder: Path) -> dict[str, Path]:
-    """Networks as the files that the runtime's workers open, by the same names.
+    """Networks, ONNX files or the runtime's own, as what its workers open, by the same names.
 
     Raises:
         ModelError: The runtime cannot run one of them.
@@ -96,7 +96,18 @@ def converted(runtime: Runtime, models: Mapping[str, Path], folder: Path) -> dic
     ready = {}
     for name, path in models.items():
         try:
-            ready[name] = runtime.convert(path, folder)
+            ready[name] = _ready(runtime, path, folder)
         except InvalidInputError as error:
             raise ModelError(runtime.name, name, str(error)) from None
     return ready
+
+
+def _ready(runtime: Runtime, model: Path, folder: Path) -> Path:
+    own = of_file(model)
+    if own is RUNTIMES.load(DEFAULT):
+        return runtime.convert(model, folder)
+    if own.suffix != runtime.suffix:
+        raise InvalidInputError(
+            f"it is a file of {own.name}", f"try --device {next(iter(own.devices))}"
+        )
+    return model

@@ -188,12 +188,12 @@ class Link:
         self.post(json.dumps(whole).encode() + b"\n" + content)
 
     def put(self, path: Path) -> str:
-        """Send a model file, unless it is there already; returns its digest."""
-        parcel = Parcel.of(path)
+        """Send a converted network, unless it is there already; returns its digest."""
+        parcel = Parcel.of(self._runtime.files(path))
         if parcel.digest not in self._sent:
             self._sent.add(parcel.digest)
-            parts = {"do": "file", "digest": parcel.digest, "parts": parcel.parts}
-            self.send(parts, parcel.literal)
+            what = {"digest": parcel.digest, "files": parcel.files, "parts": parcel.parts}
+            self.send({"do": "file", **what}, parcel.literal)
         return parcel.digest
 
     def receive(self) -> dict[str, Any]:

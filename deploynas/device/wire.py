@@ -19,16 +19,19 @@ WORTH_BYTES = 256  # of a tensor: a smaller one is sent
 
 @dataclass(frozen=True)
 class Parcel:
-    """A model file as it is sent: see :mod:`deploynas.onboard.parts`."""
+    """A model's files as they are sent: see :meth:`deploynas.onboard.parts.ModelFolder.put`."""
 
     digest: str
+    files: Sequence[tuple[str, int]]
     parts: Sequence[Part]
     literal: bytes
 
     @classmethod
-    def of(cls, path: Path) -> Parcel:
-        """The file without the tensors that the device can draw itself, bit for bit."""
-        content = path.read_bytes()
+    def of(cls, paths: Sequence[Path]) -> Parcel:
+        """The files without the tensors that the device can draw itself, bit for bit."""
+        contents = [path.read_bytes() for path in paths]
+        files = [(path.suffix, len(one)) for path, one in zip(paths, contents, strict=True)]
+        content = b"".join(contents)
         parts: list[Part] = []
         literal, place = [], 0
         for start, end, part in _holes(content):
@@ -37,7 +40,7 @@ class Parcel:
             place = end
         literal.append(content[place:])
         parts.append(len(content) - place)
-        return cls(hashlib.sha256(content).hexdigest(), parts, b"".join(literal))
+        return cls(hashlib.sha256(content).hexdigest(), files, parts, b"".join(literal))
 
 
 def _holes(content: bytes) -> list[tuple[int, int, Part]]:

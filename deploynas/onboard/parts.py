@@ -57,19 +57,32 @@ class ModelFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._paths: dict[str, Path] = {}
 
-    def put(self, digest: str, parts: Sequence[Part], literal: bytes) -> None:
-        """Write a file.
+    def put(
+        self, digest: str, files: Sequence[tuple[str, int]], parts: Sequence[Part], literal: bytes
+    ) -> None:
+        """Write a model's files.
+
+        Args:
+            digest: Of their bytes, one file after the other.
+            files: What the name of each ends in, and its size; the first is the one to open.
+            parts: Of those bytes, as ``literal``: see :func:`join`.
+            literal: What was sent of them.
 
         Raises:
-            ValueError: It is not the file of that digest.
+            ValueError: They are not the files of that digest.
             OSError: There is no room.
         """
         content = join(parts, literal)
         if hashlib.sha256(content).hexdigest() != digest:
             raise ValueError("a model file was damaged on its way")
-        (self.folder / f"{digest}.onnx").write_bytes(content)
+        place = 0
+        for suffix, size in files:
+            (self.folder / f"{digest}{suffix}").write_bytes(content[place : place + size])
+            place += size
+        self._paths[digest] = self.folder / f"{digest}{files[0][0]}"
 
     def path(self, digest: str) -> Path:
-        """Where a file is."""
-        return self.folder / f"{digest}.onnx"
+        """The file of a model to open."""
+        return self._paths[digest]

@@ -206,13 +206,14 @@ def _plan(
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The plan, and digest -> bytes of each model that are sent."""
     literals: dict[str, bytes] = {}
-    parts: dict[str, Any] = {}
+    sent: dict[str, Any] = {}
 
     runtime = that_travels(device.runtime)
 
     def put(path: Path) -> str:
-        parcel = Parcel.of(runtime.convert(path, path.parent))
-        literals[parcel.digest], parts[parcel.digest] = parcel.literal, list(parcel.parts)
+        parcel = Parcel.of(runtime.files(runtime.convert(path, path.parent)))
+        literals[parcel.digest] = parcel.literal
+        sent[parcel.digest] = parcel.files, parcel.parts
         return parcel.digest
 
     jobs = []
@@ -232,6 +233,6 @@ def _plan(
     plan = {
         "version": deploynas.__version__, "space": space.spec, "precision": precision,
         **asdict(device), "budget_minutes": budget_minutes, "soft_seconds": soft_seconds,
-        "jobs": jobs, "references": references, "parts": parts,
+        "jobs": jobs, "references": references, "models": sent,
     }  # fmt: skip
     return plan, literals

@@ -7,6 +7,8 @@ all keep.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from deploynas.errors import InvalidInputError
 from deploynas.onboard.runtime import PythonRuntime, Runtime
 from deploynas.plugins import Plugins
@@ -40,6 +42,12 @@ def by_device() -> dict[str, Runtime]:
                 )
             found[device] = runtime
     return found
+
+
+def of_file(path: Path) -> Runtime:
+    """The runtime that a file is of by its name; ONNX Runtime where no other claims it."""
+    named = (runtime for runtime in RUNTIMES.all().values() if runtime.suffix == path.suffix)
+    return next(named, RUNTIMES.load(DEFAULT))
 
 
 def that_travels(name: str) -> PythonRuntime:
