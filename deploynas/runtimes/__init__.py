@@ -17,9 +17,9 @@ RUNTIMES: Plugins[Runtime] = Plugins(
     "runtime",
     "deploynas.runtimes",
     {
-        "ncnn": "deploynas.runtimes.ncnn:RUNTIME",
         "onnxruntime": "deploynas.runtimes.onnxruntime:RUNTIME",
         "onnxruntime-web": "deploynas.runtimes.web:RUNTIME",
+        "ncnn": "deploynas.runtimes.ncnn:RUNTIME",
         "openvino": "deploynas.runtimes.openvino:RUNTIME",
     },
 )

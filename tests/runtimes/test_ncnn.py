@@ -9,7 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploynas.errors import InvalidInputError
-from deploynas.runtimes.ncnn import RUNTIME, WRITERS
+from deploynas.runtimes.ncnn import RUNTIME
+from deploynas.runtimes.ncnn_param import WRITERS
 
 ncnn = pytest.importorskip("ncnn")
 

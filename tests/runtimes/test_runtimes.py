@@ -17,8 +17,11 @@ from deploynas.runtimes import RUNTIMES, by_device, that_travels
 from deploynas.testing import check_runtime
 
 
+OTHERS = ["web", "web-chromium", "ncnn", "openvino"]
+
+
 @pytest.mark.parametrize(
-    "name", ["cpu", *(pytest.param(n, marks=pytest.mark.long) for n in ("web", "web-chromium"))]
+    "name", ["cpu", *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)]
 )
 def test_conformance(name):
     try:
@@ -28,7 +31,7 @@ def test_conformance(name):
 
 
 def test_every_device_is_tested():
-    assert list(by_device()) == ["cpu", "web", "web-chromium"]
+    assert list(by_device()) == ["cpu", *OTHERS]
 
 
 def test_a_device_of_this_machine_has_its_own_runtime():
