@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +17,9 @@ from deploynas.onboard.runtime import Feeds, Input, PythonRuntime, Session
 
 TRACED_RUNS = 20
 TRACE_SECONDS = 1.0  # of a slow model fewer runs are enough
+RANDOM_SEED = "random_weights_seed"  # what networks for timing have, see deploynas.graph.emit
+IMAGE_CHANNELS = 4  # at most; feature maps have more
+CHANNELS_LAST, CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 _TYPES = {"f32": "float32", "f64": "float64", "u8": "uint8"}  # what numpy calls them
 
 
@@ -79,8 +82,9 @@ class OpenVino(PythonRuntime):
             options["CACHE_DIR"] = str(folder / "compiled")
         if trace:
             options["PERF_COUNT"] = "YES"
-        compiled = _core().compile_model(path, provider, {**self.options, **options})
-        return OpenVinoSession(compiled)
+        network, turned = _as_inside(_core().read_model(path))
+        compiled = _core().compile_model(network, provider, {**self.options, **options})
+        return OpenVinoSession(compiled, turned)
 
     def node_ms(
         self, path: str, provider: str, threads: int, feeds: Feeds, folder: Path
@@ -97,32 +101,48 @@ class OpenVino(PythonRuntime):
 
 
 class OpenVinoSession(Session):
-    """See :class:`~deploynas.onboard.runtime.Session`."""
+    """See :class:`~deploynas.onboard.runtime.Session`.
 
-    def __init__(self, compiled: Any) -> None:
-        self._compiled, self._request = compiled, compiled.create_infer_request()
+    Args:
+        compiled: The network.
+        turned: Names of inputs and outputs that have their channels last, unlike the file's.
+    """
+
+    def __init__(self, compiled: Any, turned: Collection[str]) -> None:
+        self._compiled, self._turned = compiled, turned
+        self._request = compiled.create_infer_request()
 
     @property
     def inputs(self) -> Sequence[Input]:
         """See :class:`~deploynas.onboard.runtime.Session`."""
-        return [
-            Input(one.any_name, [_side(side) for side in one.partial_shape], _type(one))
-            for one in self._compiled.inputs
-        ]
+        found = []
+        for one in self._compiled.inputs:
+            shape = [_side(side) for side in one.partial_shape]
+            if one.any_name in self._turned:
+                shape = [shape[i] for i in CHANNELS_FIRST]
+            found.append(Input(one.any_name, shape, _type(one)))
+        return found
 
     def prepared(self, feeds: Feeds) -> Callable[[], object]:
         """See :class:`~deploynas.onboard.runtime.Session`."""
         import openvino
 
         for name, array in feeds.items():
-            self._request.set_tensor(name, openvino.Tensor(np.ascontiguousarray(array).copy()))
+            if name in self._turned:
+                array = array.transpose(CHANNELS_LAST)
+            self._request.set_tensor(name, openvino.Tensor(np.array(array, order="C")))
         return functools.partial(self._request.infer, share_outputs=True)
 
     def answers(self, feeds: Feeds) -> list[Any]:
         """See :class:`~deploynas.onboard.runtime.Session`."""
         self.prepared(feeds)()
-        outputs = range(len(self._compiled.outputs))
-        return [np.array(self._request.get_output_tensor(i).data) for i in outputs]
+        found = []
+        for i, one in enumerate(self._compiled.outputs):
+            array = np.array(self._request.get_output_tensor(i).data)
+            found.append(
+                array.transpose(CHANNELS_FIRST) if one.any_name in self._turned else array
+            )
+        return found
 
     def option(self, name: str) -> str:
         """One that it was compiled with."""
@@ -132,6 +152,27 @@ class OpenVinoSession(Session):
         """Name of a node -> milliseconds, the mean of all runs so far."""
         ran = [one for one in self._request.profiling_info if one.status == one.status.EXECUTED]
         return {one.node_name: one.real_time.total_seconds() * 1e3 for one in ran}
+
+
+def _as_inside(network: Any) -> tuple[Any, list[str]]:
+    """A layer for timing as it is inside a network, and the names of what is turned in it.
+
+    OpenVINO keeps channels last. A lone layer would turn what comes and goes, which takes up to
+    five times as long as the layer itself; in a network only the image is turned, and so it is here.
+    """
+    import openvino
+
+    if not network.has_rt_info(["framework", RANDOM_SEED]):
+        return network, []
+    turned = []
+    work = openvino.preprocess.PrePostProcessor(network)
+    for ports, of in ((network.inputs, work.input), (network.outputs, work.output)):
+        for port in ports:
+            if len(port.partial_shape) == 4 and port.shape[1] > IMAGE_CHANNELS:
+                turned.append(port.any_name)
+                of(port.any_name).tensor().set_layout(openvino.Layout("NHWC"))
+                of(port.any_name).model().set_layout(openvino.Layout("NCHW"))
+    return work.build(), turned
 
 
 @functools.cache

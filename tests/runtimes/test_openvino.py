@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from deploynas.device import LocalDevice
@@ -65,6 +66,23 @@ def test_nodes_have_the_names_of_the_network(block, tmp_path):
     times = RUNTIME.node_ms(path, "CPU", 1, feeds, tmp_path)
     assert sum("layers.0.Conv" in name for name in times) >= 5
     assert all(ms > 0 for ms in times.values())
+
+
+def test_a_layer_for_timing_answers_as_it_does_and_turns_nothing(block, tmp_path):
+    path = RUNTIME.convert(block, tmp_path)
+    session = RUNTIME.open(str(path), "CPU", 1)
+    assert list(session.inputs) == [("image", [1, 8, 14, 14], "float32")]
+    feeds = {"image": np.random.default_rng(0).standard_normal((1, 8, 14, 14), np.float32)}
+    (answer,) = session.answers(feeds)
+    (expected,) = onnxruntime.InferenceSession(str(block)).run(None, feeds)
+    assert np.abs(answer - expected).max() < 1e-4 * expected.std()
+    conv = Layer("conv", 3, 16, 32, 32, kernel_size=3)
+    stem = write_model(tmp_path / "stem.onnx", chain([conv]), RandomWeights())
+    path = RUNTIME.convert(stem, tmp_path)
+    times = RUNTIME.node_ms(
+        str(path), "CPU", 1, {"image": np.ones((1, 3, 32, 32), "f4")}, tmp_path
+    )
+    assert not any("features" in name for name in times)
 
 
 def test_an_operator_that_it_lacks_is_named_with_its_node(block, tmp_path):

@@ -16,7 +16,6 @@ from deploynas.errors import (
 from deploynas.runtimes import RUNTIMES, by_device, that_travels
 from deploynas.testing import check_runtime
 
-
 OTHERS = ["web", "web-chromium", "ncnn", "openvino"]
 
 
