@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -105,7 +106,8 @@ def converted(runtime: Runtime, models: Mapping[str, Path], folder: Path) -> dic
 def _ready(runtime: Runtime, model: Path, folder: Path) -> Path:
     own = of_file(model)
     if own is RUNTIMES.load(DEFAULT):
-        return runtime.convert(model, folder)
+        # a folder of its own: two networks may have one name
+        return runtime.convert(model, Path(tempfile.mkdtemp(dir=folder)))
     if own.suffix != runtime.suffix:
         raise InvalidInputError(
             f"it is a file of {own.name}", f"try --device {next(iter(own.devices))}"
