@@ -76,10 +76,9 @@ class OpenVino(PythonRuntime):
     def open(self, path: str, provider: str, threads: int, trace: bool = False) -> OpenVinoSession:
         """See :class:`~deploynas.onboard.runtime.PythonRuntime`; ``trace`` times nodes."""
         options = {"INFERENCE_NUM_THREADS": str(threads)} if provider == "CPU" else {}
-        folder = Path(path).parent
-        if (folder / OWNER).exists():
-            # ours, and temporary: later sessions open what the first compiled, four times as fast
-            options["CACHE_DIR"] = str(folder / "compiled")
+        if ours := [folder for folder in Path(path).parents if (folder / OWNER).exists()]:
+            # it is temporary: later sessions open what the first compiled, four times as fast
+            options["CACHE_DIR"] = str(ours[0] / "compiled")
         if trace:
             options["PERF_COUNT"] = "YES"
         network, turned = _as_inside(_core().read_model(path))
@@ -158,7 +157,7 @@ def _as_inside(network: Any) -> tuple[Any, list[str]]:
     """A layer for timing as it is inside a network, and the names of what is turned in it.
 
     OpenVINO keeps channels last. A lone layer would turn what comes and goes, which takes up to
-    five times as long as the layer itself; in a network only the image is turned, and so it is here.
+    five times as long as the layer; in a network only the image is turned, and so it is here.
     """
     import openvino
 
