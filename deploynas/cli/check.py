@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploynas.cli.check_on import check_on
 from deploynas.cli.console import (
     Json,
     Quiet,
@@ -44,6 +45,10 @@ def check(
     ] = None,
     provider: Annotated[str | None, typer.Option(help="Execution provider.")] = None,
     runtime: RuntimeName = None,
+    on: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Devices of this machine in turn: which is fastest?"),
+    ] = None,
     latency_ms: Annotated[
         str | None, typer.Option(metavar="MS", help="Budget; else the manifest's.")
     ] = None,
@@ -117,6 +122,19 @@ def check(
         ):  # fmt: skip
             if value is not None:
                 raise InvalidInputError(f"{option} goes with --baseline")
+    if on is not None:
+        for option, given in (
+            ("--device", device), ("--runtime", runtime), ("--provider", provider),
+            ("--baseline", baseline), ("--record", record), ("--data", data),
+            ("--min-accuracy", min_accuracy), ("--summary", summary), ("--junit", junit),
+        ):  # fmt: skip
+            if given is not None:
+                raise InvalidInputError(f"--on compares devices by latency: leave out {option}")
+        if set(limits) - {"latency_ms"}:
+            raise InvalidInputError("--on takes no limit but --latency-ms")
+        return check_on(
+            target, on, threads or 1, limits.get("latency_ms"), input_shape or (), as_json, quiet
+        )
     seconds = require_positive(120.0 if timeout is None else timeout, "--timeout")
     against = None
     if baseline is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +78,22 @@ class LocalDevice:
         """See :class:`deploynas.device.base.Device`."""
         with self.opened([model]) as worker:
             return [worker.answers(0, one) for one in feeds]
+
+    def opening(self, model: Path, times: int) -> tuple[int, float]:
+        """Bytes of the files that its worker opens, and the least milliseconds that takes."""
+        runtime, found = self.identity.runtime, []
+        with temporary_folder() as folder:
+            models = {"first": write_references(folder)[0], "ready": model}
+            first, ready = converted(self._runtime, models, folder).values()
+            for session in range(times):
+                # whatever comes first takes what the runtime needs once
+                files = [("the reference model", first)]
+                with open_worker(self.command(session), files, runtime) as worker:
+                    started = time.monotonic()
+                    worker.load(ready, model.stem)
+                    found.append((time.monotonic() - started) * 1e3)
+            size = sum(path.stat().st_size for path in self._runtime.files(ready))
+        return size, min(found)
 
     @contextlib.contextmanager
     def opened(self, models: Sequence[Path], session: int = 0) -> Iterator[Worker]:
