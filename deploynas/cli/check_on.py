@@ -35,7 +35,7 @@ def check_on(
         try:
             devices[name] = LocalDevice(name, threads)
         except MissingDependencyError as error:
-            refused[name] = f"{error}; {error.hint}"
+            refused[name] = str(error)
     if not devices:
         raise MissingDependencyError(f"none of {names} is here; {next(iter(refused.values()))}")
     with progress(quiet) as on_progress:
