@@ -12,9 +12,10 @@ from deploynas.check.model_file import ModelFile
 from deploynas.check.verdict import INT8_TOLERANCE, Gate, Verdict, judge, load_target
 from deploynas.device import Estimate, Identity, LocalDevice, Samples, StopRule
 from deploynas.errors import DeviceError, InvalidInputError
-from deploynas.export.probe import flat, open_session, probes
+from deploynas.export.probe import flat, inputs_of, open_session, probes
 from deploynas.onboard.folders import temporary_folder
 from deploynas.onboard.timing import Round, estimate
+from deploynas.runtimes import of_file
 
 PARITY = 1e-4  # of the outputs' deviation, float32
 SESSION = StopRule(min_sessions=1, max_sessions=1, rounds=20)
@@ -88,6 +89,12 @@ def across(
         See also :func:`deploynas.check.verdict.load_target`.
     """
     file, manifest = load_target(target)
+    if of_file(file).suffix != ".onnx":
+        file = file.with_name("model.onnx")  # an export keeps it
+        if manifest is None or not file.is_file():
+            raise InvalidInputError(
+                f"{target} runs on {of_file(target).name} alone", "name its ONNX file"
+            )
     if budget_ms is None and manifest is not None:
         budget_ms = manifest.latency_budget_ms
     refused: dict[str, str] = {}
@@ -122,7 +129,7 @@ def across(
 
 def _parity(device: LocalDevice, model: Path, file: Path) -> float:
     try:
-        feeds = probes(model)
+        feeds = probes(inputs_of(model))
     except ValueError as error:
         raise InvalidInputError(f"{file}: {error}") from None
     session = open_session(model)

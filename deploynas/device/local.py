@@ -14,7 +14,7 @@ from deploynas.device.reference import write_references
 from deploynas.errors import InvalidInputError, ModelError
 from deploynas.onboard.conversation import Examination, Worker, open_worker
 from deploynas.onboard.folders import temporary_folder
-from deploynas.onboard.runtime import Array, Feeds, Runtime
+from deploynas.onboard.runtime import Array, Feeds, Input, Runtime
 from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
 from deploynas.runtimes import DEFAULT, RUNTIMES, by_device, of_file
 
@@ -94,6 +94,15 @@ class LocalDevice:
                     found.append((time.monotonic() - started) * 1e3)
             size = sum(path.stat().st_size for path in self._runtime.files(ready))
         return size, min(found)
+
+    def inputs(self, model: Path) -> list[Input]:
+        """What a model takes, as its runtime says.
+
+        Raises:
+            DeviceError: It cannot load the model.
+        """
+        with self.opened([model]) as worker:
+            return worker.inputs(0)
 
     @contextlib.contextmanager
     def opened(self, models: Sequence[Path], session: int = 0) -> Iterator[Worker]:

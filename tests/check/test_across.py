@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from deploynas.check import across
 from deploynas.cli.main import app
 from deploynas.device import LocalDevice
-from deploynas.errors import DeviceError, ModelError
+from deploynas.errors import DeviceError, InvalidInputError, ModelError
 from deploynas.graph.emit import RandomWeights, write_model
 from deploynas.onboard.timing import Level, Round
 from deploynas.spaces.layers import Layer, chain
@@ -101,6 +101,14 @@ def test_one_that_cannot_run_it_is_named(model):
     assert "Erf (node 3)" in found.refused["lame"]
     with pytest.raises(DeviceError, match="none of lame runs .*Erf"):
         across(model, {"lame": lame})
+
+
+def test_a_runtimes_own_file_is_of_that_runtime(tmp_path):
+    own = tmp_path / "model.param"
+    own.write_text("7767517")
+    own.with_suffix(".bin").write_bytes(b"")
+    with pytest.raises(InvalidInputError, match="runs on ncnn alone .name its ONNX file"):
+        across(own, {})
 
 
 def test_workers_are_closed_when_one_fails(model):

@@ -23,7 +23,7 @@ OTHERS = ["web", "web-chromium", "ncnn", "openvino"]
 
 
 @pytest.mark.parametrize(
-    "name", ["cpu", *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)]
+    "name", ["cpu", "litert", *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)]
 )
 def test_conformance(name):
     try:
@@ -33,7 +33,7 @@ def test_conformance(name):
 
 
 def test_every_device_is_tested():
-    assert list(by_device()) == ["cpu", *OTHERS]
+    assert set(by_device()) == {"cpu", "litert", *OTHERS}
 
 
 def test_a_device_of_this_machine_has_its_own_runtime():
