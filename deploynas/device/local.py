@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deploynas.device.base import Identity, Notes
 from deploynas.device.reference import write_references
-from deploynas.errors import InvalidInputError, ModelError
+from deploynas.errors import InvalidInputError, MissingDependencyError, ModelError
 from deploynas.onboard.conversation import Examination, Worker, open_worker
 from deploynas.onboard.folders import temporary_folder
 from deploynas.onboard.runtime import Array, Feeds, Input, Runtime
@@ -119,6 +119,7 @@ def converted(runtime: Runtime, models: Mapping[str, Path], folder: Path) -> dic
 
     Raises:
         ModelError: The runtime cannot run one of them.
+        MissingDependencyError: What converts them is not installed here.
     """
     ready = {}
     for name, path in models.items():
@@ -132,8 +133,14 @@ def converted(runtime: Runtime, models: Mapping[str, Path], folder: Path) -> dic
 def _ready(runtime: Runtime, model: Path, folder: Path) -> Path:
     own = of_file(model)
     if own is RUNTIMES.load(DEFAULT):
-        # a folder of its own: two networks may have one name
-        return runtime.convert(model, Path(tempfile.mkdtemp(dir=folder)))
+        try:
+            # a folder of its own: two networks may have one name
+            return runtime.convert(model, Path(tempfile.mkdtemp(dir=folder)))
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"converting for {runtime.name} needs {error.name}, which is not here",
+                f"type: deploynas devices install {next(iter(runtime.devices))}",
+            ) from None
     if own.suffix != runtime.suffix:
         raise InvalidInputError(
             f"it is a file of {own.name}", f"try --device {next(iter(own.devices))}"

@@ -1,7 +1,8 @@
 """Model files for the wire: random weights are drawn again on the other side, not sent.
 
 A file is a list of parts: a number is so many bytes that are sent, a list ``[seed, index, count,
-scale]`` is a tensor that :func:`draw` makes there. The digest of the whole shows that nothing
+scale]`` is a tensor that :func:`draw` makes there, one with ``shape, axes`` behind these is such a
+tensor with its axes in another order. The digest of the whole shows that nothing
 changed on the way.
 """
 
@@ -30,6 +31,16 @@ def draw(seed: int, index: int, count: int, scale: float) -> npt.NDArray[np.floa
     return drawn
 
 
+def drawn(part: Sequence[Any]) -> bytes:
+    """The tensor that a part describes."""
+    recipe, order = part[:4], part[4:]
+    tensor: npt.NDArray[Any] = draw(*recipe).astype("<f4")
+    if order:
+        shape, axes = order
+        tensor = tensor.reshape(shape).transpose(axes)
+    return tensor.tobytes()
+
+
 def join(parts: Sequence[Part], literal: bytes) -> bytes:
     """The file that ``parts`` describe.
 
@@ -42,7 +53,7 @@ def join(parts: Sequence[Part], literal: bytes) -> bytes:
             pieces.append(literal[place : place + part])
             place += part
         else:
-            pieces.append(draw(*part).astype("<f4").tobytes())
+            pieces.append(drawn(part))
     if place != len(literal):
         raise ValueError("a model file's parts do not fit its bytes")
     return b"".join(pieces)

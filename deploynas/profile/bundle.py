@@ -14,6 +14,7 @@ import deploynas
 from deploynas import spaces
 from deploynas.artifacts import open_atomic
 from deploynas.device.base import Identity, Notes
+from deploynas.device.local import converted
 from deploynas.device.reference import write_references
 from deploynas.device.remote import package, round_of
 from deploynas.device.wire import Parcel
@@ -211,7 +212,8 @@ def _plan(
     runtime = that_travels(device.runtime)
 
     def put(path: Path) -> str:
-        parcel = Parcel.of(runtime.files(runtime.convert(path, path.parent)))
+        (ready,) = converted(runtime, {path.stem: path}, path.parent).values()
+        parcel = Parcel.of(runtime.files(ready), path)
         literals[parcel.digest] = parcel.literal
         sent[parcel.digest] = parcel.files, parcel.parts
         return parcel.digest

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from deploynas.errors import InvalidInputError, MissingDependencyError
+from deploynas.errors import InvalidInputError
 from deploynas.onboard.folders import OWNER
 from deploynas.onboard.runtime import Feeds, Input, PythonRuntime, Session
 
@@ -51,18 +51,9 @@ class OpenVino(PythonRuntime):
         return sorted(found, key=lambda device: device != "CPU")
 
     def convert(self, model: Path, folder: Path) -> Path:
-        """See :class:`~deploynas.onboard.runtime.Runtime`.
+        """See :class:`~deploynas.onboard.runtime.Runtime`."""
+        import openvino
 
-        Raises:
-            MissingDependencyError: OpenVINO is not installed here.
-        """
-        try:
-            import openvino
-        except ImportError:
-            raise MissingDependencyError(
-                "openvino converts networks, and is not here",
-                "type: deploynas devices install openvino",
-            ) from None
         nodes = _nodes(model)
         try:
             network = _core().read_model(model)

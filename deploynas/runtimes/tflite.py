@@ -444,8 +444,8 @@ class Windows:
         after = (max(0, one) for one in self.after)
         return [(0, 0), *zip(self.before, after), (0, 0)]
 
-    def padded(self, writer: Writer, node: Node, value: float = 0.0) -> tuple[int, str]:
-        """The input, with ``value`` around it where LiteRT would pad otherwise; the padding."""
+    def padded(self, writer: Writer, node: Node) -> tuple[int, str]:
+        """The input, with zeros around it where LiteRT would pad otherwise, and the padding."""
         x = writer.index(node, node.x, True)
         if self.padding is not None:
             return x, self.padding
@@ -453,10 +453,35 @@ class Windows:
         height, width = self.sizes[0] + top + bottom, self.sizes[1] + left + right
         like = Tensor((*node.x.shape[:2], height, width), turned=True)
         inputs = [x, writer.constant(self.ends, np.int32)]
-        if value:
-            inputs.append(writer.constant(value))
-        kind, options = ("PADV2", "PadV2Options") if value else ("PAD", "PadOptions")
-        return writer.between(node, kind, inputs, like, (options, {})).index, "VALID"
+        return writer.between(node, "PAD", inputs, like, ("PadOptions", {})).index, "VALID"
+
+    def edged(self, writer: Writer, node: Node) -> tuple[int, str]:
+        """As :meth:`padded`, with the rows at the ends repeated, which changes no maximum.
+
+        XNNPACK has no padding with another number than zero.
+        """
+        x = replace(node.x, index=writer.index(node, node.x, True), turned=True)
+        if self.padding is not None:
+            return x.index, self.padding
+        for axis in (1, 2):
+            shape = [x.shape[i] for i in LAST]
+            row = [*shape[:axis], 1, *shape[axis + 1 :]]
+            pieces = [x.index]
+            for count, place in zip(self.ends[axis], (0, shape[axis] - 1)):
+                if count:
+                    begin = [0, 0, 0, 0]
+                    begin[axis] = place
+                    bounds = [writer.constant(one, np.int32) for one in (begin, row)]
+                    like = Tensor(tuple(row[i] for i in FIRST), turned=True)
+                    inputs = [x.index, *bounds]
+                    end = writer.between(node, "SLICE", inputs, like, ("SliceOptions", {})).index
+                    pieces = [*pieces, *[end] * count] if place else [*[end] * count, *pieces]
+            shape[axis] += sum(self.ends[axis])
+            if len(pieces) > 1:
+                like = Tensor(tuple(shape[i] for i in FIRST), turned=True)
+                options = ("ConcatenationOptions", {"axis": axis})
+                x = writer.between(node, "CONCATENATION", pieces, like, options)
+        return x.index, "VALID"
 
     @property
     def moves(self) -> dict[str, int]:
@@ -622,7 +647,7 @@ def _max_pool(writer: Writer, node: Node) -> None:
     windows = Windows.of(writer, node, node.attributes["kernel_shape"])
     if windows.dilations != (1, 1):
         refuse(node.proto, "is dilated, which is not converted for LiteRT")
-    x, padding = windows.padded(writer, node, float(np.finfo(np.float32).min))
+    x, padding = windows.edged(writer, node)
     options = ("Pool2DOptions", _pooling(windows, padding))
     writer.write(node, "MAX_POOL_2D", [x], True, options)
 

@@ -9,13 +9,25 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from deploynas import spaces
 from deploynas.device import StopRule, measure, open_device
+from deploynas.device.wire import Parcel
 from deploynas.errors import MissingDependencyError, ModelError
 from deploynas.export.probe import open_session
+from deploynas.graph.emit import RandomWeights, write_model
+from deploynas.onboard.parts import join
 from deploynas.runtimes import litert
 from deploynas.runtimes.litert import RUNTIME
 
 installed = pytest.importorskip("ai_edge_litert")
+SPACES = (
+    "mobile-small",
+    "mobile-uib",
+    "proxyless-small",
+    "one-shot",
+    "darts-small",
+    "nasbench201",
+)
 ONCE = StopRule(precision=1e-9, min_sessions=1, max_sessions=1, rounds=2, touch_ms=0.1)
 RNG = np.random.default_rng(0)
 
@@ -104,10 +116,10 @@ def test_padding_by_name(tmp_path, auto):
 
 
 @pytest.mark.parametrize("side", [7, 8])
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (2, 2)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (2, 2), (5, 2)])
 @pytest.mark.parametrize("kind", ["MaxPool", "AveragePool"])
 def test_poolings(tmp_path, kind, kernel, stride, side):
-    pads = [1] * 4 if kernel == 3 else [0, 0, side % 2, side % 2]
+    pads = [kernel // 2] * 4 if kernel % 2 else [0, 0, side % 2, side % 2]
     pool = node(kind, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=pads)
     model = model_of([1, 5, side, side], node("Sub", np.float32(9), output="z"), (
         helper.make_node(kind, ["z"], ["y"], "p", **{a.name: helper.get_attribute_value(a)
@@ -214,6 +226,16 @@ def test_padding_has_an_operator_where_litert_pads_other_ends_alone(tmp_path):
     assert written(8, 2) == ["PAD", "CONV_2D"]
 
 
+@pytest.mark.parametrize("name", SPACES)
+def test_xnnpack_runs_all_of_a_network(tmp_path, name):
+    """As ``litert-benchmark --require_full_delegation`` asks."""
+    compiled = pytest.importorskip("ai_edge_litert.compiled_model").CompiledModel
+    space = spaces.space(name, num_classes=10, in_channels=3, resolutions=[32])
+    arch = space.sample(1, np.random.default_rng(3))[0]
+    model = write_model(tmp_path / "n.onnx", space.layers(arch), RandomWeights())
+    assert compiled.from_file(str(RUNTIME.convert(model, tmp_path))).is_fully_accelerated()
+
+
 def test_a_file_of_its_own_says_how_it_is_fed(tmp_path):
     model = model_of([1, 4, 7, 9], node("Relu"))
     onnx.helper.set_model_props(model, {"classes": '["a"]'})
@@ -265,6 +287,15 @@ def test_a_dynamic_shape_is_refused(tmp_path):
     path = saved(model_of(["n", 4, 7, 9], node("Relu")), tmp_path)
     with pytest.raises(ModelError, match=r"'x' has the dynamic shape \['n', 4, 7, 9\]"):
         measure(open_device("litert"), {"m": path}, ONCE)
+
+
+def test_random_weights_are_drawn_on_a_device_elsewhere(tmp_path):
+    space = spaces.space("mobile-small", num_classes=10, in_channels=3, resolutions=[32])
+    model = write_model(tmp_path / "n.onnx", space.layers(space.largest()[0]), RandomWeights(7))
+    path = RUNTIME.convert(model, tmp_path)
+    parcel = Parcel.of([path], model)
+    assert len(parcel.literal) < path.stat().st_size / 20
+    assert join(parcel.parts, parcel.literal) == path.read_bytes()
 
 
 def test_a_missing_package_says_what_to_type(monkeypatch):
