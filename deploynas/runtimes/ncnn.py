@@ -54,11 +54,9 @@ class Ncnn(PythonRuntime):
 
     def supports(self, operator: str, precision: str) -> str:
         """See :class:`~deploynas.onboard.runtime.Runtime`."""
-        from deploynas.runtimes.ncnn_param import LACKING, WRITERS
+        from deploynas.runtimes.ncnn_param import INT8, lacking
 
-        if precision != "fp32":
-            return f"ncnn reads no {precision} networks but those that its own tools quantize"
-        return "" if operator in WRITERS else LACKING
+        return INT8 if precision == "int8" else lacking(operator)
 
     def open(self, path: str, provider: str, threads: int) -> NcnnSession:
         """See :class:`~deploynas.onboard.runtime.PythonRuntime`."""
@@ -103,10 +101,10 @@ class NcnnSession(Session):
         # as its own benchmark has it: memory is kept from run to run
         self._allocators = ncnn.UnlockedPoolAllocator(), ncnn.PoolAllocator()
         net.opt.blob_allocator, net.opt.workspace_allocator = self._allocators
-        if net.load_param(str(path)):
-            raise ValueError("ncnn cannot read its .param file")
-        if net.load_model(str(path.with_suffix(".bin"))):
-            raise ValueError("ncnn cannot read its .bin file")
+        for load, suffix in ((net.load_param, ".param"), (net.load_model, ".bin")):
+            if load(str(path.with_suffix(suffix))):
+                net.clear()  # while there are allocators
+                raise ValueError(f"ncnn cannot read its {suffix} file")
         self._outputs = list(net.output_names())
 
     @property

@@ -18,7 +18,7 @@ from deploynas.errors import InvalidInputError
 from deploynas.onboard.runtime import Array
 
 MAGIC = "7767517"
-LACKING = "no layer of ncnn is known for it here"
+INT8 = "ncnn runs int8 networks of its own quantizer alone"
 FLOAT_MAX = 3.4028235e38
 
 
@@ -40,6 +40,13 @@ class Network:
 
     param: str
     weights: bytes
+
+
+def lacking(operator: str) -> str:
+    """Why an ONNX operator is not for ncnn; empty where it is."""
+    if operator in WRITERS:
+        return ""
+    return INT8 if operator.endswith("QuantizeLinear") else "no layer of ncnn is known for it here"
 
 
 def written(model: Path) -> Network:
@@ -86,9 +93,12 @@ class _Writer:
             if one.name not in self.constants:
                 self._input(one)
         for node in self._nodes:
-            if node.op_type not in WRITERS or node.domain not in ("", "ai.onnx"):
-                raise InvalidInputError(f"{node.op_type} ({node.name}): {LACKING}")
-            WRITERS[node.op_type](self, _Node(node, self))
+            known = _Node(node, self)
+            if sum(map(bool, node.output)) > 1:
+                raise known.refused("ncnn has only the first of its outputs")
+            if reason := lacking("" if node.domain not in ("", "ai.onnx") else node.op_type):
+                raise known.refused(reason)
+            WRITERS[node.op_type](self, known)
         for name in self._outputs:
             self._output(name)
         layers = self._with_splits()
@@ -207,8 +217,6 @@ class _Node:
         self.name = str(node.name) or self.output
         self.attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         self._constants, self._shapes = writer.constants, writer.shapes
-        if sum(map(bool, node.output)) > 1:
-            raise self.refused("of its outputs ncnn has only the first")
 
     def refused(self, reason: str) -> InvalidInputError:
         """What is said of a node that ncnn lacks."""

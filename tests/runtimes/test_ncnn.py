@@ -9,8 +9,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploynas.errors import InvalidInputError
+from deploynas.export.formats import in_format
+from deploynas.graph.emit import RandomWeights, emit
 from deploynas.runtimes.ncnn import RUNTIME
 from deploynas.runtimes.ncnn_param import WRITERS
+from deploynas.spaces.layers import Layer, chain
 
 ncnn = pytest.importorskip("ncnn")
 
@@ -290,7 +293,8 @@ def test_files_that_are_none(tmp_path):
 def test_what_it_supports():
     assert RUNTIME.supports("Conv", "fp32") == ""
     assert "no layer" in RUNTIME.supports("LSTM", "fp32")
-    assert "no int8" in RUNTIME.supports("Conv", "int8")
+    assert "its own quantizer" in RUNTIME.supports("Conv", "int8")
+    assert "its own quantizer" in RUNTIME.supports("QuantizeLinear", "fp32")
     known = {schema.name for schema in onnx.defs.get_all_schemas()}
     assert set(WRITERS) <= known
 
@@ -303,3 +307,12 @@ def test_every_layer_has_a_time(tmp_path):
         "GlobalAveragePool_0", "Conv_1", "Conv_3", "HardSigmoid_4", "Mul_5",
     ]  # fmt: skip
     assert all(ms > 0 for ms in times.values())
+
+
+@pytest.mark.slow
+def test_an_export_has_its_files():
+    layers = [Layer("conv", 3, 8, 16, 16, kernel_size=3), Layer("head", 8, 10, 16, 16)]
+    files, converted = in_format(RUNTIME, emit(chain(layers), RandomWeights()).SerializeToString())
+    assert list(files) == list(converted.files) == ["model.param", "model.bin"]
+    assert converted.runtime.startswith("ncnn ")
+    assert converted.difference < 1e-5

@@ -9,7 +9,8 @@ import pytest
 
 from deploynas.device import LocalDevice
 from deploynas.errors import InvalidInputError, ModelError
-from deploynas.graph.emit import RandomWeights, write_model
+from deploynas.export.formats import in_format
+from deploynas.graph.emit import RandomWeights, emit, write_model
 from deploynas.onboard.folders import temporary_folder
 from deploynas.runtimes.openvino import RUNTIME
 from deploynas.spaces.layers import Layer, chain
@@ -99,3 +100,12 @@ def test_what_is_no_network(tmp_path, capfd):
     with pytest.raises(ModelError, match="no ONNX file"):
         LocalDevice("openvino").answers(path, [])
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_an_export_has_its_files():
+    layers = [Layer("conv", 3, 8, 16, 16, kernel_size=3), Layer("head", 8, 10, 16, 16)]
+    files, converted = in_format(RUNTIME, emit(chain(layers), RandomWeights()).SerializeToString())
+    assert list(files) == list(converted.files) == ["model.xml", "model.bin"]
+    assert converted.runtime.startswith("openvino ")
+    assert converted.difference < 1e-5
