@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from deploynas.check.model_file import ModelFile
+from deploynas.check.model_file import ModelFile, RuntimeFile
 from deploynas.costs import COSTS, Cost
 from deploynas.device import Device
 from deploynas.errors import InvalidInputError, UnknownNameError
-from deploynas.graph.costs import node_costs
 
 FILE_BYTES, MEMORY, MACS, LATENCY = "file_bytes", "peak_memory_bytes", "macs", "latency_ms"
 TITLES = {FILE_BYTES: "size", MEMORY: "memory", MACS: "MACs"}  # of gates
@@ -40,7 +39,7 @@ def limits_from(typed: Iterable[str]) -> dict[str, float]:
 
 
 def measured(
-    limits: Mapping[str, float], device: Device, model: Path, whole: ModelFile
+    limits: Mapping[str, float], device: Device, model: Path, whole: ModelFile | RuntimeFile
 ) -> dict[str, float | None]:
     """What a file takes of everything that is limited but latency.
 
@@ -59,8 +58,7 @@ def measured(
     if MEMORY in limits:
         found[MEMORY] = device.examine(model).peak_bytes
     if MACS in limits:
-        nodes, _ = node_costs(model)
-        found[MACS] = sum(node.macs for node in nodes)
+        found[MACS] = whole.macs(model)
     return found
 
 

@@ -1,10 +1,11 @@
-"""An ONNX file that somebody made: what it takes, and whether it can be opened at all."""
+"""A file that somebody made: what it takes, and whether it can be opened at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import onnx
@@ -12,7 +13,12 @@ from google.protobuf.message import DecodeError
 from onnx.checker import ValidationError
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
+from deploynas.device import LocalDevice
 from deploynas.errors import InvalidInputError, MissingFileError
+from deploynas.export.probe import inputs_of
+from deploynas.graph.costs import node_costs
+from deploynas.onboard.runtime import Input
+from deploynas.runtimes import files_of, of_file
 
 MEMORY_PER_BYTE = 2.0  # a runtime holds a model about twice while it opens it
 PROTOBUF_BYTES = 2_000_000_000  # what a single file can hold
@@ -69,6 +75,11 @@ class ModelFile:
         return found
 
     @property
+    def tensors(self) -> list[Input]:
+        """Every input that is no weight."""
+        return inputs_of(self.path)
+
+    @property
     def inputs(self) -> dict[str, Shape]:
         """Shape of every input that is no weight; a side that is not fixed is a text."""
         weights = {tensor.name for tensor in self._model.graph.initializer}
@@ -80,6 +91,10 @@ class ModelFile:
             for value in self._model.graph.input
             if value.name not in weights
         }
+
+    def macs(self, fixed: Path) -> int:
+        """Of one run of the file that :meth:`fixed` gave."""
+        return sum(node.macs for node in node_costs(fixed)[0])
 
     def fixed(self, shapes: Sequence[str], folder: Path) -> Path:
         """The file to measure: itself, or a copy in ``folder``.
@@ -147,6 +162,64 @@ class ModelFile:
                     dim.Clear()
         path.write_bytes(model.SerializeToString())
         return path
+
+
+class RuntimeFile:
+    """A network in a runtime's own format: as :class:`ModelFile`, but the runtime reads it.
+
+    Args:
+        path: The file that is opened.
+
+    Raises:
+        MissingFileError: It, or one that belongs to it, is not there.
+        InvalidInputError: It is empty, or does not fit into memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, *self.external = files_of(path)
+        size = sum(file.stat().st_size for file in [path, *self.external])
+        if path.stat().st_size == 0:
+            raise InvalidInputError(f"{path} is empty")
+        _require_memory(path, size)
+
+    @cached_property
+    def tensors(self) -> list[Input]:
+        """See :class:`ModelFile`.
+
+        Raises:
+            DeviceError: The runtime cannot open it.
+            MissingDependencyError: The runtime is not installed here.
+        """
+        (device, *_) = of_file(self.path).devices
+        return LocalDevice(device).inputs(self.path)
+
+    @property
+    def inputs(self) -> dict[str, Shape]:
+        """See :class:`ModelFile`."""
+        return {one.name: list(one.shape) for one in self.tensors}
+
+    def macs(self, fixed: Path) -> int:
+        """They are not told.
+
+        Raises:
+            InvalidInputError: Always.
+        """
+        raise InvalidInputError(f"MACs are counted in ONNX files, not in {self.path}")
+
+    def fixed(self, shapes: Sequence[str], folder: Path) -> Path:
+        """The file to measure, itself.
+
+        Raises:
+            InvalidInputError: Shapes are given.
+        """
+        if shapes:
+            raise InvalidInputError(f"--input-shape is for ONNX files, {self.path} has its own")
+        return self.path
+
+
+def open_file(path: Path) -> ModelFile | RuntimeFile:
+    """A file by what its name ends in; see both classes."""
+    return ModelFile(path) if of_file(path).suffix == ".onnx" else RuntimeFile(path)
 
 
 def _parsed(text: str, names: list[str]) -> tuple[str, list[int]]:

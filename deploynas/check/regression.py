@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from deploynas.artifacts import Artifact, sha256
-from deploynas.check.model_file import ModelFile
+from deploynas.check.model_file import open_file
 from deploynas.device import Device, Estimate, Identity, Level, Samples, StopRule, measure
 from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
 from deploynas.onboard.timing import estimate
@@ -59,7 +59,7 @@ class Baseline:
     """What a model must not be slower than.
 
     Attributes:
-        path: An ONNX file, or a record (``.json``).
+        path: A model's file, or a record (``.json``).
         max_regression: Fraction: 0.05 lets a model be 5 % slower.
         timeout_seconds: Of the whole comparison. :data:`MIN_SESSIONS` are taken in any case; of
             a model that takes seconds they have fewer rounds.
@@ -118,7 +118,7 @@ def against(
 
     Args:
         device: Where.
-        model: The candidate's ONNX file.
+        model: The candidate's file.
         baseline: What it is compared with, and how.
         on_progress: Called with what is going on and its share done.
 
@@ -139,7 +139,7 @@ def against(
         )
     models = {"candidate": model}
     if record is None:
-        shapes = [list(ModelFile(one).inputs.values()) for one in (model, path)]
+        shapes = [list(open_file(one).inputs.values()) for one in (model, path)]
         if shapes[0] != shapes[1]:
             raise InvalidInputError(
                 f"{model} takes {shapes[0]} and the baseline {path} {shapes[1]}: their times do "

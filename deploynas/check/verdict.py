@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from deploynas.artifacts import sha256
 from deploynas.check.limits import LATENCY, TITLES, WORDS, kind_of, measured
-from deploynas.check.model_file import ModelFile
+from deploynas.check.model_file import open_file
 from deploynas.check.regression import Baseline, LatencyRecord, Regression, against, slower_layers
 from deploynas.data import ImageDataset, Source, framed, normalise
-from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
+from deploynas.device import Device, Estimate, Level, LocalDevice, Samples, StopRule, measure
 from deploynas.errors import (
     EXIT_FAILED,
     EXIT_INCONCLUSIVE,
@@ -28,9 +28,8 @@ from deploynas.export import Manifest
 from deploynas.export.probe import TOLERANCE, flat, open_session, probes
 from deploynas.graph.preprocess import centre
 from deploynas.onboard.folders import temporary_folder
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+from deploynas.onboard.runtime import Array, Feeds
+from deploynas.runtimes import of_file
 
 Verdict = Literal["pass", "over-budget", "regressed", "failed-gate", "inconclusive"]
 INT8_TOLERANCE = 0.1  # of the largest recorded output
@@ -134,23 +133,27 @@ def load_target(target: Path) -> tuple[Path, Manifest | None]:
         MissingFileError: Neither is there.
         InvalidInputError: The model is not the one that the manifest describes, or empty.
     """
+    if not target.is_dir():
+        if not target.is_file():
+            raise MissingFileError(f"{target} does not exist")
+        open_file(target)
+        return target, None
     folder_manifest = target / "manifest.json"
-    if target.is_dir():
-        manifest: Manifest | None = Manifest.read(folder_manifest)
-        model = target / "model.onnx"
-    else:
-        manifest, model = None, target
-    if not model.is_file():
-        raise MissingFileError(f"{model} does not exist")
-    if manifest and model.stat().st_size and sha256(model) != manifest.model_sha256:
-        raise InvalidInputError(f"{model} is not the file that {folder_manifest} describes")
-    ModelFile(model)
+    manifest = Manifest.read(folder_manifest)
+    model = target / next(iter(manifest.files))
+    for name, digest in manifest.files.items():
+        file = target / name
+        if not file.is_file():
+            raise MissingFileError(f"{file} does not exist")
+        if file.stat().st_size and sha256(file) != digest:
+            raise InvalidInputError(f"{file} is not the file that {folder_manifest} describes")
+    open_file(model)
     return model, manifest
 
 
 def side_of(model: Path) -> int:
     """The longest side of the image that a model takes; 0 where it takes none of a fixed size."""
-    shapes = list(ModelFile(model).inputs.values())
+    shapes = list(open_file(model).inputs.values())
     sides = [side for side in shapes[0] if isinstance(side, int)] if len(shapes) == 1 else []
     return max(sides, default=0) if len(sides) in (3, 4) else 0
 
@@ -184,7 +187,7 @@ def check(
         See also :func:`load_target` and :func:`against`.
     """
     file, manifest = load_target(target)
-    whole = ModelFile(file)
+    whole = open_file(file)
     limits = dict(limits or {})
     budget = limits.pop(LATENCY, manifest.latency_budget_ms if manifest else None)
     regression, accuracy = None, None
@@ -197,7 +200,7 @@ def check(
         else:
             if baseline.path.suffix != ".json":
                 (folder / "baseline").mkdir()
-                fixed = ModelFile(baseline.path).fixed(input_shapes, folder / "baseline")
+                fixed = open_file(baseline.path).fixed(input_shapes, folder / "baseline")
                 baseline = replace(baseline, path=fixed)
             regression = against(device, model, baseline, on_progress=on_progress)
             samples = regression.samples
@@ -207,7 +210,7 @@ def check(
                     slower = slower_layers(device, model, baseline.path)
                     regression = replace(regression, slower=tuple(slower))
         if examples is not None:
-            accuracy = onnx_accuracy(model, examples, on_progress)
+            accuracy = file_accuracy(model, examples, on_progress)
     raw = samples.estimate()
     differences = manifest.device.differences(device.identity) if manifest else []
     normalised = None
@@ -234,7 +237,7 @@ def check(
 def _outputs(model: Path, file: Path, manifest: Manifest | None, device: Device) -> Gate:
     """Whether the answers to fixed inputs are numbers, and those that the export recorded."""
     try:
-        feeds = probes(model)
+        feeds = probes(open_file(model).tensors)
     except ValueError as error:
         raise InvalidInputError(f"{file}: {error}") from None
     answers = [flat(outputs) for outputs in device.answers(model, feeds)]
@@ -298,53 +301,66 @@ def measure_bytes(device: Device, content: bytes) -> Samples:
         return measure_model(device, path, lambda text, share: None)
 
 
-def _answer(session: InferenceSession, name: str, image: np.ndarray, model: Path) -> np.ndarray:
-    """A model's first output for one image, batch of one."""
-    try:
-        return np.asarray(session.run(None, {name: image})[0])
-    except Exception as error:  # the runtime's own kinds have no common base
-        line = str(error).strip().splitlines()[0]
-        raise InvalidInputError(
-            f"{model} cannot be run on an image of shape {list(image.shape)} and type "
-            f"{image.dtype}: {line}"
-        ) from None
+@contextlib.contextmanager
+def _answering(model: Path) -> Iterator[Callable[[Feeds], Array]]:
+    """A model's first output for a batch of one, by its own runtime on this machine."""
+    runtime = of_file(model)
+    if runtime.suffix != ".onnx":
+        with LocalDevice(next(iter(runtime.devices))).opened([model]) as worker:
+            yield lambda feeds: worker.answers(0, feeds)[0]
+        return
+    session = open_session(model, str(model))
+
+    def answer(feeds: Feeds) -> Array:
+        try:
+            return np.asarray(session.run(None, dict(feeds))[0])
+        except Exception as error:  # the runtime's own kinds have no common base
+            line = str(error).strip().splitlines()[0]
+            (image,) = feeds.values()
+            raise InvalidInputError(
+                f"{model} cannot be run on an image of shape {list(image.shape)} and type "
+                f"{image.dtype}: {line}"
+            ) from None
+
+    yield answer
 
 
-def onnx_accuracy(
+def file_accuracy(
     model: Path, examples: Examples, on_progress: Callable[[str, float], None]
 ) -> float:
-    """Top-1 accuracy of the file on the test split, image by image, through ONNX Runtime.
+    """Top-1 accuracy of the file on the test split, image by image, through its runtime here.
 
     A model that takes floats, channels first, gets normalised images; one that takes uint8,
     channels last, gets pixels, those of its own crop in the centre of a frame.
     """
-    session = open_session(model, str(model))
-    image, *others = session.get_inputs()
+    image, *others = open_file(model).tensors
     channels = examples.split.channels
     if others or len(image.shape) != 4:
         raise InvalidInputError(f"{model} does not take one batch of images: no accuracy of it")
-    takes_pixels = image.type == "tensor(uint8)" and image.shape[3] == channels
+    takes_pixels = image.type == "uint8" and image.shape[3] == channels
     height, width = image.shape[1:3] if takes_pixels else image.shape[2:]
     if not (isinstance(height, int) and isinstance(width, int)) or (
         not takes_pixels and image.shape[1] != channels
     ):
         raise InvalidInputError(
-            f"{model} takes an image of shape {image.shape}, the data has {channels} channels"
+            f"{model} takes an image of shape {list(image.shape)}, the data has "
+            f"{channels} channels"
         )
     num_classes = examples.num_classes
     box = centre(height, width, examples.crop)
     images, labels = examples.split, examples.split.labels
     correct = 0
-    for start in range(0, len(images), 500):
-        rows = np.arange(start, min(start + 500, len(images)))
-        pixels = framed(images.batch(rows, box.side, box.side), height, width, *box)
-        batch = pixels if takes_pixels else normalise(pixels, examples.mean, examples.std)
-        for x, label in zip(batch, labels[start : start + 500], strict=True):
-            answer = _answer(session, image.name, x[None], model)
-            if answer.size != num_classes:
-                raise InvalidInputError(
-                    f"{model} tells {answer.size} classes apart, the data has {num_classes}"
-                )
-            correct += int(np.argmax(answer) == label)
-        on_progress("test images", min(1.0, (start + 500) / len(images)))
+    with _answering(model) as answer_to:
+        for start in range(0, len(images), 500):
+            rows = np.arange(start, min(start + 500, len(images)))
+            pixels = framed(images.batch(rows, box.side, box.side), height, width, *box)
+            batch = pixels if takes_pixels else normalise(pixels, examples.mean, examples.std)
+            for x, label in zip(batch, labels[start : start + 500], strict=True):
+                answer = answer_to({image.name: x[None]})
+                if answer.size != num_classes:
+                    raise InvalidInputError(
+                        f"{model} tells {answer.size} classes apart, the data has {num_classes}"
+                    )
+                correct += int(np.argmax(answer) == label)
+            on_progress("test images", min(1.0, (start + 500) / len(images)))
     return correct / len(images)

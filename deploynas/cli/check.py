@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploynas.cli.check_on import check_on
 from deploynas.cli.console import (
     Json,
     Quiet,
@@ -34,9 +35,12 @@ def register(app: typer.Typer) -> None:
 
 
 def check(
-    target: Annotated[Path | None, typer.Argument(help="ONNX file or export; the newest.")] = None,
+    target: Annotated[
+        Path | None, typer.Argument(help="ONNX or .tflite file, or export; the newest.")
+    ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Device to measure on; else the manifest's, or cpu.")
+        str | None,
+        typer.Option(help="Device to measure on; else the manifest's, or the file's runtime's."),
     ] = None,
     threads: Annotated[
         int | None,
@@ -44,12 +48,16 @@ def check(
     ] = None,
     provider: Annotated[str | None, typer.Option(help="Execution provider.")] = None,
     runtime: RuntimeName = None,
+    on: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Devices of this machine in turn: which is fastest?"),
+    ] = None,
     latency_ms: Annotated[
         str | None, typer.Option(metavar="MS", help="Budget; else the manifest's.")
     ] = None,
     baseline: Annotated[
         Path | None,
-        typer.Option(help="ONNX file, export, or record: what it must not be slower than."),
+        typer.Option(help="Model file, export, or record: what it must not be slower than."),
     ] = None,
     max_regression: Annotated[
         str | None,
@@ -103,6 +111,7 @@ def check(
     from deploynas.check.verdict import load_target, side_of
     from deploynas.device import open_device, open_same
     from deploynas.errors import InvalidInputError, require_positive
+    from deploynas.runtimes import of_file
 
     flags = {"latency_ms": latency_ms, "file_bytes": max_size, "peak_memory_bytes": max_memory}
     limits = limits_from(
@@ -118,10 +127,23 @@ def check(
         ):  # fmt: skip
             if value is not None:
                 raise InvalidInputError(f"{option} goes with --baseline")
+    if on is not None:
+        for option, given in (
+            ("--device", device), ("--runtime", runtime), ("--provider", provider),
+            ("--baseline", baseline), ("--record", record), ("--data", data),
+            ("--min-accuracy", min_accuracy), ("--summary", summary), ("--junit", junit),
+        ):  # fmt: skip
+            if given is not None:
+                raise InvalidInputError(f"--on compares devices by latency: leave out {option}")
+        if set(limits) - {"latency_ms"}:
+            raise InvalidInputError("--on takes no limit but --latency-ms")
+        return check_on(
+            target, on, threads or 1, limits.get("latency_ms"), input_shape or (), as_json, quiet
+        )
     seconds = require_positive(120.0 if timeout is None else timeout, "--timeout")
     against = None
     if baseline is not None:
-        of_export = baseline / "model.onnx" if baseline.is_dir() else baseline
+        of_export = load_target(baseline)[0] if baseline.is_dir() else baseline
         against = Baseline(
             of_export, percentage(max_regression or "5%"), seconds, allow_other_device
         )
@@ -153,11 +175,14 @@ def check(
             raise InvalidInputError(f"--min-accuracy is a fraction, 0 to 1, got {min_accuracy}")
         if examples is None:
             raise InvalidInputError("--min-accuracy needs test images", "pass --data")
-    if manifest and device in (None, manifest.device.name) and runtime is None:
+    own = of_file(file)
+    of_runtime = f"{own.name} " if own.suffix != ".onnx" else ""
+    is_own = manifest is not None and manifest.device.runtime.startswith(of_runtime)
+    if manifest and is_own and device in (None, manifest.device.name) and runtime is None:
         device = manifest.device.name
         target_device = open_same(manifest.device, threads, provider)
     else:
-        device = device or "cpu"
+        device = device or next(iter(own.devices))
         if "," in device and not device.startswith("exec:"):
             raise InvalidInputError("a fleet shares a profile's work; check on one of its devices")
         target_device = open_device(device, threads or 1, provider, runtime)

@@ -17,7 +17,9 @@ import deploynas
 from deploynas.artifacts import write_together
 from deploynas.data import Pixels, framed, normalise, resize
 from deploynas.errors import ParityError
+from deploynas.export.formats import in_format
 from deploynas.export.manifest import (
+    ONNX_NAME,
     BatchNorm,
     Manifest,
     Preprocessing,
@@ -34,6 +36,7 @@ from deploynas.graph.preprocess import (
 )
 from deploynas.nn import StaticNetwork
 from deploynas.onboard.folders import temporary_folder
+from deploynas.onboard.runtime import Runtime
 from deploynas.profile import DeviceProfile
 from deploynas.search import Candidate, DataRecord, SearchResult
 from deploynas.spaces import Node, SearchSpace
@@ -90,11 +93,13 @@ class Form:
         opset: ONNX operator set; where None, the oldest common one that has what is needed.
         quantize: Makes the file that is written of the float one, whose parity was proved.
         in_model: Makes preprocessing a part of it.
+        runtime: Its own format is written as well.
     """
 
     opset: int | None = None
     quantize: Quantize | None = None
     in_model: InModel | None = None
+    runtime: Runtime | None = None
 
 
 AS_IT_IS = Form()
@@ -109,7 +114,7 @@ def export_network(
     run_on_device: Callable[[Path], None] | None = None,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> Manifest:
-    """Write ``model.onnx`` and ``manifest.json`` into ``folder``.
+    """Write ``model.onnx``, other formats of it and ``manifest.json`` into ``folder``.
 
     Parity is proved on the network's images, on noise where there are none.
 
@@ -125,6 +130,7 @@ def export_network(
         InvalidInputError: The runtime here cannot load it.
         ParityError: The exported file computes something else; nothing is written.
         DeviceError: The device cannot run it; nothing is written.
+        MissingDependencyError: Of :attr:`Form.runtime`, which is not installed here.
         OutputError: The folder cannot be written.
     """
     network, candidate, data = trained.network, trained.candidate, trained.data
@@ -151,7 +157,7 @@ def export_network(
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     inputs = normalise(resize(images, resolution), data.mean, data.std)
     difference = parity(network, content, inputs)
-    path = folder / "model.onnx"
+    path = folder / ONNX_NAME
     manifest = Manifest(
         space=trained.space.spec,  # type: ignore[arg-type]
         architecture=candidate.architecture,
@@ -204,13 +210,20 @@ def export_network(
             copy = temporary / path.name
             copy.write_bytes(content)
             run_on_device(copy)
+    own: dict[str, bytes] = {}
+    if form.runtime is not None and form.runtime.suffix != path.suffix:
+        own, converted = in_format(form.runtime, content)
+        manifest = manifest.model_copy(update={"converted": converted})
     outputs = tuple(tuple(map(float, x)) for x in probe(content))
     found = {
         "model_sha256": hashlib.sha256(content).hexdigest(), "recorded_outputs": outputs,
     }  # fmt: skip
     manifest = manifest.model_copy(update=found)
-    files = {path.name: content, "manifest.json": manifest.content}
+    files = {path.name: content, **own, "manifest.json": manifest.content}
     write_together(folder, files, "manifest.json")
+    for old in folder.glob(f"{path.stem}.*"):
+        if old.name not in files:  # another format of an earlier export
+            old.unlink()
     return manifest
 
 

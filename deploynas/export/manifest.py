@@ -10,6 +10,7 @@ from deploynas.artifacts import Artifact, Record
 from deploynas.device import Identity
 from deploynas.spaces import ArchRecord
 
+ONNX_NAME = "model.onnx"
 Weights = Literal["inherited", "fine-tuned", "from-scratch", "published"]
 BatchNorm = Literal["calibrated", "uncalibrated"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -65,6 +66,21 @@ class Quantization(Record):
         return True if self.ratio_high < 1 else False if self.ratio_low > 1 else None
 
 
+class Converted(Record):
+    """The network in a runtime's own format, beside ``model.onnx``.
+
+    Attributes:
+        runtime: Its name and version, as that of a device's identity.
+        files: Name -> SHA-256, first of the file that is opened.
+        difference: Of its answers to noise from those of ``model.onnx`` by ONNX Runtime: the
+            largest, relative to the deviation of all.
+    """
+
+    runtime: str
+    files: dict[str, str]
+    difference: float
+
+
 class Manifest(Artifact):
     """``manifest.json`` beside ``model.onnx``. Format 1 (0.1.0): first version.
 
@@ -83,6 +99,7 @@ class Manifest(Artifact):
             over ``parity_num_images`` images, which are real ones or noise.
         preprocessing_max_abs_diff: Largest difference of a probability between this file, which
             preprocesses, and its network after the preprocessing of training; None in others.
+        converted: What was written beside it, which ``check`` then judges.
         recorded_outputs: Answers to fixed inputs, which :mod:`deploynas.export.probe` makes again.
     """
 
@@ -115,5 +132,12 @@ class Manifest(Artifact):
     model_sha256: str
     quantization: Quantization | None = None
     preprocessing_max_abs_diff: float | None = None
+    converted: Converted | None = None
     recorded_outputs: tuple[tuple[float, ...], ...] = ()
     versions: dict[str, str]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Name -> SHA-256 of the model's files: first of the one that a device opens."""
+        own = self.converted.files if self.converted else {}
+        return {**own, ONNX_NAME: self.model_sha256}

@@ -19,16 +19,15 @@ NUM_PROBES = 2
 TOLERANCE = 1e-3  # of the largest answer: other processors add in another order
 
 
-def probes(model: Path | bytes) -> list[Feeds]:
-    """:data:`NUM_PROBES` inputs of noise: the same bits on every machine where they are floats.
+def probes(inputs: Sequence[Input], count: int = NUM_PROBES) -> list[Feeds]:
+    """Inputs of noise: the same bits on every machine where they are floats.
 
     Raises:
         ValueError: An input has a dynamic shape, or a type that is not drawn.
     """
-    inputs = inputs_of(model)
     return [
         {one.name: _noise(one, number, i) for i, one in enumerate(inputs)}
-        for number in range(NUM_PROBES)
+        for number in range(count)
     ]
 
 
@@ -73,9 +72,18 @@ def probe(content: bytes) -> list[npt.NDArray[np.float64]]:
     Raises:
         InvalidInputError: ONNX Runtime cannot load or run it.
     """
-    session = open_session(content)
+    return probe_answers(content, probes(inputs_of(content)))
+
+
+def probe_answers(model: Path | bytes, feeds: Sequence[Feeds]) -> list[npt.NDArray[np.float64]]:
+    """Flat answers of a model, by ONNX Runtime on this machine.
+
+    Raises:
+        InvalidInputError: ONNX Runtime cannot load or run it.
+    """
+    session = open_session(model)
     try:
-        return [flat(session.run(None, dict(feeds))) for feeds in probes(content)]
+        return [flat(session.run(None, dict(one))) for one in feeds]
     except Exception as error:  # the runtime's errors share no class of their own
         raise _refused(error, "the model") from None
 

@@ -27,7 +27,7 @@ def inspect_onnx(target: Path) -> dict[str, Any]:
     if target.is_dir():
         model = target / "model.onnx"
         if (target / "manifest.json").is_file():
-            model, manifest = load_target(target)
+            _, manifest = load_target(target)
     costs, peak_bytes = node_costs(model)
     rows = [
         _row(c.name, c.kind, (c.input_shape, c.output_shape), c.macs, c.num_weights,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploynas.check.regression import Baseline, against
-from deploynas.check.verdict import Examples, onnx_accuracy
+from deploynas.check.verdict import Examples, file_accuracy
 from deploynas.data import ImageDataset, normalise
 from deploynas.device import Device
 from deploynas.errors import InvalidInputError
@@ -57,7 +57,7 @@ class Int8:
             def accuracy(content: bytes) -> float:
                 path = folder / "judged.onnx"
                 path.write_bytes(content)
-                return onnx_accuracy(path, examples, lambda text, share: None)
+                return file_accuracy(path, examples, lambda text, share: None)
 
             on_progress("float accuracy", 0.0)
             before = accuracy(model)

@@ -407,4 +407,4 @@ def test_accuracy_of_what_does_not_fit_the_images(shape, num_classes, kind, said
     digits = load_digits((), seed=0, max_size=64)
     path = classifier(tmp_path / "m.onnx", shape, num_classes, kind)
     with pytest.raises(InvalidInputError, match=said):
-        verdict.onnx_accuracy(path, Examples.of(digits, None), lambda text, share: None)
+        verdict.file_accuracy(path, Examples.of(digits, None), lambda text, share: None)

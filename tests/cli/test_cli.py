@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -45,7 +46,8 @@ VERBS = {
                "--evaluator", "--workers", "--precision", "--json", "--quiet"},
     "strategies": {"show", "--space", "--json"},
     "retrain": {"--from-scratch", "--data", "--epochs", "--json", "--quiet"},
-    "export": {"--name", "--with-preprocessing", "--image-size", "--opset", "--precision",
+    "export": {"--name", "--format", "--with-preprocessing", "--image-size", "--opset",
+               "--precision",
                "--max-accuracy-drop", "--output", "--json", "--quiet"},
     "check": {"--device", "--threads", "--latency-ms", "--baseline", "--max-regression",
               "--timeout", "--allow-other-device", "--record", "--max-size", "--max-memory",
@@ -279,6 +281,20 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     done = run("export", "--with-preprocessing", "--name", "own-side", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["preprocessing_max_abs_diff"] < 1e-4
+
+    if importlib.util.find_spec("ai_edge_litert"):
+        done = run("export", "--format", "tflite", "--name", "own", "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        own = json.loads(done.stdout)
+        assert own["model"] == "exports/own/model.tflite"
+        assert own["converted"]["difference"] < 1e-4
+        done = run("check", own["path"], "--latency-ms", "1e4", "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["device"]["device"] == "litert"
+        assert json.loads(done.stdout)["accuracy"] > 0.9
+        done = run("export", "--name", "own", "--json", cwd=tmp_path)
+        files = sorted(path.name for path in (tmp_path / "exports" / "own").iterdir())
+        assert files == ["manifest.json", "model.onnx"]  # the other format is gone
 
     profile = tmp_path / "profiles" / "cpu.json"
     profile.write_text(profile.read_text() + "\n")

@@ -162,7 +162,7 @@ def test_conformance(name, models, tmp_path):
 def test_random_weights_are_drawn_there(tmp_path):
     chosen = space("mobile-small", 10, 3, [32])
     path = write_model(tmp_path / "n.onnx", chosen.layers(chosen.largest()[0]), RandomWeights(7))
-    parcel = Parcel.of(path)
+    parcel = Parcel.of([path], path)
     assert len(parcel.literal) < path.stat().st_size / 20
     assert join(parcel.parts, parcel.literal) == path.read_bytes()
 
@@ -174,7 +174,7 @@ def test_real_weights_are_sent(tmp_path):
     model = emit(chain([SMALL]), StateWeights(state), metadata={"random_weights_seed": "0"})
     path = tmp_path / "n.onnx"
     path.write_bytes(model.SerializeToString())
-    parcel = Parcel.of(path)
+    parcel = Parcel.of([path], path)
     assert parcel.literal == path.read_bytes()  # the seed alone is not believed
     assert join(parcel.parts, parcel.literal) == path.read_bytes()
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import transforms
 
 import deploynas as dn
-from deploynas.check.verdict import Examples, onnx_accuracy
+from deploynas.check.verdict import Examples, file_accuracy
 from deploynas.data import framed
 from deploynas.data.sources import load_digits
 from deploynas.errors import InvalidInputError
@@ -122,6 +122,6 @@ def test_accuracy_is_the_same_whoever_preprocesses(tmp_path):
     for name, content in files.items():
         (path := tmp_path / f"{name}.onnx").write_bytes(content)
         own = examples if name == "frames" else Examples.of(digits, None)
-        found[name] = onnx_accuracy(path, own, lambda text, share: None)
+        found[name] = file_accuracy(path, own, lambda text, share: None)
     assert found["floats"] == found["pixels"] == found["frames"]
     assert found["floats"] > 0.3
