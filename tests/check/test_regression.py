@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
 import deploynas as dn
-from deploynas.check import Baseline, check, junit, markdown, percentage
+from deploynas.check import Baseline, LatencyRecord, check, junit, markdown, percentage, regression
 from deploynas.check.regression import RECORD_MARGIN, against, decide, looks
-from deploynas.device import Estimate, LocalDevice
+from deploynas.device import Estimate, Level, LocalDevice, Samples
 from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
 from deploynas.graph import RandomWeights, write_model
+from deploynas.onboard.timing import t_quantile
 
 pytestmark = pytest.mark.usefixtures("short_sessions")
 
@@ -111,6 +114,42 @@ def test_a_limit_that_nothing_can_tell_ends_with_the_timeout(models):
             assert [look.sessions for look in found.looks] == [3]
             return
     pytest.fail("three times an interval of equal models lay beside 1")
+
+
+def test_the_last_look_is_where_the_time_is_over(models, monkeypatch):
+    """A second a session, of 7.5: looks after 3, 4 and 6 sessions, and after the eighth."""
+    clock = [0.0]
+
+    def one_session(device, files, rule, *, samples):
+        for name in files:
+            one = samples.setdefault(name, Samples(1000))
+            ms = 1.0 + 0.1 * (len(one.ms) % 2) * (name == "candidate")
+            one.add(True, ms, Level(1.0, 1.0))
+        assert rule.max_seconds == 7.5 / 3
+        clock[0] += 1.0
+
+    monkeypatch.setattr(regression, "measure", one_session)
+    monkeypatch.setattr(regression, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    found = against(LocalDevice(), models["small"], Baseline(models["small"], 0.05, 7.5))
+    assert [look.sessions for look in found.looks] == [3, 4, 6, 8]
+    assert found.outcome == "inconclusive"  # half of the sessions say 1, the others 1.1
+    assert found.ratio.median == pytest.approx(1.1**0.5)
+    half = t_quantile(1 - 0.05 / 16, 7) * math.log(1.1) / math.sqrt(4 * 7)
+    assert found.ratio.high == pytest.approx(1.1**0.5 * math.exp(half))
+
+
+def test_the_interval_against_a_record_by_hand(models):
+    """Now twice as slow, without scatter; the record's two sessions differ by 2 %."""
+    device = LocalDevice()
+    then = Samples(1000, [[1.0], [math.exp(0.02)]], [[1.0]] * 2, [[1.0]] * 2)
+    now = Samples(1000, [[2.0], [2.0], [2.0]], [[1.0]] * 3, [[1.0]] * 3)
+    record = LatencyRecord.of(device, models["small"], then)
+    ratio = regression._of_record(now, record, 0.975)
+    assert ratio.median == pytest.approx(2 * math.exp(-0.01), rel=1e-6)
+    # Student's quantile for one degree of freedom at 97.5 %, times half of the difference
+    half = 25.4516996 * 0.01 + RECORD_MARGIN
+    assert math.log(ratio.high / ratio.median) == pytest.approx(half, rel=1e-4)
+    assert math.log(ratio.median / ratio.low) == pytest.approx(half, rel=1e-4)
 
 
 @pytest.mark.slow
