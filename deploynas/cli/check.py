@@ -223,6 +223,10 @@ def check(
             document["accuracy"] = result.accuracy
         if result.regression:
             document["ratio"] = _estimate(result.regression.ratio)
+            document["looks"] = [
+                {"sessions": x.sessions, "confidence": x.confidence, **_estimate(x.ratio)}
+                for x in result.regression.looks
+            ]
             document["slower_layers"] = [vars(layer) for layer in result.regression.slower]
         if result.taken:
             document["taken"] = dict(result.taken)

@@ -158,7 +158,7 @@ def _quantized(found: Quantization, device: str) -> list[str]:
         f"validation images{kept}"
     ]
     if found.ratio is not None:
-        says = {True: "take int8", False: "take fp32", None: "no difference that can be told"}
+        says = {True: "take int8", False: "take fp32", None: "equal within the interval"}
         lines.append(
             f"int8 takes {found.ratio:.3f} times as long as float on {device} (95 % interval "
             f"{found.ratio_low:.3f}-{found.ratio_high:.3f}): {says[found.is_faster]}"

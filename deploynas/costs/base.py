@@ -55,6 +55,10 @@ class Latencies(Protocol):
         """``(n,)`` ends of the predictions' intervals."""
         ...
 
+    def within_ms(self, limit: float) -> float:
+        """The prediction whose upper end is ``limit``."""
+        ...
+
     def ms_of(self, terms: float) -> float:
         """Of a sum of terms."""
         ...

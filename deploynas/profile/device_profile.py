@@ -7,6 +7,7 @@ another are refused.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -113,6 +114,8 @@ class Validation(Record):
         within_5_percent: Share of networks.
         kendall_tau: Rank correlation; ``kendall_tau_low``/``high`` its 95 % bootstrap interval.
         residual_95: 95th percentile of the absolute relative error.
+        margin: Share of a prediction that its upper bound lies above it; see
+            :func:`deploynas.profile.latency_model.conformal_margin`.
         noise_floor: Mean relative half-width of the measurements' own 95 % intervals.
     """
 
@@ -123,11 +126,23 @@ class Validation(Record):
     kendall_tau_low: Correlation
     kendall_tau_high: Correlation
     residual_95: Share
+    margin: Share
     noise_floor: Share
 
 
+def _with_margins(document: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 kept the residual alone: an error of -r in the prediction is r / (1 - r) of it."""
+    validations = document.get("validations", {})
+    for validation in validations.values():
+        residual = validation["residual_95"]
+        validation["margin"] = residual / (1 - residual) if residual < 1 else residual
+    return document
+
+
 class DeviceProfile(Artifact):
-    """A device's profile. Format 1 (0.1.0): first version.
+    """A device's profile.
+
+    Format 1: first version; 2 (0.1.0): a validation tells the margin of the bound.
 
     Attributes:
         identity: Whose it is.
@@ -138,7 +153,10 @@ class DeviceProfile(Artifact):
     """
 
     SCHEMA: ClassVar[str] = "deploynas-device-profile"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    MIGRATIONS: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {
+        1: _with_margins
+    }
 
     identity: Identity
     level: LevelRecord | None = None

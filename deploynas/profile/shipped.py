@@ -73,7 +73,7 @@ def calibrations(profile: DeviceProfile) -> list[Calibration]:
                 in_channels=int(in_channels),
                 resolutions=tuple(sorted({network.resolution for network in networks})),
                 num_networks=len(networks),
-                stated_error=validation.residual_95 if validation else None,
+                stated_error=validation.margin if validation else None,
             )
         )
     return found

@@ -109,7 +109,7 @@ class Model:
     def __init__(self):
         for name in ("space", "half_width", "upper_ms", "predict_ms", "layer_terms", "terms_of"):
             setattr(self, name, getattr(LAND, name))
-        self.intercept_term, self.ms_of = 0.0, LAND.ms_of
+        self.intercept_term, self.ms_of, self.within_ms = 0.0, LAND.ms_of, LAND.within_ms
 
     def extrapolates(self, ms):
         return False
