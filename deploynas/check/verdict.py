@@ -28,6 +28,7 @@ from deploynas.export import Manifest
 from deploynas.export.probe import TOLERANCE, flat, open_session, probes
 from deploynas.graph.preprocess import centre
 from deploynas.onboard.folders import temporary_folder
+from deploynas.spaces import Resolution
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -53,7 +54,8 @@ class Examples:
         split: The images, cropped.
         mean: A value a channel, a fraction of 1, as ``std``.
         num_classes: Of the data.
-        crop: Share of the shorter side that a model which crops keeps.
+        crop: What a model which crops keeps: see :meth:`Resolution.part_of`.
+        resolution: Of the network in such a model; None where a model takes whole images.
     """
 
     split: Source
@@ -61,6 +63,7 @@ class Examples:
     std: tuple[float, ...]
     num_classes: int
     crop: float = 1.0
+    resolution: Resolution | None = None
 
     @classmethod
     def of(cls, dataset: ImageDataset, manifest: Manifest | None) -> Examples:
@@ -78,8 +81,8 @@ class Examples:
             )
         prepared = dataset.with_channels(manifest.preprocessing.channels)
         own = manifest.preprocessing
-        crop = own.crop if own.image_size else 1.0
-        return cls(prepared.test, own.mean, own.std, dataset.num_classes, crop)
+        cropped = (own.crop, own.resolution) if own.image_size else ()
+        return cls(prepared.test, own.mean, own.std, dataset.num_classes, *cropped)
 
 
 @dataclass(frozen=True)
@@ -332,12 +335,12 @@ def onnx_accuracy(
             f"{model} takes an image of shape {image.shape}, the data has {channels} channels"
         )
     num_classes = examples.num_classes
-    box = centre(height, width, examples.crop)
+    box = centre(height, width, examples.crop, examples.resolution or Resolution(height, width))
     images, labels = examples.split, examples.split.labels
     correct = 0
     for start in range(0, len(images), 500):
         rows = np.arange(start, min(start + 500, len(images)))
-        pixels = framed(images.batch(rows, box.side, box.side), height, width, *box)
+        pixels = framed(images.batch(rows, *box.size), height, width, *box)
         batch = pixels if takes_pixels else normalise(pixels, examples.mean, examples.std)
         for x, label in zip(batch, labels[start : start + 500], strict=True):
             answer = _answer(session, image.name, x[None], model)

@@ -233,7 +233,7 @@ def _examples(data: Path, manifest: Manifest | None, side: int) -> Examples:
         return Examples.of(load_dataset(data, max_size=max(64, side)), None)
     if manifest.weights == "published":
         preprocessing = manifest.preprocessing
-        split = Split(*load_imagenet(data, preprocessing.resolution, IMAGENET_PER_CLASS))
+        split = Split(*load_imagenet(data, manifest.data_size, IMAGENET_PER_CLASS))
         num_classes = len(manifest.classes)
         return Examples(split, preprocessing.mean, preprocessing.std, num_classes)
     size = max(64, manifest.data_size, side)

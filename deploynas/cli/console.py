@@ -26,6 +26,10 @@ RuntimeName = Annotated[
 ]
 PrecisionName = Annotated[str, typer.Option("--precision", help="fp32 or int8.")]
 SpaceName = Annotated[str, typer.Option("--space", help="Search space.")]
+Resolutions = Annotated[
+    list[str] | None,
+    typer.Option("--resolution", metavar="PX|HxW", help="A side, or 96x160; may be repeated."),
+]
 OnProgress = Callable[[str, float], None]
 
 LOG_SECONDS = 30.0
@@ -59,7 +63,7 @@ def open_data(
     from deploynas.data import load_dataset
     from deploynas.spaces import space
 
-    max_size = max(64, *space(space_name).resolutions)
+    max_size = max(64, *(side for one in space(space_name).resolutions for side in one.size))
     dataset = load_dataset(data, download=download, seed=seed, max_size=max_size)
     for text in dataset.warnings:
         warn(text)

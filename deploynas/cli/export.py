@@ -47,6 +47,7 @@ def export(
     from deploynas.device import open_attached
     from deploynas.errors import InvalidInputError
     from deploynas.export.exporter import Form, InModel
+    from deploynas.spaces import Resolution
     from deploynas.workflows import exporting
     from deploynas.workflows.chosen import open_run
     from deploynas.workflows.images import data_of
@@ -60,7 +61,7 @@ def export(
         warn(note)
     in_model = None
     if with_preprocessing or image_size:
-        in_model = InModel(_size(image_size) if image_size else None)
+        in_model = InModel(Resolution.of(image_size).size if image_size else None)
     precision = precision or result.precision
     is_elsewhere = result.device.name != "cpu"
     device = None
@@ -113,9 +114,8 @@ def export(
         f"{'images' if manifest.parity_images == 'real' else 'images of noise'}"
     )
     if manifest.preprocessing_max_abs_diff is not None:
-        height, width = (
-            manifest.preprocessing.image_size or [manifest.preprocessing.resolution] * 2
-        )
+        preprocessing = manifest.preprocessing
+        height, width = preprocessing.image_size or preprocessing.resolution.size
         say(
             f"takes uint8 images of {height} x {width} px and gives probabilities: largest "
             f"difference from preprocessing outside {manifest.preprocessing_max_abs_diff:.1e}"
@@ -125,15 +125,6 @@ def export(
             say(line)
     say(f"next: deploynas check {folder}")
     return None
-
-
-def _size(text: str) -> tuple[int, int]:
-    from deploynas.errors import InvalidInputError
-
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
-        raise InvalidInputError(f"--image-size {text!r} is not HEIGHTxWIDTH, like 480x640")
-    return int(sides[0]), int(sides[1])
 
 
 def _quantized(found: Quantization, device: str) -> list[str]:

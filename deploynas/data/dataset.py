@@ -12,7 +12,7 @@ import numpy as np
 from deploynas.data.images import Source
 from deploynas.data.pixels import round_side
 from deploynas.errors import InvalidInputError
-from deploynas.spaces import SearchSpace, space
+from deploynas.spaces import ResolutionLike, SearchSpace, space
 
 _STD_FLOOR = 1 / 255  # a constant channel must not divide by zero
 
@@ -101,7 +101,7 @@ def resolutions_for(size: int) -> tuple[int, ...]:
 
 
 def space_for(
-    name: str, dataset: ImageDataset, resolutions: Sequence[int] | None = None
+    name: str, dataset: ImageDataset, resolutions: Sequence[ResolutionLike] | None = None
 ) -> SearchSpace:
     """A search space with the data's classes, channels and (where None) resolutions.
 
@@ -109,8 +109,7 @@ def space_for(
     """
     is_elastic = len(space(name).resolutions) > 1
     own = resolutions_for(dataset.size) if is_elastic else (round_side(dataset.size),)
-    sides = resolutions or own
-    return space(name, dataset.num_classes, dataset.channels, sides)
+    return space(name, dataset.num_classes, dataset.channels, resolutions or own)
 
 
 def build_dataset(

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deploynas.data.pixels import MIN_SIZE, SIZE_STEP, Pixels, round_side
+from deploynas.data.pixels import MIN_SIZE, SIZE_STEP, Pixels, brought_to, round_side
 from deploynas.errors import InvalidInputError
+from deploynas.spaces import Resolution
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and the total."""
@@ -185,12 +186,6 @@ def _convert(image: Image.Image, look: Look) -> Image.Image:
 
 
 def _square(image: Image.Image, size: int, crop: float = 1.0) -> Image.Image:
-    # Resizing the centre square is the same as resizing all and cropping, without the
-    # detour over a huge image for an extreme aspect ratio.
-    width, height = image.size
-    if (width, height) == (size, size) and crop == 1:
+    if image.size == (size, size) and crop == 1:
         return image
-    side = min(width, height) * crop
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return brought_to(image, Resolution(size, size), crop)

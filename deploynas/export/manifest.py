@@ -4,31 +4,37 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainSerializer, PlainValidator
 
 from deploynas.artifacts import Artifact, Record
 from deploynas.device import Identity
-from deploynas.spaces import ArchRecord
+from deploynas.spaces import ArchRecord, Resolution, SpaceRecord
 
 Weights = Literal["inherited", "fine-tuned", "from-scratch", "published"]
 BatchNorm = Literal["calibrated", "uncalibrated"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+AsWritten = Annotated[
+    Resolution,
+    PlainValidator(Resolution.of),
+    PlainSerializer(lambda resolution: resolution.plain),
+]
 
 
 class Preprocessing(Record):
     """From an image to the model's input.
 
-    The centre square of ``crop`` times the shorter side, resized (bilinear, antialiased), divided
-    by 255, normalised.
+    The largest centre rectangle of the resolution's shape (a square, where that is one), ``crop``
+    times as high and wide, resized to it (bilinear, antialiased), divided by 255, normalised.
 
     Attributes:
+        resolution: Of the network's input.
         in_model: Whether the model does it: its input is uint8 ``(1, height, width, channels)``,
             its output probabilities. Elsewhere the input is float32 and the output logits.
         image_size: Height and width of the images that such a model crops and resizes; it leaves
             both to the caller where None.
     """
 
-    resolution: Annotated[int, Field(gt=0)]
+    resolution: AsWritten
     channels: Literal[1, 3]
     mean: tuple[float, ...]
     std: tuple[Positive, ...]
@@ -89,7 +95,7 @@ class Manifest(Artifact):
     SCHEMA: ClassVar[str] = "deploynas-export"
     VERSION: ClassVar[int] = 1
 
-    space: dict[str, str | int | list[int]]
+    space: SpaceRecord
     architecture: ArchRecord
     classes: tuple[str, ...]
     preprocessing: Preprocessing

@@ -89,10 +89,10 @@ class ImageNetPredictor:
 
     def _own(self, archs: Archs) -> tuple[Archs, np.ndarray]:
         """The rows as rows of ``self.space``, and which of them it holds."""
-        sides = self._given.resolution_of(archs)
-        known = np.isin(sides, self.space.resolutions)
-        first = self.space.resolutions[0]
-        return self.space.with_resolution(archs, np.where(known, sides, first)), known
+        found = self._given.resolution_of(archs)
+        known = np.array([one in self.space.resolutions for one in found], bool)
+        found[~known] = self.space.resolutions[0]
+        return self.space.with_resolution(archs, found), known
 
 
 def imagenet_predictor(name: str | SearchSpace) -> ImageNetPredictor:

@@ -10,7 +10,7 @@ from deploynas.artifacts import Artifact, Record, unchanged
 from deploynas.device import Identity
 from deploynas.profile.device_profile import Precision
 from deploynas.search.budget import Budget
-from deploynas.spaces import ArchRecord
+from deploynas.spaces import ArchRecord, SpaceRecord
 
 AccuracyKind = Literal["measured", "predicted"]
 FoundBy = Literal["strategy", "random", "uniform", "largest"]
@@ -170,7 +170,7 @@ class SearchResult(Artifact):
 
     job: str = ""
     found_by: FoundBy = "strategy"
-    space: dict[str, str | int | list[int]]
+    space: SpaceRecord
     strategy: str
     seed: int
     budget: Budget

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from deploynas.artifacts import Record
 from deploynas.data import ImageDataset
 from deploynas.errors import DeploynasError, InvalidInputError
+from deploynas.spaces import ResolutionLike
 from deploynas.train.batches import Batches, Moved, on_device
 from deploynas.train.checkpoint import State, load_checkpoint, save_checkpoint
 from deploynas.train.distributed import (
@@ -138,8 +139,8 @@ class StepImages:
         self.phase, self.rate, self.scaled = phase, rate, scaled
         self.labels = data.labels[on_device(rows[self._own], data.labels.device)]
 
-    def at(self, resolution: int) -> Tensor:
-        """``(n, c, resolution, resolution)``, normalised and, where the recipe says, shifted."""
+    def at(self, resolution: ResolutionLike) -> Tensor:
+        """``(n, c, height, width)``, normalised and, where the recipe says, shifted."""
         moved = None
         if self._recipe.epochs >= self._recipe.augment_from:
             moved = Moved(

@@ -82,8 +82,7 @@ class Published:
         """The static network of ``arch``; batch norms recalibrated where there are images."""
         network = self._supernet.extract(arch).to(memory_format=torch.channels_last)
         if self._calibration is not None:
-            side = network.nodes[0].layer.height
-            assert side == self._calibration.shape[1]
+            assert network.resolution.size == self._calibration.shape[1:3]
             recalibrate(network, self._batches(self._calibration, "calibrating batch norms"))
         return network
 
@@ -165,7 +164,7 @@ class PublishedWeights:
         sides = ", ".join(map(str, space.resolutions))
         tell.note(f"searching at {sides} px: the accuracy predictor knows no other resolution")
         supernet = self._supernet.to(pick_device()).eval()
-        size = max(space.resolutions)
+        size = max(space.resolutions).height  # a square, as the predictor's are
         calibration, validation = pictures(
             size, self._calibration, self._images, plan.seed, tell.progress
         )

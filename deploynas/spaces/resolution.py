@@ -1,0 +1,103 @@
+"""Heights and widths in pixels, of input images and of feature maps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from deploynas.errors import InvalidInputError
+
+MIN_SIDE, MAX_SIDE = 8, 4_096  # of a network's input
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Resolution:
+    """A height and a width in pixels, ordered by their product.
+
+    People and files write :attr:`plain`, which it equals: ``Resolution(128, 128) == 128`` and
+    ``Resolution(96, 160) == "96x160"``.
+    """
+
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, value: object) -> Resolution:
+        """What a side, ``HEIGHTxWIDTH`` or a resolution means.
+
+        Raises:
+            InvalidInputError: It is none of them, or a side is not positive.
+        """
+        if isinstance(value, Resolution):
+            return value
+        found = re.fullmatch(r"([1-9][0-9]{0,8})(?:x([1-9][0-9]{0,8}))?", str(value))
+        if found is None:
+            raise InvalidInputError(
+                f"a resolution is {MIN_SIDE} px or more, or HEIGHTxWIDTH like 96x160, "
+                f"not {value!r}"
+            )
+        return cls(int(found[1]), int(found[2] or found[1]))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height, width."""
+        return self.height, self.width
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The side of a square; else height and width."""
+        return self.size if self.height != self.width else (self.height,)
+
+    @property
+    def plain(self) -> int | str:
+        """The side of a square; else ``HEIGHTxWIDTH``."""
+        return self.height if self.height == self.width else f"{self.height}x{self.width}"
+
+    def strided(self, stride: int) -> Resolution:
+        """What a padded convolution of a stride makes of a feature map of this size."""
+        return Resolution(-(-self.height // stride), -(-self.width // stride))
+
+    def part_of(
+        self, height: int, width: int, share: float = 1.0
+    ) -> tuple[float, float, float, float]:
+        """What of an image becomes a network's input of this resolution.
+
+        Args:
+            height: Of the image.
+            width: Of the image.
+            share: Of the largest rectangle of this shape: how much of its sides is kept.
+
+        Returns:
+            Top, left, height and width of a rectangle of this shape in the image's centre.
+        """
+        shape = self.width / self.height
+        tall, wide = min(height, width / shape) * share, min(width, height * shape) * share
+        return (height - tall) / 2, (width - wide) / 2, tall, wide
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.plain == (other.plain if isinstance(other, Resolution) else other))
+
+    def __hash__(self) -> int:
+        return hash(self.plain)
+
+    def __lt__(self, other: Resolution) -> bool:
+        return (self.height * self.width, self.height) < (other.height * other.width, other.height)
+
+    def __str__(self) -> str:
+        return str(self.plain)
+
+    def __repr__(self) -> str:
+        return repr(self.plain)
+
+
+ResolutionLike = Resolution | int | str  # what Resolution.of takes
+
+
+def resolutions_of(values: Iterable[ResolutionLike]) -> tuple[Resolution, ...]:
+    """Different resolutions, in ascending order.
+
+    Raises:
+        InvalidInputError: A value is none.
+    """
+    return tuple(sorted({Resolution.of(value) for value in values}))
