@@ -151,11 +151,15 @@ def load_target(target: Path) -> tuple[Path, Manifest | None]:
     return model, manifest
 
 
-def side_of(model: Path) -> int:
-    """The longest side of the image that a model takes; 0 where it takes none of a fixed size."""
+def size_of(model: Path) -> Resolution | None:
+    """Of the image that a model takes; None where it takes none of a fixed size."""
     shapes = list(ModelFile(model).inputs.values())
-    sides = [side for side in shapes[0] if isinstance(side, int)] if len(shapes) == 1 else []
-    return max(sides, default=0) if len(sides) in (3, 4) else 0
+    if len(shapes) != 1 or len(shapes[0]) not in (3, 4):
+        return None
+    *_, first, middle, last = shapes[0]
+    sides = (middle, last) if first in (1, 3) else (first, middle)
+    height, width = (side if isinstance(side, int) else 0 for side in sides)
+    return Resolution(height, width) if height and width else None
 
 
 def check(

@@ -182,7 +182,7 @@ def choose_space(
     if data is None and (given or is_published):
         channels = 3 if in_channels is None else in_channels
         return space(name, num_classes, channels, resolutions)
-    return space_for(name, open_data(data, space_name=name), resolutions)
+    return space_for(name, open_data(data, space_name=name, resolutions=resolutions), resolutions)
 
 
 def validate(

@@ -28,6 +28,7 @@ from deploynas.cli.console import (
     Json,
     PrecisionName,
     Quiet,
+    Resolutions,
     open_data,
     print_json,
     progress,
@@ -73,6 +74,7 @@ def search(
         str | None,
         typer.Option("--space", metavar="NAME", help="Search space; else the strategy's own."),
     ] = None,
+    resolution: Resolutions = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Images: a folder, or IDX files.")
     ] = None,
@@ -149,11 +151,11 @@ def search(
             source.require_fit(strategy)
             run = output or _own_run(f"{space_name}-published")
         else:
-            dataset = open_data(data, space_name=space_name)
+            dataset = open_data(data, space_name=space_name, resolutions=resolution)
             own = [strategy.name] if strategy.weights == "single-path" else []
             own += [evaluator] if evaluator != "inherited" else []
             run = output or _own_run("-".join([space_name, dataset.name, *own]))
-            chosen = space_for(space_name, dataset)
+            chosen = space_for(space_name, dataset, resolution)
             source = source_of(strategy, options, chosen, dataset, how, run, tell)
         effort = Effort(evaluations or source.num_evaluations, source.at_once)
         plan = Plan(strategy, options, seed, effort, source.beside)

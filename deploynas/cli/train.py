@@ -60,7 +60,7 @@ def train(
     if schedule is not None and schedule not in SCHEDULES:
         raise UnknownNameError("schedule", schedule, SCHEDULES)
 
-    dataset = open_data(data, space_name=space_name)
+    dataset = open_data(data, space_name=space_name, resolutions=resolution)
     chosen = space_for(space_name, dataset, resolution)
     settings = supernet_recipe(
         chosen, dataset, epochs, seed, schedule, pairs(recipe_set, "--recipe-set")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deploynas.errors import InvalidInputError
-from deploynas.spaces import Resolution
+from deploynas.spaces import Resolution, ResolutionLike
 
 Pixels = NDArray[np.uint8]
 
@@ -41,15 +41,15 @@ def to_channels(images: Pixels, channels: int) -> Pixels:
     return grey
 
 
-def resize(images: Pixels, height: int, width: int | None = None) -> Pixels:
-    """Resize every image with Pillow's antialiased bilinear filter, so that nothing is distorted.
+def resize(images: Pixels, height: ResolutionLike, width: int | None = None) -> Pixels:
+    """Resize every image with Pillow's antialiased bilinear filter, and distort none.
 
-    Of images of another shape the centre is kept, as large as it can be.
+    Of images of another shape the centre is kept, as much of it as there is.
 
     Args:
         images: uint8 (n, h, w, c), c is 1 or 3.
-        height: The new one in px.
-        width: The same; a square where None.
+        height: The new one in px; where ``width`` is None a resolution.
+        width: The new one in px.
 
     Returns:
         uint8 (n, height, width, c); ``images`` itself when already that size.
@@ -57,16 +57,11 @@ def resize(images: Pixels, height: int, width: int | None = None) -> Pixels:
     Raises:
         InvalidInputError: A side is not positive.
     """
-    width = height if width is None else width
-    if min(height, width) < 1:
-        raise InvalidInputError(
-            f"a resolution is a positive number of pixels, not {min(height, width)}"
-        )
-    wanted = Resolution(height, width)
+    wanted = Resolution.of(height if width is None else f"{height}x{width}")
     count, *size, channels = images.shape
-    if size == [height, width]:
+    if tuple(size) == wanted.size:
         return images
-    result = np.empty((count, height, width, channels), dtype=np.uint8)
+    result = np.empty((count, *wanted.size, channels), dtype=np.uint8)
     for source, target in zip(images, result, strict=True):
         image = Image.fromarray(source[..., 0] if channels == 1 else source)
         target[...] = np.asarray(brought_to(image, wanted)).reshape(target.shape)

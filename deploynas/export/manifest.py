@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PlainSerializer, PlainValidator
+from pydantic import Field
 
 from deploynas.artifacts import Artifact, Record
 from deploynas.device import Identity
@@ -13,11 +13,6 @@ from deploynas.spaces import ArchRecord, Resolution, SpaceRecord
 Weights = Literal["inherited", "fine-tuned", "from-scratch", "published"]
 BatchNorm = Literal["calibrated", "uncalibrated"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-AsWritten = Annotated[
-    Resolution,
-    PlainValidator(Resolution.of),
-    PlainSerializer(lambda resolution: resolution.plain),
-]
 
 
 class Preprocessing(Record):
@@ -34,7 +29,7 @@ class Preprocessing(Record):
             both to the caller where None.
     """
 
-    resolution: AsWritten
+    resolution: Resolution
     channels: Literal[1, 3]
     mean: tuple[float, ...]
     std: tuple[Positive, ...]
@@ -77,7 +72,7 @@ class Manifest(Artifact):
     Attributes:
         core_ms, memory_ms: The reference level of ``predicted_latency_ms``.
         prediction_error: Relative half-width of the prediction's 95 % residual.
-        data_size: Side in px at which the data was loaded, before it was resized.
+        data_size: At which the data was loaded, before it was resized.
         predicted_latency_ms: None where the profile lacks the network's own classifier, and in
             another precision than the search's.
         weights: The supernet's own, trained further, trained anew, or published.
@@ -101,7 +96,7 @@ class Manifest(Artifact):
     preprocessing: Preprocessing
     data_fingerprint: str
     data_source: str
-    data_size: int
+    data_size: Resolution
     opset: int
     device: Identity
     core_ms: Positive

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from deploynas.errors import InvalidInputError
 
@@ -47,12 +48,17 @@ class Resolution:
     @property
     def numbers(self) -> tuple[int, ...]:
         """The side of a square; else height and width."""
-        return self.size if self.height != self.width else (self.height,)
+        return (self.height,) if self.is_square else self.size
+
+    @property
+    def is_square(self) -> bool:
+        """Whether height and width are one."""
+        return self.height == self.width
 
     @property
     def plain(self) -> int | str:
         """The side of a square; else ``HEIGHTxWIDTH``."""
-        return self.height if self.height == self.width else f"{self.height}x{self.width}"
+        return self.height if self.is_square else f"{self.height}x{self.width}"
 
     def strided(self, stride: int) -> Resolution:
         """What a padded convolution of a stride makes of a feature map of this size."""
@@ -71,9 +77,17 @@ class Resolution:
         Returns:
             Top, left, height and width of a rectangle of this shape in the image's centre.
         """
-        shape = self.width / self.height
-        tall, wide = min(height, width / shape) * share, min(width, height * shape) * share
+        tall = min(height, width * self.height / self.width) * share
+        wide = min(width, height * self.width / self.height) * share
         return (height - tall) / 2, (width - wide) / 2, tall, wide
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> Any:
+        """In a record it is read by :meth:`of` and written as :attr:`plain`."""
+        from pydantic_core import core_schema
+
+        written = core_schema.plain_serializer_function_ser_schema(lambda one: one.plain)
+        return core_schema.no_info_plain_validator_function(cls.of, serialization=written)
 
     def __eq__(self, other: object) -> bool:
         return bool(self.plain == (other.plain if isinstance(other, Resolution) else other))

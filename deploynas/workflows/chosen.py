@@ -133,14 +133,14 @@ def open_saved(run: Path, result: SearchResult, dataset: ImageDataset | None) ->
     record = ChosenRecord.read(ChosenRecord.file_in(run))
     path = own_weights(run, ChosenRecord.file_in(run), record, "search again")
     chosen = space_of(result.space)
-    side = result.data.size
-    images = np.zeros((0, side, side, 3), np.uint8)
+    size = result.data.size
+    images = np.zeros((0, *size.size, 3), np.uint8)
     if result.weights in ("paths", "trained") and dataset is not None:
         images = dataset.test.first(PARITY_IMAGES)
     elif record.images and Path(record.images).is_dir():
         from deploynas.data.imagenet import load_unlabelled
 
-        images = load_unlabelled(Path(record.images), side, PARITY_IMAGES)
+        images = load_unlabelled(Path(record.images), size.height, PARITY_IMAGES)
     kinds: dict[str, Weights] = {"published": "published", "trained": "from-scratch"}
     kind = kinds.get(result.weights, "inherited")
     return TrainedNetwork(

@@ -26,7 +26,7 @@ from deploynas.search.imagenet import ImageNetPredictor, imagenet_predictor
 from deploynas.search.result import AccuracyKind
 from deploynas.search.run import by_score
 from deploynas.search.strategy import Strategy
-from deploynas.spaces import Archs, SearchSpace
+from deploynas.spaces import Archs, Resolution, SearchSpace
 from deploynas.train import pick_device
 from deploynas.workflows.search import Opened
 from deploynas.workflows.target import OnProgress, Tell
@@ -217,7 +217,7 @@ def _imagenet_record(data: Path | None, size: int) -> DataRecord:
         fingerprint="",
         classes=tuple(categories),
         channels=3,
-        size=size,
+        size=Resolution(size, size),
         mean=MEAN,
         std=STD,
         crop=CROP,

@@ -19,6 +19,7 @@ from deploynas.export.exporter import network_bytes
 from deploynas.graph.preprocess import centre, with_preprocessing
 from deploynas.nn import build
 from deploynas.nn.static import initialise
+from deploynas.spaces import Resolution
 from deploynas.train import Recipe, train_network
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -52,7 +53,7 @@ def ask(content, image):
 @torch.no_grad()
 def by_torchvision(network, image, crop=1.0):
     steps = [
-        transforms.CenterCrop(centre(*image.shape[:2], crop).side),
+        transforms.CenterCrop(centre(*image.shape[:2], crop).size),
         transforms.Resize(SIDE),
         transforms.ToTensor(),
         transforms.Normalize(MEAN, STD),
@@ -110,7 +111,7 @@ def test_accuracy_is_the_same_whoever_preprocesses(tmp_path):
     network = build(space, space.smallest()[0])
     train_network(network, digits, Recipe(epochs=3, batch_size=64, augment_from=99))
     model = network_bytes(network.eval(), opset=18)
-    examples = Examples(digits.test, digits.mean, digits.std, 10, crop=0.8)
+    examples = Examples(digits.test, digits.mean, digits.std, 10, 0.8, Resolution(16, 16))
     files = {
         "floats": model,
         "pixels": with_preprocessing(model, digits.mean, digits.std),
