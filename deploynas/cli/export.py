@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +48,6 @@ def export(
     from deploynas.device import open_attached
     from deploynas.errors import InvalidInputError
     from deploynas.export.exporter import Form, InModel
-    from deploynas.spaces import Resolution
     from deploynas.workflows import exporting
     from deploynas.workflows.chosen import open_run
     from deploynas.workflows.images import data_of
@@ -61,7 +61,7 @@ def export(
         warn(note)
     in_model = None
     if with_preprocessing or image_size:
-        in_model = InModel(Resolution.of(image_size).size if image_size else None)
+        in_model = InModel(_size(image_size) if image_size else None)
     precision = precision or result.precision
     is_elsewhere = result.device.name != "cpu"
     device = None
@@ -125,6 +125,16 @@ def export(
             say(line)
     say(f"next: deploynas check {folder}")
     return None
+
+
+def _size(text: str) -> tuple[int, int]:
+    from deploynas.errors import InvalidInputError
+    from deploynas.spaces import Resolution
+
+    with contextlib.suppress(InvalidInputError):
+        if "x" in text:
+            return Resolution.of(text).size
+    raise InvalidInputError(f"--image-size {text!r} is not HEIGHTxWIDTH, like 480x640")
 
 
 def _quantized(found: Quantization, device: str) -> list[str]:

@@ -116,12 +116,21 @@ def search(
     changes = pairs(recipe_set, "--recipe-set")
     if ofa_weights is None and calibration_images is not None:
         raise InvalidInputError("--calibration-images goes with --ofa-weights")
+    if ofa_weights is not None and resolution:
+        raise InvalidInputError(
+            "published weights are searched at the resolutions that their predictor knows",
+            "leave out --resolution",
+        )
     if ofa_weights is not None and supernet is not None:
         raise InvalidInputError("give one of --ofa-weights and --supernet")
     if supernet is not None and space_name is not None:
         from deploynas.workflows.inherited import require_space
 
         require_space(supernet, space(space_name))
+    if supernet is not None and not resolution:
+        from deploynas.workflows.inherited import trained_at
+
+        resolution = trained_at(supernet)
     space_name = space_name or strategy.home
     space(space_name)  # one that is not known ends here
 

@@ -35,8 +35,8 @@ class Resolution:
         found = re.fullmatch(r"([1-9][0-9]{0,8})(?:x([1-9][0-9]{0,8}))?", str(value))
         if found is None:
             raise InvalidInputError(
-                f"a resolution is {MIN_SIDE} px or more, or HEIGHTxWIDTH like 96x160, "
-                f"not {value!r}"
+                f"a resolution is a positive number of pixels ({MIN_SIDE} px or more of a "
+                f"network), or HEIGHTxWIDTH like 96x160, not {value!r}"
             )
         return cls(int(found[1]), int(found[2] or found[1]))
 

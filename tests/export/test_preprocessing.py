@@ -12,7 +12,7 @@ from torchvision import transforms
 
 import deploynas as dn
 from deploynas.check.verdict import Examples, onnx_accuracy
-from deploynas.data import framed
+from deploynas.data import framed, normalise, resize
 from deploynas.data.sources import load_digits
 from deploynas.errors import InvalidInputError
 from deploynas.export.exporter import network_bytes
@@ -93,6 +93,24 @@ def test_an_old_opset_has_no_antialiased_resize(network):
     whole = with_preprocessing(model, MEAN, STD, image_size=(SIDE, SIDE + 6))
     (image,) = pictures(SIDE, SIDE + 6, 1)
     np.testing.assert_allclose(ask(whole, image), by_torchvision(network, image), atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "crop"), [((60, 60), 1.0), ((50, 100), 0.875), ((24, 40), 1.0)])
+def test_a_model_that_is_wide_crops_so(size, crop):
+    space = dn.space("mobile-small", 10, 3, ["24x40"])
+    network = build(space, space.smallest()[0]).eval()
+    assert network.resolution == "24x40"
+    model = with_preprocessing(
+        network_bytes(network, opset=18), MEAN, STD, crop=crop, image_size=size
+    )
+    box = centre(*size, crop, network.resolution)
+    assert box.size[1] / box.size[0] == pytest.approx(40 / 24, rel=0.05)
+    (image,) = pictures(*size, 1)
+    pixels = image[box.top :, box.left :][: box.size[0], : box.size[1]]
+    x = torch.from_numpy(normalise(resize(pixels[None], "24x40"), MEAN, STD))
+    with torch.no_grad():
+        expected = network(x).softmax(1)[0].numpy()
+    np.testing.assert_allclose(ask(model, image), expected, atol=0.02)
 
 
 def test_a_frame_holds_what_the_model_crops():
