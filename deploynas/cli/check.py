@@ -235,7 +235,7 @@ def _examples(data: Path, manifest: Manifest | None, size: Resolution | None) ->
         return Examples.of(load_dataset(data, max_size=native_size_for(own)), None)
     if manifest.weights == "published":
         preprocessing = manifest.preprocessing
-        split = Split(*load_imagenet(data, manifest.data_size.height, IMAGENET_PER_CLASS))
+        split = Split(*load_imagenet(data, preprocessing.resolution.height, IMAGENET_PER_CLASS))
         num_classes = len(manifest.classes)
         return Examples(split, preprocessing.mean, preprocessing.std, num_classes)
     sides = [max(one.size) for one in own]

@@ -41,11 +41,11 @@ class Reader(Protocol):
         ...
 
     def load(
-        self, path: Path, *, seed: int, max_size: Any, progress: Progress | None = None
+        self, path: Path, *, seed: int, max_size: int, progress: Progress | None = None
     ) -> ImageDataset:
         """The data set, as :func:`load_dataset` says; images may be of any one size.
 
-        ``max_size`` is an int but for readers that ship: the longer side of what is no square.
+        ``max_size`` is a side, the longer one where images are to be of another shape.
 
         Raises:
             InvalidInputError: It is of this kind, and not usable.
@@ -98,7 +98,9 @@ def load_dataset(
             f"data set {path} is a file, not a directory", "unpack an archive first"
         )
     asked = max_size if found in _SHIPPED else max(Resolution.of(max_size).size)
-    return READERS.load(found).load(path, seed=seed, max_size=asked, progress=progress)
+    reader: Any = READERS.load(found)  # ours take shapes too
+    dataset: ImageDataset = reader.load(path, seed=seed, max_size=asked, progress=progress)
+    return dataset
 
 
 def _reader_names() -> tuple[str, ...]:

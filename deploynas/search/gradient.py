@@ -253,7 +253,7 @@ class Learner(abc.ABC):
             InvalidInputError: The data is too small to split, or the checkpoint is another's.
             InfeasibleBudgetError: No network keeps the limits.
         """
-        recipe, (resolution,) = self.recipe, self.space.resolutions
+        recipe, resolution = self.recipe, self.space.resolutions[0]
         optimizer = self.architecture(problem)
         own, held = split_for_architecture(dataset, recipe.held_out, recipe.seed)
         device = next(self.network.parameters()).device

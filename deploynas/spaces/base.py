@@ -253,9 +253,14 @@ class SearchSpace(abc.ABC):
 
     def resolution_of(self, archs: Archs) -> npt.NDArray[np.object_]:
         """``(n,)`` :class:`Resolution` of the input image."""
-        all_of_them, archs = np.array(self.resolutions, np.object_), self._checked(archs)
-        column = self.resolution_column
-        return all_of_them[np.zeros(len(archs), int) if column is None else archs[:, column]]
+        options, indices = np.array(self.resolutions, np.object_), self.resolution_index(archs)
+        found: npt.NDArray[np.object_] = options[indices]
+        return found
+
+    def resolution_index(self, archs: Archs) -> npt.NDArray[np.integer]:
+        """``(n,)`` indices into ``resolutions``."""
+        archs, column = self._checked(archs), self.resolution_column
+        return np.zeros(len(archs), np.int64) if column is None else archs[:, column]
 
     def with_resolution(
         self,
