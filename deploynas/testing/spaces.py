@@ -258,6 +258,7 @@ def _check_resolutions(space: SearchSpace, archs: Archs) -> None:
             f"{space.name}: with_resolutions({[resolution]}) gives {list(narrow.resolutions)}",
         )
         same = narrow.with_resolution(archs, resolution)
+        _check_resolution_of(narrow, same, resolution)
         networks = [narrow.layers(row) for row in same[:5]]
         for row, nodes in zip(same, networks, strict=False):
             first = nodes[0].layer
@@ -269,15 +270,19 @@ def _check_resolutions(space: SearchSpace, archs: Archs) -> None:
         if resolution not in space.resolutions:
             continue
         rows = space.with_resolution(archs, resolution)
-        require(
-            space.resolution_of(rows).tolist() == [resolution] * len(rows),
-            f"{space.name}: resolution_of is not what with_resolution set",
-        )
+        _check_resolution_of(space, rows, resolution)
         require(
             [space.layers(row) for row in rows[:5]] == networks,
             f"{space.name}: with_resolutions({[resolution]}) makes another network of a row",
         )
     _require_refused(space, lambda wrong: space.with_resolution(wrong, 7), archs)
+
+
+def _check_resolution_of(space: SearchSpace, rows: Archs, resolution: Resolution) -> None:
+    require(
+        space.resolution_of(rows).tolist() == [resolution] * len(rows),
+        f"{space.name}: resolution_of is not what with_resolution set",
+    )
 
 
 def _check_size(space: SearchSpace) -> None:
