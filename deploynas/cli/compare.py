@@ -27,6 +27,7 @@ from deploynas.cli.asked import (
 from deploynas.cli.console import (
     Json,
     Quiet,
+    Resolutions,
     open_data,
     print_json,
     progress,
@@ -58,6 +59,7 @@ def compare(
         "proxyless-small"
     ),
     profiles: Profiles = None,
+    resolution: Resolutions = None,
     data: Annotated[Path | None, typer.Option(help="Image folder or IDX files.")] = None,
     images: Annotated[
         int | None,
@@ -100,8 +102,9 @@ def compare(
 
     budget = budget_of(latency_ms, max_flops, max_params, max_memory, limits)
     space(space_name)  # one that is not known ends here
-    dataset = open_data(data, space_name=space_name).with_fewer(images)
-    chosen = space_for(space_name, dataset)
+    dataset = open_data(data, space_name=space_name, resolutions=resolution)
+    dataset = dataset.with_fewer(images)
+    chosen = space_for(space_name, dataset, resolution)
     asked = Settings(
         strategies=tuple(s.strip() for s in (strategies or "").split(",") if s.strip()),
         evaluator=evaluator, num_seeds=seeds, budget=budget, num_evaluations=evaluations,

@@ -30,6 +30,7 @@ from deploynas.cli.console import (
     Json,
     PrecisionName,
     Quiet,
+    Resolutions,
     open_data,
     print_json,
     progress,
@@ -75,6 +76,7 @@ def search(
         str | None,
         typer.Option("--space", metavar="NAME", help="Search space; else the strategy's own."),
     ] = None,
+    resolution: Resolutions = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Images: a folder, or IDX files.")
     ] = None,
@@ -116,12 +118,21 @@ def search(
     changes = recipe_changes(recipe_name, recipe_set)
     if ofa_weights is None and calibration_images is not None:
         raise InvalidInputError("--calibration-images goes with --ofa-weights")
+    if ofa_weights is not None and resolution:
+        raise InvalidInputError(
+            "published weights are searched at the resolutions that their predictor knows",
+            "leave out --resolution",
+        )
     if ofa_weights is not None and supernet is not None:
         raise InvalidInputError("give one of --ofa-weights and --supernet")
     if supernet is not None and space_name is not None:
         from deploynas.workflows.inherited import require_space
 
         require_space(supernet, space(space_name))
+    if supernet is not None and not resolution:
+        from deploynas.workflows.inherited import trained_at
+
+        resolution = trained_at(supernet)
     space_name = space_name or strategy.home
     space(space_name)  # one that is not known ends here
 
@@ -151,11 +162,11 @@ def search(
             source.require_fit(strategy)
             run = output or _own_run(f"{space_name}-published")
         else:
-            dataset = open_data(data, space_name=space_name)
+            dataset = open_data(data, space_name=space_name, resolutions=resolution)
             own = [strategy.name] if strategy.weights == "single-path" else []
             own += [evaluator] if evaluator != "inherited" else []
             run = output or _own_run("-".join([space_name, dataset.name, *own]))
-            chosen = space_for(space_name, dataset)
+            chosen = space_for(space_name, dataset, resolution)
             source = source_of(strategy, options, chosen, dataset, how, run, tell)
         effort = Effort(evaluations or source.num_evaluations, source.at_once)
         plan = Plan(strategy, options, seed, effort, source.beside)

@@ -18,7 +18,7 @@ from deploynas.artifacts import Artifact, Record
 from deploynas.device import Estimate, Identity, Level, Samples
 from deploynas.errors import DeviceMismatchError, IncompleteProfileError
 from deploynas.journal import Journal
-from deploynas.spaces import ArchRecord, Layer, SearchSpace
+from deploynas.spaces import ArchRecord, Layer, Resolution, SearchSpace
 
 Precision = Literal["fp32", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
@@ -86,16 +86,15 @@ class NetworkRecord(Record):
     @field_validator("architecture")
     @classmethod
     def _has_a_resolution(cls, value: ArchRecord) -> ArchRecord:
-        if not isinstance(value.get("resolution"), int):
+        if "resolution" not in value:
             raise ValueError("a calibration network without resolution")
+        Resolution.of(value["resolution"])
         return value
 
     @property
-    def resolution(self) -> int:
-        """Input height and width in pixels."""
-        side = self.architecture["resolution"]
-        assert isinstance(side, int)
-        return side
+    def resolution(self) -> Resolution:
+        """Of the input."""
+        return Resolution.of(self.architecture["resolution"])
 
 
 class LevelRecord(Record):

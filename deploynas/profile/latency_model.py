@@ -189,7 +189,7 @@ def _by_kernel(layer: Layer) -> str:
 
 
 def _by_width(layer: Layer) -> str:
-    return f"{layer.kind} {layer.out_channels} @{layer.height}"
+    return f"{layer.kind} {layer.out_channels} @{layer.size}"
 
 
 def _by_middle(layer: Layer) -> str:

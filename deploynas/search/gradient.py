@@ -26,7 +26,7 @@ from deploynas.errors import InvalidInputError
 from deploynas.search.budget import own_name
 from deploynas.search.discretise import Decision
 from deploynas.search.problem import Problem
-from deploynas.spaces import Archs, SearchSpace
+from deploynas.spaces import Archs, Resolution, SearchSpace
 from deploynas.train import Batches, Recipe, TrainingProgress
 from deploynas.train.distributed import is_first, place
 from deploynas.train.loop import (
@@ -263,11 +263,11 @@ class Learner(abc.ABC):
             InvalidInputError: The data is too small to split, or the checkpoint is another's.
             InfeasibleBudgetError: No network keeps the limits.
         """
-        recipe, side = self.recipe, self.space.resolutions[0]
+        recipe, resolution = self.recipe, self.space.resolutions[0]
         optimizer = self.architecture(problem)
         own, held = split_for_architecture(dataset, recipe.held_out, recipe.seed)
         device = next(self.network.parameters()).device
-        search = _Search(optimizer, Batches(dataset, held, device), recipe, side)
+        search = _Search(optimizer, Batches(dataset, held, device), recipe, resolution)
         if search.smallest_batch < place()[1]:
             raise InvalidInputError(
                 f"{len(held)} images for the architecture cannot be shared by {place()[1]} "
@@ -275,7 +275,7 @@ class Learner(abc.ABC):
             )
 
         def accumulate(images: StepImages) -> Tensor:
-            x = images.at(side)
+            x = images.at(resolution)
 
             def loss_of(out: Tensor) -> Tensor:
                 return images.task.loss(out, images.wanted(x, out.shape[1]))
@@ -326,9 +326,14 @@ class _Search:
     """The architecture's side of a search: its batches, its history, its state."""
 
     def __init__(
-        self, optimizer: Architecture, data: Batches, recipe: GradientRecipe, side: int
+        self,
+        optimizer: Architecture,
+        data: Batches,
+        recipe: GradientRecipe,
+        resolution: Resolution,
     ) -> None:
-        self.optimizer, self.data, self.recipe, self.side = optimizer, data, recipe, side
+        self.optimizer, self.data, self.recipe = optimizer, data, recipe
+        self.resolution = resolution
         self.history: list[HistoryPoint] = []
         self.best = ""
         self._loss: float | None = None
@@ -346,7 +351,7 @@ class _Search:
         labels = self.data.labels[torch.from_numpy(own).to(self.data.labels.device)]
         done = (share - recipe.weights_only) / max(1e-9, 1 - recipe.weights_only)
         self._loss = self.optimizer.step(
-            self.data.images(own, self.side), labels,
+            self.data.images(own, self.resolution), labels,
             np.random.default_rng([recipe.seed, number, 11]), done, weight_step,
         )  # fmt: skip
 

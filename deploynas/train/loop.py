@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from deploynas.artifacts import Record
 from deploynas.data import ImageDataset
 from deploynas.errors import DeploynasError, InvalidInputError
+from deploynas.spaces import ResolutionLike
 from deploynas.train.augment import STRONGEST, Augmentation, Augmented
 from deploynas.train.batches import Batches, on_device
 from deploynas.train.checkpoint import State, Together, load_checkpoint, save_checkpoint
@@ -173,8 +174,8 @@ class StepImages:
             recipe.augmentation, partial(_generator, recipe, step), len(rows), own
         )
 
-    def at(self, resolution: int) -> Tensor:
-        """``(n, c, resolution, resolution)``, normalised and, where the recipe says, augmented."""
+    def at(self, resolution: ResolutionLike) -> Tensor:
+        """``(n, c, height, width)``, normalised and, where the recipe says, augmented."""
         x = self._data.images(self._rows, resolution, self._augmented.pixels)
         return self._augmented.inputs(x)
 

@@ -29,7 +29,7 @@ def train_network(
     Batch-norm statistics are set from training images at the end, as for every subnet.
     Arguments and errors as in :func:`run_training`.
     """
-    resolution = network.nodes[0].layer.height
+    resolution = network.resolution
     device = next(network.parameters()).device
     task = task_of(dataset)
 

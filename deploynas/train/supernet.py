@@ -21,7 +21,7 @@ from torch import Tensor
 from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
 from deploynas.nn import Lender, StaticNetwork, WeightSharing
-from deploynas.spaces import Archs, SearchSpace
+from deploynas.spaces import Archs, Resolution, SearchSpace
 from deploynas.train.batches import Batches
 from deploynas.train.checkpoint import load_weights, save_weights
 from deploynas.train.distributed import is_first
@@ -182,11 +182,11 @@ class _Teacher:
 
     def __init__(self, supernet: WeightSharing, task: Task, path: Path | None) -> None:
         self._supernet, self._task, self._path = supernet, task, path
-        self._networks: dict[int, StaticNetwork] = {}
+        self._networks: dict[Resolution, StaticNetwork] = {}
         self._weights: dict[str, Tensor] | None = None
 
     @torch.no_grad()
-    def __call__(self, x_bchw: Tensor, resolution: int) -> Tensor:
+    def __call__(self, x_bchw: Tensor, resolution: Resolution) -> Tensor:
         """Soft predictions, with the statistics of the batch itself."""
         if resolution not in self._networks:
             space = self._supernet.space

@@ -203,6 +203,16 @@ def require_space(folder: Path, named: SearchSpace) -> None:
         )
 
 
+def trained_at(folder: Path) -> list[str]:
+    """The resolutions that a supernet was trained at.
+
+    Raises:
+        MissingFileError, InvalidInputError: It is not there.
+    """
+    record = SupernetRecord.read(SupernetRecord.file_in(folder))
+    return [str(one) for one in space_of(record.space).resolutions]
+
+
 def _differences(wanted: SupernetRecipe, before: SupernetRecipe) -> str:
     """For people."""
     other = before.model_dump()

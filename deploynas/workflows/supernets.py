@@ -14,7 +14,7 @@ from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
 from deploynas.nn import WeightSharing, supernet_of
 from deploynas.search import DataRecord
-from deploynas.spaces import SearchSpace, space
+from deploynas.spaces import SearchSpace, SpaceRecord, space
 from deploynas.train import (
     ScalarLog,
     SupernetRecipe,
@@ -36,7 +36,7 @@ class SupernetRecord(Artifact):
     SCHEMA = "deploynas-supernet"
     VERSION = 1
 
-    space: dict[str, str | int | list[int]]
+    space: SpaceRecord
     data: DataRecord
     settings: SupernetRecipe
     weights_sha256: str

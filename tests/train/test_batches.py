@@ -37,6 +37,17 @@ def test_batches_are_normalised_and_channels_last():
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_batches_need_not_be_square():
+    digits = load_digits((), seed=0, max_size="24x40")
+    batches = Batches(digits, digits.val, torch.device("cpu"))
+    rows = np.array([5, 0, 3])
+    found = batches.images(rows, "12x20")
+    expected = normalise(resize(digits.val.images, 12, 20)[rows], digits.mean, digits.std)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
+    (images,) = batches.calibration("20x12", 4)
+    assert images.shape == (4, 1, 20, 12)
+
+
 def test_images_that_cannot_be_written_to_are_taken():
     digits = load_digits((), seed=0, max_size=64)
     images = digits.val.images.copy()
