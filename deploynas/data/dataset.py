@@ -105,11 +105,12 @@ def space_for(
 ) -> SearchSpace:
     """A search space with the data's classes, channels and (where None) resolutions.
 
-    A space that has one resolution gets the data's own; one with a resolution that is no square
-    keeps those that it has.
+    A space that has one resolution gets the data's own; one whose resolutions are meant (see
+    :attr:`SearchSpace.keeps_resolutions`) keeps them.
     """
-    own: Sequence[ResolutionLike] = space(name).resolutions
-    if all(one.is_square for one in space(name).resolutions):
+    named = space(name)
+    own: Sequence[ResolutionLike] = named.resolutions
+    if not named.keeps_resolutions:
         side = min(dataset.size.size)
         own = resolutions_for(side) if len(own) > 1 else (round_side(side),)
     return space(name, dataset.num_classes, dataset.channels, resolutions or own)

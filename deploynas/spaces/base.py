@@ -284,6 +284,11 @@ class SearchSpace(abc.ABC):
         return rows
 
     @property
+    def keeps_resolutions(self) -> bool:
+        """Whether its resolutions are meant, whatever size the images have."""
+        return any(not one.is_square for one in self.resolutions)
+
+    @property
     def argument(self) -> str:
         """What names it on the command line."""
         return self.name

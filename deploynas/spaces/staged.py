@@ -260,7 +260,7 @@ class StagedSpace(SearchSpace):
                     "mbconv", t.stem_width, t.first_width, layer.out_height, layer.out_width,
                     kernel_size=3, activation=t.first_activation, batch_norm_eps=t.batch_norm_eps,
                 ),
-                make_divisible(t.stem_width), expand=False, se=False,
+                t.stem_width, expand=False, se=False,
             )
             for layer in stem
         ]  # fmt: skip
@@ -294,8 +294,10 @@ class StagedSpace(SearchSpace):
             "mbconv", *widths, *size.size, kernel_size=kernel_size, stride=block.stride,
             activation=stage.activation, batch_norm_eps=self.table.batch_norm_eps,
         )  # fmt: skip
+        if expand_ratio == 1:
+            return inverted_residual(layer, widths[0], expand=False, se=stage.se)
         mid = make_divisible(round(widths[0] * expand_ratio))
-        return inverted_residual(layer, mid, expand=expand_ratio != 1, se=stage.se)
+        return inverted_residual(layer, mid, expand=True, se=stage.se)
 
     def _at_each_resolution(self, parts: Sequence[Tree]) -> Tree:
         """The tree of a space whose other choices stand in ``parts``."""
@@ -313,6 +315,11 @@ class StagedSpace(SearchSpace):
             ships=self.ships,
             path=self._path,
         )
+
+    @property
+    def keeps_resolutions(self) -> bool:
+        """Those of a table of one's own are meant, and what is no square."""
+        return not self.ships or super().keeps_resolutions
 
     @property
     def argument(self) -> str:

@@ -11,10 +11,13 @@ import pytest
 
 import deploynas as dn
 from deploynas import spaces
+from deploynas.data import space_for
+from deploynas.data.sources import load_digits
 from deploynas.errors import InvalidInputError, MissingFileError
 from deploynas.profile.device_profile import space_key
 from deploynas.spaces import CandidateSpace, MobileSpace
 from deploynas.spaces.tables import parse_table, shipped_names, shipped_table
+from deploynas.testing import check_space
 
 ELASTIC = """\
 operator = "mbconv"
@@ -135,6 +138,32 @@ def test_elastic_widths(write):
             space.encode([{**arch, "widths": wrong}])
     again = spaces.space(**space.spec)
     assert again.layer_table == space.layer_table
+
+
+@pytest.mark.parametrize("text", [ELASTIC, CANDIDATES])
+def test_widths_need_not_be_multiples_of_eight(text, write):
+    """A block that does not expand is as wide as its input."""
+    odd = (
+        text.replace("[stem]\nwidth = 8", "[stem]\nwidth = 12")
+        .replace("expand_ratios = [2, 4]", "expand_ratios = [1, 4]")
+        .replace("width = 16", "width = 36").replace("[first]\nwidth = 8", "[first]\nwidth = 20")
+    )  # fmt: skip
+    check_space(spaces.space(write(odd)))
+
+
+def test_a_table_of_ones_own_keeps_its_resolutions(write):
+    digits = load_digits((), seed=0, max_size=64)
+    path = write(ELASTIC)
+    assert space_for(path, digits).resolutions == (16, 24)
+    assert space_for(path, digits, [32]).resolutions == (32,)
+    assert space_for("mobile-plain", digits).resolutions == (20, 24, 28)  # the data has 28
+    assert (
+        space_for("mobile-plain", digits).resolutions != spaces.space("mobile-plain").resolutions
+    )
+
+
+def test_a_file_with_a_byte_order_mark_is_read(write):
+    assert spaces.space(write("\ufeff" + ELASTIC)).size == spaces.space(write(ELASTIC)).size
 
 
 def test_arguments_override_the_tables(write):
