@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -296,6 +298,10 @@ def test_random_weights_are_drawn_on_a_device_elsewhere(tmp_path):
     parcel = Parcel.of([path], model)
     assert len(parcel.literal) < path.stat().st_size / 20
     assert join(parcel.parts, parcel.literal) == path.read_bytes()
+
+
+def test_installing_what_is_there(tmp_path):
+    assert RUNTIME.install() == (Path(sys.prefix), False)
 
 
 def test_a_missing_package_says_what_to_type(monkeypatch):
