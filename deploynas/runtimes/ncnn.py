@@ -30,7 +30,7 @@ class Ncnn(PythonRuntime):
     devices: ClassVar[Mapping[str, str]] = {"ncnn": "this machine through ncnn"}
     suffix = ".param"
     beside = (".bin",)
-    options: ClassVar[Mapping[str, str]] = {"allocator": "pool", "lightmode": "1"}
+    options: ClassVar[Mapping[str, str]] = {"lightmode": "1"}
 
     def version(self) -> str:
         """Its date: releases have no other number."""
@@ -98,12 +98,8 @@ class NcnnSession(Session):
         half = provider == FP16
         net.opt.num_threads = threads
         net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = half
-        # as its own benchmark has it: memory is kept from run to run
-        self._allocators = ncnn.UnlockedPoolAllocator(), ncnn.PoolAllocator()
-        net.opt.blob_allocator, net.opt.workspace_allocator = self._allocators
         for load, suffix in ((net.load_param, ".param"), (net.load_model, ".bin")):
             if load(str(path.with_suffix(suffix))):
-                net.clear()  # while there are allocators
                 raise ValueError(f"ncnn cannot read its {suffix} file")
         self._outputs = list(net.output_names())
 

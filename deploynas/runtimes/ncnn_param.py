@@ -19,7 +19,7 @@ from deploynas.onboard.runtime import Array
 
 MAGIC = "7767517"
 INT8 = "ncnn runs int8 networks of its own quantizer alone"
-FLOAT_MAX = 3.4028235e38
+GREATER, LESS = 4, 5  # of two numbers: of BinaryOp
 
 
 @dataclass
@@ -275,7 +275,10 @@ def _line(layer: Layer) -> str:
 
 
 def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.9e}"
+    """As short as float32 can be: older versions read 15 characters of a number."""
+    if isinstance(value, int):
+        return str(value)
+    return np.format_float_scientific(np.float32(value), trim="0")
 
 
 def _floats(array: Array, flagged: bool = False) -> bytes:
@@ -381,11 +384,18 @@ def _hard_swish(writer: _Writer, node: _Node) -> None:
 
 
 def _clip(writer: _Writer, node: _Node) -> None:
-    bounds = [node.get("min", -FLOAT_MAX), node.get("max", FLOAT_MAX)]
-    for i in range(2):
-        if (constant := node.constant(i + 1)) is not None:
-            bounds[i] = float(constant)
-    _activate(writer, node, "Clip", 3, bounds)
+    low, high = node.get("min", None), node.get("max", None)
+    if (constant := node.constant(1)) is not None:
+        low = float(constant)
+    if (constant := node.constant(2)) is not None:
+        high = float(constant)
+    if low is not None and high is not None:
+        return _activate(writer, node, "Clip", 3, [low, high])
+    if low is None and high is None:
+        return _same(writer, node)
+    # the number that stands for no bound is one that not every version reads
+    number, bound = (GREATER, low) if high is None else (LESS, high)
+    return _activate(writer, node, "BinaryOp", 0, [number, 1, bound])
 
 
 def _binary(number: int) -> Callable[[_Writer, _Node], None]:

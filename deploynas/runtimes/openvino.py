@@ -194,7 +194,9 @@ def _nodes(model: Path) -> list[tuple[str, str]]:
 
 def _reason(said: str, nodes: Sequence[tuple[str, str]]) -> str:
     """What is wrong with an ONNX file, without places in OpenVINO's source."""
-    if lacking := re.search(r"No conversion rule found for operations: (\w+)", said):
+    if lacking := re.search(
+        r"(?:No conversion rule found for|following ONNX) operations: (\w+)", said
+    ):
         name = next((name for operator, name in nodes if operator == lacking[1]), "no name")
         return f"{lacking[1]} ({name}): OpenVINO has it not"
     if failed := re.search(r"While validating ONNX node '<Node\((.*?)\): (.*?)>'", said):

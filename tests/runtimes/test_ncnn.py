@@ -29,7 +29,7 @@ def save(path, nodes, constants=(), shape=IMAGE, outputs=("y",), kind=TensorProt
     """A network from ``x`` to ``outputs`` of (operator, inputs, output, attributes)."""
     graph = helper.make_graph(
         [
-            helper.make_node(op, inputs.split(), [output], name=f"{op} {i}", **attributes)
+            helper.make_node(op, inputs.split(" "), [output], name=f"{op} {i}", **attributes)
             for i, (op, inputs, output, attributes) in enumerate(nodes)
         ],
         "test",
@@ -124,6 +124,11 @@ ONE = {
     "softmax of columns": ([("Softmax", "x", "y", {})], {}),
     "clip": ([("Clip", "x a b", "y", {})], {"a": np.float32(-0.3), "b": np.float32(0.7)}),
     "clip from below": ([("Clip", "x a", "y", {})], {"a": np.float32(0.2)}),
+    "clip from above": (
+        [conv("x w", "a"), ("Clip", "a  b", "y", {})],
+        {"w": numbers(6, 6, 1, 1), "b": np.float32(1)},
+    ),
+    "clip to no bounds": ([("Clip", "x", "a", {}), ("Relu", "a", "y", {})], {}),
     "tanh": ([("Tanh", "x", "y", {})], {}),
     "relu of a network alone": ([("Relu", "x", "y", {})], {}),
     "hard sigmoid, as ONNX has it": ([("HardSigmoid", "x", "y", {})], {}),
