@@ -157,9 +157,6 @@ def test_a_table_of_ones_own_keeps_its_resolutions(write):
     assert space_for(path, digits).resolutions == (16, 24)
     assert space_for(path, digits, [32]).resolutions == (32,)
     assert space_for("mobile-plain", digits).resolutions == (20, 24, 28)  # the data has 28
-    assert (
-        space_for("mobile-plain", digits).resolutions != spaces.space("mobile-plain").resolutions
-    )
 
 
 def test_a_file_with_a_byte_order_mark_is_read(write):
