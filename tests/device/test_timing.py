@@ -373,13 +373,22 @@ class Watched(LocalDevice):
         return super().command(session)
 
 
+def descends(pid):
+    """Whether a process was started by this one, or by one that was."""
+    while pid > 1 and pid != os.getpid():
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        pid = int(stat.rpartition(")")[2].split()[1])
+    return pid == os.getpid()
+
+
 def cores_of_workers():
     """The cores of each worker below this process."""
     found = {}
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             arguments = (folder / "cmdline").read_bytes().split(b"\0")
-            if len(arguments) > 1 and arguments[1].endswith(b"onboard/worker.py"):
+            is_worker = len(arguments) > 1 and arguments[1].endswith(b"onboard/worker.py")
+            if is_worker and descends(int(folder.name)):
                 found[folder.name] = frozenset(os.sched_getaffinity(int(folder.name)))
     return found
 
