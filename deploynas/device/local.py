@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +79,22 @@ class LocalDevice:
         with self.opened([model]) as worker:
             return [worker.answers(0, one) for one in feeds]
 
+    def opening(self, model: Path, times: int) -> tuple[int, float]:
+        """Bytes of the files that its worker opens, and the least milliseconds that takes."""
+        runtime, found = self.identity.runtime, []
+        with temporary_folder() as folder:
+            models = {"first": write_references(folder)[0], "ready": model}
+            first, ready = converted(self._runtime, models, folder).values()
+            for session in range(times):
+                # whatever comes first takes what the runtime needs once
+                files = [("the reference model", first)]
+                with open_worker(self.command(session), files, runtime) as worker:
+                    started = time.monotonic()
+                    worker.load(ready, model.stem)
+                    found.append((time.monotonic() - started) * 1e3)
+            size = sum(path.stat().st_size for path in self._runtime.files(ready))
+        return size, min(found)
+
     def inputs(self, model: Path) -> list[Input]:
         """What a model takes, as its runtime says.
 
@@ -116,7 +134,8 @@ def _ready(runtime: Runtime, model: Path, folder: Path) -> Path:
     own = of_file(model)
     if own is RUNTIMES.load(DEFAULT):
         try:
-            return runtime.convert(model, folder)
+            # a folder of its own: two networks may have one name
+            return runtime.convert(model, Path(tempfile.mkdtemp(dir=folder)))
         except ImportError as error:
             raise MissingDependencyError(
                 f"converting for {runtime.name} needs {error.name}, which is not here",

@@ -20,6 +20,8 @@ RUNTIMES: Plugins[Runtime] = Plugins(
         "onnxruntime": "deploynas.runtimes.onnxruntime:RUNTIME",
         "onnxruntime-web": "deploynas.runtimes.web:RUNTIME",
         "litert": "deploynas.runtimes.litert:RUNTIME",
+        "ncnn": "deploynas.runtimes.ncnn:RUNTIME",
+        "openvino": "deploynas.runtimes.openvino:RUNTIME",
     },
 )
 DEFAULT = "onnxruntime"
