@@ -108,7 +108,7 @@ def check(
     from deploynas.check import check as run_check
     from deploynas.check import junit as as_xml
     from deploynas.check.limits import limits_from
-    from deploynas.check.model_file import ModelFile
+    from deploynas.check.model_file import open_file
     from deploynas.check.verdict import load_target, size_of
     from deploynas.device import open_device, open_same
     from deploynas.errors import InvalidInputError, require_positive
@@ -156,7 +156,7 @@ def check(
         target = newest("*/manifest.json", EXPORTS, "export", hint).parent
         say(f"checking {target}", as_json=as_json)
     file, manifest = load_target(target)
-    read = [file, *ModelFile(file).external, target / "manifest.json"]
+    read = [file, *open_file(file).external, target / "manifest.json"]
     if against is not None and against.path.suffix != ".json":
         read.append(against.path)
     for written in (record, summary, junit):
