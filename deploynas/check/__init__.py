@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from deploynas.check.accuracy import Examples, Recipe
 from deploynas.check.regression import Baseline, LatencyRecord, percentage
 from deploynas.check.summary import junit, markdown
-from deploynas.check.verdict import EXIT_CODES, CheckResult, Examples, Gate, check
+from deploynas.check.verdict import EXIT_CODES, CheckResult, Gate, check
 
 __all__ = [
     "EXIT_CODES",
@@ -13,6 +14,7 @@ __all__ = [
     "Examples",
     "Gate",
     "LatencyRecord",
+    "Recipe",
     "check",
     "junit",
     "markdown",

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -81,24 +82,15 @@ class ModelFile:
             if value.name not in weights
         }
 
-    def fixed(self, shapes: Sequence[str], folder: Path) -> Path:
-        """The file to measure: itself, or a copy in ``folder``.
-
-        A copy has fixed shapes, and its weights in it unless they are too many for one file.
-
-        Args:
-            shapes: ``1,3,224,224`` for a model of one input, or ``NAME=1,3,224,224`` each.
-            folder: A temporary one.
-
-        Raises:
-            InvalidInputError: An input's shape is not fixed and not given, or does not fit.
-        """
+    def shapes(self, shapes: Sequence[str]) -> dict[str, list[int]]:
+        """Every input's shape, fixed by what is given; see :meth:`fixed`."""
         inputs = self.inputs
         given = dict(_parsed(text, list(inputs)) for text in shapes)
         for name, shape in inputs.items():
             sides = given.get(name)
             if sides is None:
                 if all(isinstance(side, int) for side in shape):
+                    given[name] = cast("list[int]", shape)
                     continue
                 example = ",".join(str(s) if isinstance(s, int) else "1" for s in shape)
                 raise InvalidInputError(
@@ -115,8 +107,23 @@ class ModelFile:
                     f"--input-shape {','.join(map(str, sides))} does not fit the input {name!r}: "
                     f"[{', '.join(map(str, shape))}]"
                 )
+        return given
+
+    def fixed(self, shapes: Sequence[str], folder: Path) -> Path:
+        """The file to measure: itself, or a copy in ``folder``.
+
+        A copy has fixed shapes, and its weights in it unless they are too many for one file.
+
+        Args:
+            shapes: ``1,3,224,224`` for a model of one input, or ``NAME=1,3,224,224`` each.
+            folder: A temporary one.
+
+        Raises:
+            InvalidInputError: An input's shape is not fixed and not given, or does not fit.
+        """
+        inputs, given = self.inputs, self.shapes(shapes)
         path = folder / self.path.name
-        if all(list(given[n]) == inputs[n] for n in given):
+        if given == inputs:
             if not self.external:
                 return self.path
             given = {}

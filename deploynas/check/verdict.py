@@ -6,15 +6,15 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from deploynas.artifacts import sha256
+from deploynas.check.accuracy import Examples, onnx_accuracy
 from deploynas.check.limits import LATENCY, TITLES, WORDS, kind_of, measured
 from deploynas.check.model_file import ModelFile
 from deploynas.check.regression import Baseline, LatencyRecord, Regression, against, slower_layers
-from deploynas.data import ImageDataset, Source, framed, normalise
 from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
 from deploynas.errors import (
     EXIT_FAILED,
@@ -25,12 +25,8 @@ from deploynas.errors import (
     MissingFileError,
 )
 from deploynas.export import Manifest
-from deploynas.export.probe import TOLERANCE, flat, open_session, probes
-from deploynas.graph.preprocess import centre
+from deploynas.export.probe import TOLERANCE, flat, probes
 from deploynas.onboard.folders import temporary_folder
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 Verdict = Literal["pass", "over-budget", "regressed", "failed-gate", "inconclusive"]
 INT8_TOLERANCE = 0.1  # of the largest recorded output
@@ -43,43 +39,6 @@ EXIT_CODES: dict[Verdict, int] = {
     "inconclusive": EXIT_INCONCLUSIVE,
 }
 GRAVITY: tuple[Verdict, ...] = ("failed-gate", "over-budget", "regressed", "inconclusive", "pass")
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Labelled test images, and how a model that takes them is fed.
-
-    Attributes:
-        split: The images, cropped.
-        mean: A value a channel, a fraction of 1, as ``std``.
-        num_classes: Of the data.
-        crop: Share of the shorter side that a model which crops keeps.
-    """
-
-    split: Source
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    num_classes: int
-    crop: float = 1.0
-
-    @classmethod
-    def of(cls, dataset: ImageDataset, manifest: Manifest | None) -> Examples:
-        """A data set's test images, prepared as the manifest says where there is one.
-
-        Raises:
-            InvalidInputError: The data has another number of classes than the network.
-        """
-        if manifest is None:
-            return cls(dataset.test, dataset.mean, dataset.std, dataset.num_classes)
-        if dataset.num_classes != len(manifest.classes):
-            raise InvalidInputError(
-                f"{dataset.source} has {dataset.num_classes} classes, the network "
-                f"{len(manifest.classes)}"
-            )
-        prepared = dataset.with_channels(manifest.preprocessing.channels)
-        own = manifest.preprocessing
-        crop = own.crop if own.image_size else 1.0
-        return cls(prepared.test, own.mean, own.std, dataset.num_classes, crop)
 
 
 @dataclass(frozen=True)
@@ -148,13 +107,6 @@ def load_target(target: Path) -> tuple[Path, Manifest | None]:
     return model, manifest
 
 
-def side_of(model: Path) -> int:
-    """The longest side of the image that a model takes; 0 where it takes none of a fixed size."""
-    shapes = list(ModelFile(model).inputs.values())
-    sides = [side for side in shapes[0] if isinstance(side, int)] if len(shapes) == 1 else []
-    return max(sides, default=0) if len(sides) in (3, 4) else 0
-
-
 def check(
     target: Path,
     device: Device,
@@ -190,6 +142,8 @@ def check(
     regression, accuracy = None, None
     with temporary_folder() as folder:
         model = whole.fixed(input_shapes, folder)
+        if examples is not None:  # first, as the images may not fit the model
+            accuracy = onnx_accuracy(model, examples, on_progress)
         outputs = _outputs(model, file, manifest, device)
         taken = measured(limits, device, model, whole)
         if baseline is None:
@@ -206,8 +160,6 @@ def check(
                 with contextlib.suppress(DeploynasError):  # that it is slower stands without them
                     slower = slower_layers(device, model, baseline.path)
                     regression = replace(regression, slower=tuple(slower))
-        if examples is not None:
-            accuracy = onnx_accuracy(model, examples, on_progress)
     raw = samples.estimate()
     differences = manifest.device.differences(device.identity) if manifest else []
     normalised = None
@@ -296,55 +248,3 @@ def measure_bytes(device: Device, content: bytes) -> Samples:
         path = folder / "model.onnx"
         path.write_bytes(content)
         return measure_model(device, path, lambda text, share: None)
-
-
-def _answer(session: InferenceSession, name: str, image: np.ndarray, model: Path) -> np.ndarray:
-    """A model's first output for one image, batch of one."""
-    try:
-        return np.asarray(session.run(None, {name: image})[0])
-    except Exception as error:  # the runtime's own kinds have no common base
-        line = str(error).strip().splitlines()[0]
-        raise InvalidInputError(
-            f"{model} cannot be run on an image of shape {list(image.shape)} and type "
-            f"{image.dtype}: {line}"
-        ) from None
-
-
-def onnx_accuracy(
-    model: Path, examples: Examples, on_progress: Callable[[str, float], None]
-) -> float:
-    """Top-1 accuracy of the file on the test split, image by image, through ONNX Runtime.
-
-    A model that takes floats, channels first, gets normalised images; one that takes uint8,
-    channels last, gets pixels, those of its own crop in the centre of a frame.
-    """
-    session = open_session(model, str(model))
-    image, *others = session.get_inputs()
-    channels = examples.split.channels
-    if others or len(image.shape) != 4:
-        raise InvalidInputError(f"{model} does not take one batch of images: no accuracy of it")
-    takes_pixels = image.type == "tensor(uint8)" and image.shape[3] == channels
-    height, width = image.shape[1:3] if takes_pixels else image.shape[2:]
-    if not (isinstance(height, int) and isinstance(width, int)) or (
-        not takes_pixels and image.shape[1] != channels
-    ):
-        raise InvalidInputError(
-            f"{model} takes an image of shape {image.shape}, the data has {channels} channels"
-        )
-    num_classes = examples.num_classes
-    box = centre(height, width, examples.crop)
-    images, labels = examples.split, examples.split.labels
-    correct = 0
-    for start in range(0, len(images), 500):
-        rows = np.arange(start, min(start + 500, len(images)))
-        pixels = framed(images.batch(rows, box.side, box.side), height, width, *box)
-        batch = pixels if takes_pixels else normalise(pixels, examples.mean, examples.std)
-        for x, label in zip(batch, labels[start : start + 500], strict=True):
-            answer = _answer(session, image.name, x[None], model)
-            if answer.size != num_classes:
-                raise InvalidInputError(
-                    f"{model} tells {answer.size} classes apart, the data has {num_classes}"
-                )
-            correct += int(np.argmax(answer) == label)
-        on_progress("test images", min(1.0, (start + 500) / len(images)))
-    return correct / len(images)

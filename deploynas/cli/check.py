@@ -21,9 +21,12 @@ from deploynas.cli.console import (
 )
 
 IMAGENET_PER_CLASS = 10  # images whose accuracy is measured
+SIZE_STEP = 4  # px: a data set's side is a multiple of it
 
 if TYPE_CHECKING:
-    from deploynas.check import Examples
+    from collections.abc import Mapping, Sequence
+
+    from deploynas.check import Examples, Recipe
     from deploynas.device import Estimate
     from deploynas.export import Manifest
 
@@ -89,17 +92,30 @@ def check(
         list[str] | None, typer.Option(help="Of a dynamic input: 1,3,224,224 or NAME=1,3,...")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Test images; else the manifest's.")] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Text file: the class of every output of a foreign model, one a line."),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(help="That a foreign model takes off: 0.485,0.456,0.406; else the data's."),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="That it divides by; else the data's.")] = None,
+    crop: Annotated[
+        float | None, typer.Option(help="Share of the shorter side that it is shown; 1.")
+    ] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Fraction, 0 to 1.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure on the device; exit 0 within every limit, 3 beyond one, 4 if it cannot be told."""
     from deploynas.artifacts import EXPORTS, ensure_writable, newest, open_atomic
-    from deploynas.check import EXIT_CODES, Baseline, markdown, percentage
+    from deploynas.check import EXIT_CODES, Baseline, Recipe, markdown, percentage
     from deploynas.check import check as run_check
     from deploynas.check import junit as as_xml
     from deploynas.check.limits import limits_from
-    from deploynas.check.verdict import load_target, side_of
+    from deploynas.check.model_file import ModelFile
+    from deploynas.check.verdict import load_target
     from deploynas.device import open_device, open_same
     from deploynas.errors import InvalidInputError, require_positive
 
@@ -110,6 +126,9 @@ def check(
             *(limit or []),
         ]
     )
+    recipe = Recipe.parse(classes, mean, std, crop)
+    if min_accuracy is not None and not 0 <= min_accuracy <= 1:
+        raise InvalidInputError(f"--min-accuracy is a fraction, 0 to 1, got {min_accuracy}")
     if baseline is None:
         for option, value in (
             ("--max-regression", max_regression), ("--timeout", timeout),
@@ -133,17 +152,19 @@ def check(
         say(f"checking {target}", as_json=as_json)
     file, manifest = load_target(target)
     examples: Examples | None = None
-    if data is not None:
-        examples = _examples(data, manifest, side_of(file))
+    if not recipe.is_empty and (manifest is not None or data is None):
+        why = "need --data" if manifest is None else "are those of the export's manifest"
+        raise InvalidInputError(f"--classes, --mean, --std and --crop {why}")
+    if data is not None and manifest is None:
+        examples = _foreign_examples(data, file, ModelFile(file).shapes(input_shape or ()), recipe)
+    elif data is not None and manifest is not None:
+        examples = _examples(data, manifest)
     elif manifest is not None:
         examples = _own_examples(manifest)
         if examples is None:
             warn(f"accuracy not measured: {manifest.data_source} is not here; pass --data")
-    if min_accuracy is not None:
-        if not 0 <= min_accuracy <= 1:
-            raise InvalidInputError(f"--min-accuracy is a fraction, 0 to 1, got {min_accuracy}")
-        if examples is None:
-            raise InvalidInputError("--min-accuracy needs test images", "pass --data")
+    if min_accuracy is not None and examples is None:
+        raise InvalidInputError("--min-accuracy needs test images", "pass --data")
     if manifest and device in (None, manifest.device.name) and runtime is None:
         device = manifest.device.name
         target_device = open_same(manifest.device, threads, provider)
@@ -187,6 +208,7 @@ def check(
             document["prediction_error"] = result.manifest.prediction_error
         if result.accuracy is not None:
             document["accuracy"] = result.accuracy
+            document["preprocessing"] = examples.told if examples else ""
         if result.regression:
             document["ratio"] = _estimate(result.regression.ratio)
             document["slower_layers"] = [vars(layer) for layer in result.regression.slower]
@@ -219,25 +241,45 @@ def check(
                 say(f"  {layer.name}: {layer.before_ms:.4f} -> {layer.now_ms:.4f} ms")
         if result.accuracy is not None:
             say(f"test accuracy of the file {result.accuracy:.2%}")
+            say(f"images: {examples.told}" if examples else "")
         say(f"{result.verdict}: {result.reason}")
     raise typer.Exit(EXIT_CODES[result.verdict])
 
 
-def _examples(data: Path, manifest: Manifest | None, side: int) -> Examples:
-    """Test images of ``data``, no smaller than the model's, prepared as the network expects."""
+def _foreign_examples(
+    data: Path, model: Path, shapes: Mapping[str, Sequence[int]], recipe: Recipe
+) -> Examples:
+    """Test images of ``data``, no smaller than the model's, prepared as somebody says."""
+    from deploynas.check import Examples
+    from deploynas.check.accuracy import ImageInput
+    from deploynas.data import load_dataset
+
+    image = ImageInput.of(model, shapes)
+    side = round(max(image.height, image.width) / (recipe.crop or 1.0))
+    dataset = load_dataset(data, max_size=max(64, side + SIZE_STEP))
+    for text in dataset.warnings:
+        warn(text)
+    return Examples.of(dataset.with_channels(image.channels), None, recipe)
+
+
+def _examples(data: Path, manifest: Manifest) -> Examples:
+    """Test images of ``data``, prepared as the export says."""
     from deploynas.check import Examples
     from deploynas.data import Split, load_dataset
-    from deploynas.data.imagenet import load_imagenet
+    from deploynas.data.imagenet import CROP, load_imagenet
 
-    if manifest is None:
-        return Examples.of(load_dataset(data, max_size=max(64, side)), None)
     if manifest.weights == "published":
         preprocessing = manifest.preprocessing
         split = Split(*load_imagenet(data, preprocessing.resolution, IMAGENET_PER_CLASS))
         num_classes = len(manifest.classes)
-        return Examples(split, preprocessing.mean, preprocessing.std, num_classes)
-    size = max(64, manifest.data_size, side)
-    return Examples.of(load_dataset(data, max_size=size), manifest)
+        return Examples(
+            split, preprocessing.mean, preprocessing.std, num_classes,
+            told=f"ImageNet's, the centre {CROP:.1%} kept, as the weights expect",
+        )  # fmt: skip
+    dataset = load_dataset(data, max_size=max(64, manifest.data_size))
+    for text in dataset.warnings:
+        warn(text)
+    return Examples.of(dataset, manifest)
 
 
 def _own_examples(manifest: Manifest) -> Examples | None:

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
@@ -33,6 +33,7 @@ VERBS = (
     "spaces", "devices", "profile", "profiles", "train", "search", "retrain", "export", "check",
     "inspect", "compare", "strategies", "demo",
 )  # fmt: skip
+MAX_DETAILS = 20  # lines below an error
 for verb in VERBS:
     import_module(f"deploynas.cli.{verb}").register(app)
 
@@ -63,7 +64,8 @@ def main() -> None:
             code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except DeploynasError as error:
-        _fail(error.kind, str(error), error.exit_code, as_json)
+        _say(error.kind, str(error), as_json, error.details)
+        sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "deploynas":
             raise
@@ -129,8 +131,9 @@ def _signals(as_json: bool) -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _document(kind: str, message: str) -> dict[str, dict[str, str]]:
-    return {"error": {"kind": kind, "message": message}}
+def _document(kind: str, message: str, details: Sequence[str] = ()) -> dict[str, Any]:
+    error: dict[str, Any] = {"kind": kind, "message": message}
+    return {"error": {**error, "details": list(details)} if details else error}
 
 
 def _fail(kind: str, message: str, code: int, as_json: bool) -> NoReturn:
@@ -138,7 +141,11 @@ def _fail(kind: str, message: str, code: int, as_json: bool) -> NoReturn:
     sys.exit(code)
 
 
-def _say(kind: str, message: str, as_json: bool) -> None:
+def _say(kind: str, message: str, as_json: bool, details: Sequence[str] = ()) -> None:
     if as_json:
-        print_json(_document(kind, message))
+        print_json(_document(kind, message, details))
     typer.echo(f"error: {message}", err=True)
+    for line in details[:MAX_DETAILS]:
+        typer.echo(f"  {line}", err=True)
+    if len(details) > MAX_DETAILS:
+        typer.echo(f"  and {len(details) - MAX_DETAILS:,} more: --json lists all", err=True)

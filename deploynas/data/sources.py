@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from deploynas.contents import shown
 from deploynas.data.dataset import ImageDataset, build_dataset
 from deploynas.data.decode import Progress, clamp_size
 from deploynas.data.idx import find_idx, load_idx
@@ -85,6 +86,11 @@ def load_dataset(
     clamp_size(max_size, max_size)  # refuses a bad one before any work
     if path is None:
         return _load_default(download=download, seed=seed, max_size=max_size)
+    if shown(path.resolve()) != str(path.resolve()):
+        raise InvalidInputError(
+            f"the name of {shown(path)} is not UTF-8: what is written of it could not be read",
+            "rename the folder",
+        )
     if not path.exists():
         raise MissingFileError(f"data set {path} does not exist")
     found = next((reader for reader in _readers() if reader.reads(path)), None)

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from deploynas.check import Baseline, Examples, check, model_file, regression, verdict
+from deploynas.check import Baseline, Examples, accuracy, check, model_file, regression, verdict
 from deploynas.check.model_file import ModelFile
 from deploynas.check.regression import slower_layers
 from deploynas.data.sources import load_digits
@@ -378,12 +378,12 @@ def test_accuracy_is_a_gate(tmp_path):
     ("shape", "num_classes", "kind", "said"),
     [
         ((1, 1, 8, 8), 7, TensorProto.FLOAT, "7 classes apart, the data has 10"),
-        ((2, 1, 8, 8), 10, TensorProto.FLOAT, "cannot be run on an image of shape"),
-        ((1, 1, 8, 8), 10, TensorProto.DOUBLE, "cannot be run on an image of shape"),
+        ((2, 1, 8, 8), 10, TensorProto.FLOAT, "accuracy is of one image at a time"),
+        ((1, 1, 8, 8), 10, TensorProto.INT64, "takes int64, no pixels"),
     ],
 )
 def test_accuracy_of_what_does_not_fit_the_images(shape, num_classes, kind, said, tmp_path):
     digits = load_digits((), seed=0, max_size=64)
     path = classifier(tmp_path / "m.onnx", shape, num_classes, kind)
     with pytest.raises(InvalidInputError, match=said):
-        verdict.onnx_accuracy(path, Examples.of(digits, None), lambda text, share: None)
+        accuracy.onnx_accuracy(path, Examples.of(digits, None), lambda text, share: None)
