@@ -14,7 +14,8 @@ from deploynas.contents import require_own
 from deploynas.data import ImageDataset, Pixels, Source, framed, normalise
 from deploynas.errors import InvalidInputError, require_positive
 from deploynas.export import Manifest
-from deploynas.export.probe import inputs_of, open_session
+from deploynas.export.probe import open_session
+from deploynas.graph.model_file import ModelFile
 from deploynas.graph.preprocess import Box, centre
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class ImageInput:
         Raises:
             InvalidInputError: Something else than one image; no accuracy of it.
         """
-        inputs = inputs_of(model)
+        inputs = ModelFile(model).inputs
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise InvalidInputError(
                 f"{model} does not take one batch of images: no accuracy of it"

@@ -11,9 +11,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from deploynas.artifacts import Artifact, sha256
-from deploynas.check.model_file import ModelFile
 from deploynas.device import Device, Estimate, Identity, Level, Samples, StopRule, measure
 from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
+from deploynas.graph.model_file import ModelFile
 from deploynas.onboard.timing import estimate
 from deploynas.profile.device_profile import LevelRecord, SampleRecord
 
@@ -139,11 +139,11 @@ def against(
         )
     models = {"candidate": model}
     if record is None:
-        shapes = [list(ModelFile(one).inputs.values()) for one in (model, path)]
-        if shapes[0] != shapes[1]:
+        takes = [[(i.type, list(i.shape)) for i in ModelFile(one).inputs] for one in (model, path)]
+        if takes[0] != takes[1]:
             raise InvalidInputError(
-                f"{model} takes {shapes[0]} and the baseline {path} {shapes[1]}: their times do "
-                "not compare"
+                f"{model} takes {_listed(takes[0])} and the baseline {path} {_listed(takes[1])}: "
+                "their times do not compare"
             )
         models["baseline"] = path
     samples: dict[str, Samples] = {}
@@ -170,6 +170,10 @@ def against(
     if differences:
         outcome, reason = "inconclusive", f"{reason}; but on another device"
     return Regression(outcome, reason, ratio, samples["candidate"], differences)
+
+
+def _listed(takes: list[tuple[str, list[int | str]]]) -> str:
+    return ", ".join(f"{kind} {shape}" for kind, shape in takes) or "nothing"
 
 
 def decide(ratio: Estimate, max_regression: float) -> Outcome:

@@ -13,7 +13,6 @@ import numpy as np
 from deploynas.artifacts import sha256
 from deploynas.check.accuracy import Examples, onnx_accuracy
 from deploynas.check.limits import LATENCY, TITLES, WORDS, kind_of, measured
-from deploynas.check.model_file import ModelFile
 from deploynas.check.regression import Baseline, LatencyRecord, Regression, against, slower_layers
 from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
 from deploynas.errors import (
@@ -26,6 +25,7 @@ from deploynas.errors import (
 )
 from deploynas.export import Manifest
 from deploynas.export.probe import TOLERANCE, flat, probes
+from deploynas.graph.model_file import ModelFile
 from deploynas.onboard.folders import temporary_folder
 
 Verdict = Literal["pass", "over-budget", "regressed", "failed-gate", "inconclusive"]
@@ -151,7 +151,9 @@ def check(
         else:
             if baseline.path.suffix != ".json":
                 (folder / "baseline").mkdir()
-                fixed = ModelFile(baseline.path).fixed(input_shapes, folder / "baseline")
+                before = ModelFile(baseline.path)
+                before.require_own_weights(whole)
+                fixed = before.fixed(input_shapes, folder / "baseline")
                 baseline = replace(baseline, path=fixed)
             regression = against(device, model, baseline, on_progress=on_progress)
             samples = regression.samples

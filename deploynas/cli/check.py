@@ -114,10 +114,10 @@ def check(
     from deploynas.check import check as run_check
     from deploynas.check import junit as as_xml
     from deploynas.check.limits import limits_from
-    from deploynas.check.model_file import ModelFile
     from deploynas.check.verdict import load_target
     from deploynas.device import open_device, open_same
     from deploynas.errors import InvalidInputError, require_positive
+    from deploynas.graph.model_file import ModelFile
 
     flags = {"latency_ms": latency_ms, "file_bytes": max_size, "peak_memory_bytes": max_memory}
     limits = limits_from(

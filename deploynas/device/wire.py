@@ -10,8 +10,11 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
+from onnx.external_data_helper import uses_external_data
 
+from deploynas.errors import InvalidInputError
 from deploynas.graph.emit import RANDOM_SEED, random_range
+from deploynas.graph.model_file import tensors_of
 from deploynas.onboard.parts import Part, draw
 
 WORTH_BYTES = 256  # of a tensor: a smaller one is sent
@@ -29,9 +32,15 @@ class Parcel:
     def of(cls, path: Path) -> Parcel:
         """The file without the tensors that the device can draw itself, bit for bit."""
         content = path.read_bytes()
+        model = _parsed(content)
+        if model is not None and any(uses_external_data(one) for one in tensors_of(model)):
+            raise InvalidInputError(
+                f"{path} keeps its weights in a file beside it, and both are too large to be sent",
+                "check it where it is: copy it to the device, and use --device cpu there",
+            )
         parts: list[Part] = []
         literal, place = [], 0
-        for start, end, part in _holes(content):
+        for start, end, part in _holes(content, model):
             literal.append(content[place:start])
             parts += [start - place, part]
             place = end
@@ -40,11 +49,17 @@ class Parcel:
         return cls(hashlib.sha256(content).hexdigest(), parts, b"".join(literal))
 
 
-def _holes(content: bytes) -> list[tuple[int, int, Part]]:
-    """Where in a file random tensors are, and what draws them."""
+def _parsed(content: bytes) -> onnx.ModelProto | None:
+    """The model of a file; other runtimes have files of other kinds."""
     try:
-        model = onnx.load_from_string(content)
+        return onnx.load_from_string(content)
     except DecodeError:
+        return None
+
+
+def _holes(content: bytes, model: onnx.ModelProto | None) -> list[tuple[int, int, Part]]:
+    """Where in a file random tensors are, and what draws them."""
+    if model is None:
         return []
     seeds = [p.value for p in model.metadata_props if p.key == RANDOM_SEED]
     if not seeds or not seeds[0].isdecimal():

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from deploynas.errors import InvalidInputError
+from deploynas.graph.model_file import ModelFile, inputs_of
 from deploynas.onboard.parts import draw
 from deploynas.onboard.runtime import Array, Feeds, Input
 from deploynas.onboard.worker import random_input
@@ -25,41 +26,12 @@ def probes(model: Path | bytes) -> list[Feeds]:
     Raises:
         ValueError: An input has a dynamic shape, or a type that is not drawn.
     """
-    inputs = inputs_of(model)
+    content = onnx.load_from_string(model) if isinstance(model, bytes) else ModelFile(model).model
+    inputs = inputs_of(content)
     return [
         {one.name: _noise(one, number, i) for i, one in enumerate(inputs)}
         for number in range(NUM_PROBES)
     ]
-
-
-def inputs_of(model: Path | bytes) -> list[Input]:
-    """What an ONNX file takes; a dynamic side is its name, or empty."""
-    content = (
-        onnx.load_from_string(model)
-        if isinstance(model, bytes)
-        else onnx.load(model, format="protobuf", load_external_data=False)
-    )
-    graph = content.graph
-    constants = {one.name for one in graph.initializer}
-    return [
-        Input(
-            one.name,
-            [
-                side.dim_value if side.HasField("dim_value") else side.dim_param
-                for side in one.type.tensor_type.shape.dim
-            ],
-            _type(one.type.tensor_type.elem_type),
-        )
-        for one in graph.input
-        if one.name not in constants
-    ]
-
-
-def _type(elem_type: int) -> str:
-    try:
-        return onnx.helper.tensor_dtype_to_np_dtype(elem_type).name
-    except KeyError:
-        return "no tensor"
 
 
 def flat(outputs: Sequence[Array]) -> npt.NDArray[np.float64]:

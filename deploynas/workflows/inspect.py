@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from deploynas.spaces.layers import Node
 
 
-def inspect_onnx(target: Path) -> dict[str, Any]:
+def inspect_onnx(target: Path, input_shapes: Sequence[str] = ()) -> dict[str, Any]:
     """Costs of an ONNX file, or of an export, whose file must agree with its manifest.
+
+    Args:
+        target: The file or folder.
+        input_shapes: Of inputs that are open: ``1,3,224,224``, or ``NAME=...`` each.
 
     Raises:
         MissingFileError, InvalidInputError: It is not there, unreadable, or does not agree.
@@ -28,7 +32,7 @@ def inspect_onnx(target: Path) -> dict[str, Any]:
         model = target / "model.onnx"
         if (target / "manifest.json").is_file():
             model, manifest = load_target(target)
-    costs, peak_bytes = node_costs(model)
+    costs, peak_bytes = node_costs(model, input_shapes)
     rows = [
         _row(c.name, c.kind, (c.input_shape, c.output_shape), c.macs, c.num_weights,
              c.weight_bytes, c.output_bytes)
@@ -36,6 +40,7 @@ def inspect_onnx(target: Path) -> dict[str, Any]:
     ]  # fmt: skip
     document = _with_totals(str(model), rows, peak_bytes)
     document["uncounted"] = sorted({c.kind for c in costs if not c.counted})
+    document["unknown_shapes"] = sum(c.output_bytes is None for c in costs)
     if manifest is not None:
         stored = sum(c.weight_bytes for c in costs if c.kind not in ("Clip", "Slice"))
         _require_agreement(target, document["macs"], stored, manifest)
@@ -189,17 +194,17 @@ def _latency(
 def _row(
     name: str,
     kind: str,
-    shapes: tuple[Sequence[int], Sequence[int]],
+    shapes: tuple[Sequence[int] | None, Sequence[int] | None],
     macs: int,
     params: int,
     weight_bytes: int,
-    activation_bytes: int,
+    activation_bytes: int | None,
 ) -> dict[str, Any]:
     return {
         "name": name,
         "kind": kind,
-        "input": list(shapes[0]),
-        "output": list(shapes[1]),
+        "input": None if shapes[0] is None else list(shapes[0]),
+        "output": None if shapes[1] is None else list(shapes[1]),
         "macs": macs,
         "params": params,
         "weight_bytes": weight_bytes,
@@ -207,7 +212,7 @@ def _row(
     }
 
 
-def _with_totals(name: str, rows: list[dict[str, Any]], peak_bytes: int) -> dict[str, Any]:
+def _with_totals(name: str, rows: list[dict[str, Any]], peak_bytes: int | None) -> dict[str, Any]:
     return {
         "target": name,
         "layers": rows,

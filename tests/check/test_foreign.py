@@ -13,13 +13,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from deploynas.check import Baseline, Examples, accuracy, check, model_file, regression, verdict
-from deploynas.check.model_file import ModelFile
+from deploynas.check import Baseline, Examples, accuracy, check, regression, verdict
 from deploynas.check.regression import slower_layers
 from deploynas.data.sources import load_digits
 from deploynas.device import LocalDevice, open_device
 from deploynas.errors import DeploynasError, DeviceError, InvalidInputError, MissingFileError
-from deploynas.graph import RandomWeights, write_model
+from deploynas.graph import RandomWeights, model_file, write_model
+from deploynas.graph.model_file import ModelFile
 from deploynas.graph.preprocess import with_preprocessing
 from deploynas.spaces import space
 
@@ -65,7 +65,7 @@ def relu(path, shape=("n", 3, "h", "w"), *, names="x", kind="Relu", opset=17, ir
 @pytest.mark.slow
 def test_dynamic_inputs_need_a_shape(tmp_path):
     path = relu(tmp_path / "dynamic.onnx")
-    with pytest.raises(InvalidInputError, match=r"\[n, 3, h, w\] .*--input-shape 1,3,1,1"):
+    with pytest.raises(InvalidInputError, match=r"\[n, 3, h, w\] .*--input-shape 1,3,224,224"):
         check(path, LocalDevice())
     for shapes in (["1,3,8,8"], ["x=1x3x8x8"]):
         assert check(path, LocalDevice(), input_shapes=shapes).verdict == "pass"
@@ -187,7 +187,7 @@ def test_a_model_larger_than_memory(tmp_path, monkeypatch):
     path = relu(tmp_path / "m.onnx", (1, 3))
     monkeypatch.setattr(model_file, "MEMORY_PER_BYTE", 1e15)
     with pytest.raises(InvalidInputError, match="too large for this machine"):
-        ModelFile(path)
+        ModelFile(path).fixed((), tmp_path)
 
 
 @pytest.mark.slow
