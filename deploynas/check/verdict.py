@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto
 
 from deploynas.artifacts import sha256
 from deploynas.check.accuracy import Examples, onnx_accuracy
+from deploynas.check.inputs import MAX_SAMPLES, NOTHING, Given, RealInputs
 from deploynas.check.limits import LATENCY, TITLES, WORDS, kind_of, measured
 from deploynas.check.regression import Baseline, LatencyRecord, Regression, against, slower_layers
 from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
@@ -27,6 +30,7 @@ from deploynas.export import Manifest
 from deploynas.export.probe import TOLERANCE, flat, probes
 from deploynas.graph.model_file import ModelFile
 from deploynas.onboard.folders import temporary_folder
+from deploynas.onboard.runtime import Feeds
 
 Verdict = Literal["pass", "over-budget", "regressed", "failed-gate", "inconclusive"]
 INT8_TOLERANCE = 0.1  # of the largest recorded output
@@ -115,7 +119,7 @@ def check(
     baseline: Baseline | None = None,
     examples: Examples | None = None,
     min_accuracy: float | None = None,
-    input_shapes: Sequence[str] = (),
+    given: Given = NOTHING,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> CheckResult:
     """Measure ``target`` on ``device`` and judge it by every gate that is given.
@@ -128,7 +132,7 @@ def check(
         baseline: What it must not be slower than.
         examples: Labelled images.
         min_accuracy: Fraction of them.
-        input_shapes: Of inputs whose own are dynamic; see :meth:`ModelFile.fixed`.
+        given: Shapes of open inputs, and real inputs.
         on_progress: Called with what is going on and its share done.
 
     Raises:
@@ -141,10 +145,11 @@ def check(
     budget = limits.pop(LATENCY, manifest.latency_budget_ms if manifest else None)
     regression, accuracy = None, None
     with temporary_folder() as folder:
-        model = whole.fixed(input_shapes, folder)
+        real = given.samples(whole)
+        model = given.model(whole, real, folder)
         if examples is not None:  # first, as the images may not fit the model
             accuracy = onnx_accuracy(model, examples, on_progress)
-        outputs = _outputs(model, file, manifest, device)
+        outputs = _outputs(model, file, manifest, device, real)
         taken = measured(limits, device, model, whole)
         if baseline is None:
             samples = measure_model(device, model, on_progress)
@@ -153,7 +158,7 @@ def check(
                 (folder / "baseline").mkdir()
                 before = ModelFile(baseline.path)
                 before.require_own_weights(whole)
-                fixed = before.fixed(input_shapes, folder / "baseline")
+                fixed = given.model(before, real, folder / "baseline")
                 baseline = replace(baseline, path=fixed)
             regression = against(device, model, baseline, on_progress=on_progress)
             samples = regression.samples
@@ -185,17 +190,30 @@ def check(
     )  # fmt: skip
 
 
-def _outputs(model: Path, file: Path, manifest: Manifest | None, device: Device) -> Gate:
+def _outputs(
+    model: Path, file: Path, manifest: Manifest | None, device: Device, real: RealInputs
+) -> Gate:
     """Whether the answers to fixed inputs are numbers, and those that the export recorded."""
     try:
-        feeds = probes(model)
+        noise = probes(model)
     except ValueError as error:
-        raise InvalidInputError(f"{file}: {error}") from None
-    answers = [flat(outputs) for outputs in device.answers(model, feeds)]
-    if not all(np.isfinite(answer).all() for answer in answers):
-        return Gate("outputs", "failed-gate", "an output is not a number, or infinite")
+        raise InvalidInputError(f"{file}: {error}", "give real ones: --inputs NAME=FILE") from None
+    feeds: list[Feeds] = [
+        {**noise[i % len(noise)], **{name: arrays[i] for name, arrays in real.items()}}
+        for i in range(min(MAX_SAMPLES, *(len(arrays) for arrays in real.values())) if real else 0)
+    ] or noise
+    said = _unseen(ModelFile(model))
+    if not _are_finite(_answers(device, model, feeds)):
+        text = "an output is not a number, or infinite"
+        if real or manifest:
+            return Gate("outputs", "failed-gate", text)
+        said = f"; the input was noise: give real ones, --inputs NAME=FILE{said}"
+        if not _are_finite(_answers(device, model, [_positive(one) for one in noise])):
+            return Gate("outputs", "failed-gate", text + said)
+        return Gate("outputs", "pass", f"outputs are finite for positive numbers alone{said}")
     if manifest is None or not manifest.recorded_outputs:
-        return Gate("outputs", "pass", "outputs are finite")
+        return Gate("outputs", "pass", f"outputs are finite{said}")
+    answers = _answers(device, model, noise)
     expected = [np.array(one) for one in manifest.recorded_outputs]
     if [a.shape for a in answers] != [e.shape for e in expected]:
         return Gate("outputs", "failed-gate", "other outputs than the export recorded")
@@ -206,6 +224,32 @@ def _outputs(model: Path, file: Path, manifest: Manifest | None, device: Device)
     kept = difference <= limit
     text = f"{difference:.1e} from the outputs that the export recorded, allowed {limit:.1e}"
     return Gate("outputs", "pass" if kept else "failed-gate", text)
+
+
+def _answers(device: Device, model: Path, feeds: list[Feeds]) -> list[npt.NDArray[np.float64]]:
+    return [flat(outputs) for outputs in device.answers(model, feeds)]
+
+
+def _are_finite(answers: list[npt.NDArray[np.float64]]) -> bool:
+    return all(np.isfinite(answer).all() for answer in answers)
+
+
+def _positive(feeds: Feeds) -> Feeds:
+    """Noise above a half, for what takes logarithms or roots."""
+    return {
+        n: np.abs(x) + x.dtype.type(0.5) if x.dtype.kind == "f" else x for n, x in feeds.items()
+    }
+
+
+def _unseen(file: ModelFile) -> str:
+    """Which outputs are no numbers, as the end of a sentence."""
+    texts = [
+        one.name
+        for one in file.model.graph.output
+        if one.type.tensor_type.elem_type == TensorProto.STRING
+        or one.type.sequence_type.elem_type.tensor_type.elem_type == TensorProto.STRING
+    ]
+    return f"; not looked at, as it is text: {', '.join(texts)}" if texts else ""
 
 
 def _limited(name: str, value: float | None, limit: float) -> Gate:

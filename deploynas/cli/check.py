@@ -91,6 +91,12 @@ def check(
     input_shape: Annotated[
         list[str] | None, typer.Option(help="Of a dynamic input: 1,3,224,224 or NAME=1,3,...")
     ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE", help="Real inputs in place of noise: .npy, .npz, or a folder."
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Test images; else the manifest's.")] = None,
     classes: Annotated[
         Path | None,
@@ -113,6 +119,7 @@ def check(
     from deploynas.check import EXIT_CODES, Baseline, Recipe, markdown, percentage
     from deploynas.check import check as run_check
     from deploynas.check import junit as as_xml
+    from deploynas.check.inputs import Given
     from deploynas.check.limits import limits_from
     from deploynas.check.verdict import load_target
     from deploynas.device import open_device, open_same
@@ -126,6 +133,7 @@ def check(
             *(limit or []),
         ]
     )
+    given = Given(input_shape or (), inputs or ())
     recipe = Recipe.parse(classes, mean, std, crop)
     if min_accuracy is not None and not 0 <= min_accuracy <= 1:
         raise InvalidInputError(f"--min-accuracy is a fraction, 0 to 1, got {min_accuracy}")
@@ -177,7 +185,7 @@ def check(
     with progress(quiet) as on_progress:
         result = run_check(
             target, target_device, limits=limits, baseline=against, examples=examples,
-            min_accuracy=min_accuracy, input_shapes=input_shape or (), on_progress=on_progress,
+            min_accuracy=min_accuracy, given=given, on_progress=on_progress,
         )  # fmt: skip
     warn_notes(target_device)
     if record is not None:
@@ -238,7 +246,7 @@ def check(
         if result.regression:
             say(f"baseline: {result.regression.reason}")
             for layer in result.regression.slower:
-                say(f"  {layer.name}: {layer.before_ms:.4f} -> {layer.now_ms:.4f} ms")
+                say(f"  {layer.words}")
         if result.accuracy is not None:
             say(f"test accuracy of the file {result.accuracy:.2%}")
             say(f"images: {examples.told}" if examples else "")

@@ -12,7 +12,7 @@ from deploynas.device.reference import write_references
 from deploynas.errors import InvalidInputError, ModelError
 from deploynas.onboard.conversation import Examination, Worker, open_worker
 from deploynas.onboard.folders import temporary_folder
-from deploynas.onboard.runtime import Array, Feeds, Runtime
+from deploynas.onboard.runtime import Array, Feeds, Runtime, inputs_beside
 from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
 from deploynas.runtimes import by_device
 
@@ -97,6 +97,9 @@ def converted(runtime: Runtime, models: Mapping[str, Path], folder: Path) -> dic
     for name, path in models.items():
         try:
             ready[name] = runtime.convert(path, folder)
+            given = inputs_beside(path)
+            if given.is_file() and ready[name] != path:
+                inputs_beside(ready[name]).write_bytes(given.read_bytes())
         except InvalidInputError as error:
             raise ModelError(runtime.name, name, str(error)) from None
     return ready

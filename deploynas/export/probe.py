@@ -13,7 +13,7 @@ import onnx
 from deploynas.errors import InvalidInputError
 from deploynas.graph.model_file import ModelFile, inputs_of
 from deploynas.onboard.parts import draw
-from deploynas.onboard.runtime import Array, Feeds, Input
+from deploynas.onboard.runtime import Array, Feeds, Input, numbers
 from deploynas.onboard.worker import random_input
 
 NUM_PROBES = 2
@@ -22,6 +22,8 @@ TOLERANCE = 1e-3  # of the largest answer: other processors add in another order
 
 def probes(model: Path | bytes) -> list[Feeds]:
     """:data:`NUM_PROBES` inputs of noise: the same bits on every machine where they are floats.
+
+    One, of nothing, for a model that takes nothing.
 
     Raises:
         ValueError: An input has a dynamic shape, or a type that is not drawn.
@@ -35,8 +37,8 @@ def probes(model: Path | bytes) -> list[Feeds]:
 
 
 def flat(outputs: Sequence[Array]) -> npt.NDArray[np.float64]:
-    """The outputs of one answer one after the other."""
-    return np.concatenate([np.ravel(x).astype(np.float64) for x in outputs])
+    """The outputs of one answer one after the other; none where none are numbers."""
+    return np.concatenate([np.zeros(0), *(np.ravel(x).astype(np.float64) for x in outputs)])
 
 
 def probe(content: bytes) -> list[npt.NDArray[np.float64]]:
@@ -47,7 +49,7 @@ def probe(content: bytes) -> list[npt.NDArray[np.float64]]:
     """
     session = open_session(content)
     try:
-        return [flat(session.run(None, dict(feeds))) for feeds in probes(content)]
+        return [flat(numbers(session.run(None, dict(feeds)))) for feeds in probes(content)]
     except Exception as error:  # the runtime's errors share no class of their own
         raise _refused(error, "the model") from None
 

@@ -241,7 +241,7 @@ class ModelFile:
         self._load(model, SMALL_BYTES)
         return model
 
-    def fixed(self, typed: Sequence[str], folder: Path) -> Path:
+    def fixed(self, typed: Sequence[str], folder: Path, *, apart: bool = False) -> Path:
         """The file to measure: itself, or a copy in ``folder``.
 
         A copy has fixed shapes, and its weights in it unless they are too many for one file.
@@ -249,6 +249,7 @@ class ModelFile:
         Args:
             typed: See :meth:`shapes`.
             folder: A temporary one.
+            apart: Never the file itself, so that something can be put beside it.
 
         Raises:
             InvalidInputError: See :meth:`shapes`; or it does not fit into memory.
@@ -256,7 +257,7 @@ class ModelFile:
         _require_memory(self.path, self.num_bytes)
         model = self.with_shapes(typed)
         is_big = self.num_bytes >= PROTOBUF_BYTES
-        if model is self.model and (not self.external or is_big):
+        if model is self.model and (not self.external or is_big) and not apart:
             return self.path
         path = folder / self.path.name
         if is_big:
