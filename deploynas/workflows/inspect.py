@@ -135,8 +135,9 @@ def _read(
         if spec["name"] is None:
             raise InvalidInputError(f"{path} is an architecture", "say of what: --space NAME")
         chosen, architecture = space(**spec), document
-        if resolution is not None:
-            architecture = {"resolution": resolution, **document}
+        if not {"resolution", "r"} & document.keys():
+            usual = 224 if 224 in chosen.resolutions else chosen.resolutions[-1]
+            architecture = {"resolution": resolution or usual, **document}
         side = architecture.get("resolution")
         if isinstance(side, int):
             chosen = chosen.with_resolutions([*chosen.resolutions, side])
@@ -152,7 +153,7 @@ def _is_architecture(document: dict[str, Any], space_name: str | None) -> bool:
     """Whether a file is an architecture in dict form; one of any family where a space is named."""
     if "blocks" in document or "net" in document:
         return False
-    return space_name is not None or any(k in document for k in ("depths", "ops", "normal"))
+    return space_name is not None or any(k in document for k in ("depths", "ops", "normal", "ks"))
 
 
 def _latency(
