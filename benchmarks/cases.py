@@ -1,7 +1,7 @@
 """Inputs as people have them, through the verbs: which are read right, or refused in a line.
 
-``--cases DIR`` is a folder of small models, architectures and a script that makes image folders; each
-case below says what is right. Models and architectures go through ``deploynas check`` and
+``--cases DIR`` is a folder of small models, architectures and a script that makes image folders;
+each case below says what is right. Models and architectures go through ``deploynas check`` and
 ``inspect``, image folders through the reader that all verbs share.
 """
 
@@ -199,7 +199,7 @@ def beside(model: Path, folder: Path, name: str, size: int) -> Path:
 
 
 def narrow(wide: Path, path: Path) -> None:
-    """The same graph with a quarter of the work and other names: what the wide one is slower than."""
+    """The first half of the graph under other names: what the wide one is slower than."""
     import onnx
 
     model = onnx.load(wide)

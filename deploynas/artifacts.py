@@ -140,6 +140,8 @@ def read_json(path: Path) -> object:
         raise InvalidInputError(
             f"{path} is truncated or not JSON (line {error.lineno}: {error.msg})"
         ) from None
+    except ValueError:  # Python reads no integer of thousands of digits
+        raise InvalidInputError(f"{path} holds a number that is too long") from None
     except RecursionError:
         raise InvalidInputError(f"{path} is nested too deeply to be one of our files") from None
 

@@ -72,6 +72,14 @@ def require_own(path: Path, what: str) -> None:
         raise InvalidInputError(f"{shown(path)} is {found.name}, not {what}", found.hint)
 
 
+def home() -> Path:
+    """The user's folder; where a container has none, the root, in which nobody else can write."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(os.sep)
+
+
 def shown(path: Path) -> str:
     """A path as any output can print it, whatever bytes are in its name."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

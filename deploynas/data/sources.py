@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from deploynas.contents import shown
+from deploynas.contents import home, shown
 from deploynas.data.dataset import ImageDataset, build_dataset
 from deploynas.data.decode import Progress, clamp_size
 from deploynas.data.idx import find_idx, load_idx
@@ -137,7 +137,7 @@ def _fashion_directory() -> Path:
 
 def _cache_directory() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "deploynas" / "fashion-mnist"
+    return (Path(base) if base else home() / ".cache") / "deploynas" / "fashion-mnist"
 
 
 def _download(cache: Path) -> Path:
