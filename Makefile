@@ -33,7 +33,7 @@ test-kill: $(STAMP) ## every long search killed at 20 random moments, and gone o
 lint: $(STAMP) ## style: ruff's rules and its format
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/vermin -t=3.9- --no-tips --quiet deploynas/onboard deploynas/runtimes/onnxruntime.py deploynas/errors.py
+	$(BIN)/vermin -t=3.9- --no-tips --quiet deploynas/onboard deploynas/runtimes/*.py deploynas/errors.py
 
 types: $(STAMP) ## mypy --strict on the package
 	$(BIN)/python -m mypy

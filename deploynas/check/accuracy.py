@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from deploynas.check.model_file import open_file
 from deploynas.contents import require_own
 from deploynas.data import ImageDataset, Pixels, Source, framed, normalise
+from deploynas.device import LocalDevice
 from deploynas.errors import InvalidInputError, require_positive
 from deploynas.export import Manifest
 from deploynas.export.probe import open_session
-from deploynas.graph.model_file import ModelFile
 from deploynas.graph.preprocess import Box, centre
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+from deploynas.onboard.runtime import Array, Feeds
+from deploynas.runtimes import of_file
+from deploynas.spaces import Resolution
 
 BATCH = 500  # images that are decoded at once
 FLOATS = ("float32", "float16", "float64")
@@ -123,7 +125,7 @@ class ImageInput:
         Raises:
             InvalidInputError: Something else than one image; no accuracy of it.
         """
-        inputs = ModelFile(model).inputs
+        inputs = open_file(model).inputs
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise InvalidInputError(
                 f"{model} does not take one batch of images: no accuracy of it"
@@ -159,7 +161,8 @@ class Examples:
         split: The images, cropped.
         mean: A value a channel, a fraction of 1, as ``std``.
         num_classes: That the model tells apart.
-        crop: Share of the shorter side that a model which crops keeps.
+        crop: What a model which crops keeps: see :meth:`Resolution.part_of`.
+        resolution: Of the network in such a model; None where a model takes whole images.
         cut: Share of the shorter side that is kept of an image before a model gets it.
         outputs: int64, label of the data -> output of the model; the same where None.
         told: How they are prepared, for people.
@@ -170,6 +173,7 @@ class Examples:
     std: tuple[float, ...]
     num_classes: int
     crop: float = 1.0
+    resolution: Resolution | None = None
     cut: float = 1.0
     outputs: npt.NDArray[np.int64] | None = None
     told: str = ""
@@ -192,10 +196,11 @@ class Examples:
             prepared = dataset.with_channels(manifest.preprocessing.channels)
             own = manifest.preprocessing
             outputs = _outputs(dataset, manifest.classes, "the network")
-            crop = own.crop if own.image_size else 1.0
+            crops = own.image_size is not None
             return cls(
-                prepared.test, own.mean, own.std, len(manifest.classes), crop, outputs=outputs,
-                told=f"{_means(own.mean, own.std)} as the export says",
+                prepared.test, own.mean, own.std, len(manifest.classes),
+                crop=own.crop if crops else 1.0, resolution=own.resolution if crops else None,
+                outputs=outputs, told=f"{_means(own.mean, own.std)} as the export says",
             )  # fmt: skip
         asked = recipe or Recipe()
         mean = _fitting(asked.mean, dataset, "--mean") or dataset.mean
@@ -257,10 +262,10 @@ def _outputs(
     return np.array([places[name] for name in dataset.classes], dtype=np.int64)
 
 
-def onnx_accuracy(
+def file_accuracy(
     model: Path, examples: Examples, on_progress: Callable[[str, float], None]
 ) -> float:
-    """Top-1 accuracy of the file on the test split, image by image, through ONNX Runtime.
+    """Top-1 accuracy of the file on the test split, image by image, through its runtime here.
 
     A model that takes floats gets normalised images; one that takes uint8 gets pixels, those of
     its own crop in the centre of a frame. Channels come first or last as its input has them.
@@ -276,20 +281,20 @@ def onnx_accuracy(
         )
     if examples.outputs is not None:
         labels = examples.outputs[labels]
-    session = open_session(model, str(model))
     correct = 0
-    for start in range(0, len(images), BATCH):
-        rows = np.arange(start, min(start + BATCH, len(images)))
-        for x, label in zip(prepared(image, examples, rows), labels[rows], strict=True):
-            answer = _answer(session, image.name, x[None], model)
-            if answer.size != examples.num_classes:
-                raise InvalidInputError(
-                    f"{model} tells {answer.size} classes apart, the data has "
-                    f"{examples.num_classes}",
-                    "name the model's, one a line: --classes labels.txt",
-                )
-            correct += int(np.argmax(answer) == label)
-        on_progress("test images", min(1.0, (start + BATCH) / len(images)))
+    with _answering(model) as answer_to:
+        for start in range(0, len(images), BATCH):
+            rows = np.arange(start, min(start + BATCH, len(images)))
+            for x, label in zip(prepared(image, examples, rows), labels[rows], strict=True):
+                answer = answer_to({image.name: x[None]})
+                if answer.size != examples.num_classes:
+                    raise InvalidInputError(
+                        f"{model} tells {answer.size} classes apart, the data has "
+                        f"{examples.num_classes}",
+                        "name the model's, one a line: --classes labels.txt",
+                    )
+                correct += int(np.argmax(answer) == label)
+            on_progress("test images", min(1.0, (start + BATCH) / len(images)))
     return correct / len(images)
 
 
@@ -297,7 +302,8 @@ def prepared(
     image: ImageInput, examples: Examples, rows: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.generic]:
     """Images as the model takes them, ``(m, ...)``."""
-    box = centre(image.height, image.width, examples.crop)
+    size = Resolution(image.height, image.width)
+    box = centre(image.height, image.width, examples.crop, examples.resolution or size)
     pixels = _cut(examples, rows, box)
     frames = framed(pixels, image.height, image.width, *box)
     if image.takes_pixels:
@@ -307,24 +313,34 @@ def prepared(
 
 
 def _cut(examples: Examples, rows: npt.NDArray[np.int64], box: Box) -> Pixels:
-    """The kept part of some images at the side of ``box``: resized, then cut, as is usual."""
+    """The kept part of some images at the size of ``box``: resized, then cut, as is usual."""
     if examples.cut == 1:
-        return examples.split.batch(rows, box.side, box.side)
-    side = round(box.side / examples.cut)
-    start = round((side - box.side) / 2)
-    whole = examples.split.batch(rows, side, side)
-    return whole[:, start : start + box.side, start : start + box.side]
+        return examples.split.batch(rows, *box.size)
+    wide = [round(side / examples.cut) for side in box.size]
+    top, left = (round((whole - side) / 2) for whole, side in zip(wide, box.size, strict=True))
+    images = examples.split.batch(rows, *wide)
+    return images[:, top : top + box.size[0], left : left + box.size[1]]
 
 
-def _answer(
-    session: InferenceSession, name: str, image: npt.NDArray[np.generic], model: Path
-) -> np.ndarray:
-    """A model's first output for one image, batch of one."""
-    try:
-        return np.asarray(session.run(None, {name: image})[0])
-    except Exception as error:  # the runtime's own kinds have no common base
-        line = str(error).strip().splitlines()[0]
-        raise InvalidInputError(
-            f"{model} cannot be run on an image of shape {list(image.shape)} and type "
-            f"{image.dtype}: {line}"
-        ) from None
+@contextlib.contextmanager
+def _answering(model: Path) -> Iterator[Callable[[Feeds], Array]]:
+    """A model's first output for a batch of one, by its own runtime on this machine."""
+    runtime = of_file(model)
+    if runtime.suffix != ".onnx":
+        with LocalDevice(next(iter(runtime.devices))).opened([model]) as worker:
+            yield lambda feeds: worker.answers(0, feeds)[0]
+        return
+    session = open_session(model, str(model))
+
+    def answer(feeds: Feeds) -> Array:
+        try:
+            return np.asarray(session.run(None, dict(feeds))[0])
+        except Exception as error:  # the runtime's own kinds have no common base
+            line = str(error).strip().splitlines()[0]
+            (image,) = feeds.values()
+            raise InvalidInputError(
+                f"{model} cannot be run on an image of shape {list(image.shape)} and type "
+                f"{image.dtype}: {line}"
+            ) from None
+
+    yield answer

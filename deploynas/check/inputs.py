@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deploynas.check.model_file import RuntimeFile
 from deploynas.contents import require_own
 from deploynas.errors import InvalidInputError, MissingFileError
 from deploynas.graph.model_file import ModelFile
@@ -31,11 +32,11 @@ class Given(NamedTuple):
     shapes: Sequence[str] = ()
     files: Sequence[str] = ()
 
-    def samples(self, file: ModelFile) -> RealInputs:
+    def samples(self, file: ModelFile | RuntimeFile) -> RealInputs:
         """What the files hold."""
         return read_inputs(self.files, file.inputs, file.path)
 
-    def model(self, file: ModelFile, samples: RealInputs, folder: Path) -> Path:
+    def model(self, file: ModelFile | RuntimeFile, samples: RealInputs, folder: Path) -> Path:
         """The file to measure, the first sample beside it; see :meth:`ModelFile.fixed`.
 
         An open shape that is not said is that of the sample.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from deploynas.check.model_file import RuntimeFile, macs_of
 from deploynas.costs import COSTS, Cost
 from deploynas.device import Device
 from deploynas.errors import InvalidInputError, UnknownNameError
-from deploynas.graph.costs import node_costs
 from deploynas.graph.model_file import ModelFile
 
 FILE_BYTES, MEMORY, MACS, LATENCY = "file_bytes", "peak_memory_bytes", "macs", "latency_ms"
@@ -40,7 +40,7 @@ def limits_from(typed: Iterable[str]) -> dict[str, float]:
 
 
 def measured(
-    limits: Mapping[str, float], device: Device, model: Path, whole: ModelFile
+    limits: Mapping[str, float], device: Device, model: Path, whole: ModelFile | RuntimeFile
 ) -> dict[str, float | None]:
     """What a file takes of everything that is limited but latency.
 
@@ -59,8 +59,7 @@ def measured(
     if MEMORY in limits:
         found[MEMORY] = device.examine(model).peak_bytes
     if MACS in limits:
-        nodes, _ = node_costs(model)
-        found[MACS] = sum(node.macs for node in nodes)
+        found[MACS] = macs_of(model)
     return found
 
 

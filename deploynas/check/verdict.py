@@ -10,12 +10,12 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto
 
 from deploynas.artifacts import sha256
-from deploynas.check.accuracy import Examples, onnx_accuracy
+from deploynas.check.accuracy import Examples, file_accuracy
 from deploynas.check.inputs import MAX_SAMPLES, NOTHING, Given, RealInputs
 from deploynas.check.limits import LATENCY, TITLES, WORDS, kind_of, measured
+from deploynas.check.model_file import RuntimeFile, open_file
 from deploynas.check.regression import Baseline, LatencyRecord, Regression, against, slower_layers
 from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
 from deploynas.errors import (
@@ -97,17 +97,21 @@ def load_target(target: Path) -> tuple[Path, Manifest | None]:
         MissingFileError: Neither is there.
         InvalidInputError: The model is not the one that the manifest describes, or empty.
     """
+    if not target.is_dir():
+        if not target.is_file():
+            raise MissingFileError(f"{target} does not exist")
+        open_file(target)
+        return target, None
     folder_manifest = target / "manifest.json"
-    if target.is_dir():
-        manifest: Manifest | None = Manifest.read(folder_manifest)
-        model = target / "model.onnx"
-    else:
-        manifest, model = None, target
-    if not model.is_file():
-        raise MissingFileError(f"{model} does not exist")
-    if manifest and model.stat().st_size and sha256(model) != manifest.model_sha256:
-        raise InvalidInputError(f"{model} is not the file that {folder_manifest} describes")
-    ModelFile(model)
+    manifest = Manifest.read(folder_manifest)
+    model = target / next(iter(manifest.files))
+    for name, digest in manifest.files.items():
+        file = target / name
+        if not file.is_file():
+            raise MissingFileError(f"{file} does not exist")
+        if file.stat().st_size and sha256(file) != digest:
+            raise InvalidInputError(f"{file} is not the file that {folder_manifest} describes")
+    open_file(model)
     return model, manifest
 
 
@@ -140,7 +144,7 @@ def check(
         See also :func:`load_target` and :func:`against`.
     """
     file, manifest = load_target(target)
-    whole = ModelFile(file)
+    whole = open_file(file)
     limits = dict(limits or {})
     budget = limits.pop(LATENCY, manifest.latency_budget_ms if manifest else None)
     regression, accuracy = None, None
@@ -148,7 +152,7 @@ def check(
         real = given.samples(whole)
         model = given.model(whole, real, folder)
         if examples is not None:  # first, as the images may not fit the model
-            accuracy = onnx_accuracy(model, examples, on_progress)
+            accuracy = file_accuracy(model, examples, on_progress)
         outputs = _outputs(model, file, manifest, device, real)
         taken = measured(limits, device, model, whole)
         if baseline is None:
@@ -156,7 +160,7 @@ def check(
         else:
             if baseline.path.suffix != ".json":
                 (folder / "baseline").mkdir()
-                before = ModelFile(baseline.path)
+                before = open_file(baseline.path)
                 before.require_own_weights(whole)
                 fixed = given.model(before, real, folder / "baseline")
                 baseline = replace(baseline, path=fixed)
@@ -195,14 +199,14 @@ def _outputs(
 ) -> Gate:
     """Whether the answers to fixed inputs are numbers, and those that the export recorded."""
     try:
-        noise = probes(model)
+        noise = probes(open_file(model).inputs)
     except ValueError as error:
         raise InvalidInputError(f"{file}: {error}", "give real ones: --inputs NAME=FILE") from None
     feeds: list[Feeds] = [
         {**noise[i % len(noise)], **{name: arrays[i] for name, arrays in real.items()}}
         for i in range(min(MAX_SAMPLES, *(len(arrays) for arrays in real.values())) if real else 0)
     ] or noise
-    said = _unseen(ModelFile(model))
+    said = _unseen(open_file(model))
     if not _are_finite(_answers(device, model, feeds)):
         text = "an output is not a number, or infinite"
         if real or manifest:
@@ -241,15 +245,9 @@ def _positive(feeds: Feeds) -> Feeds:
     }
 
 
-def _unseen(file: ModelFile) -> str:
+def _unseen(file: ModelFile | RuntimeFile) -> str:
     """Which outputs are no numbers, as the end of a sentence."""
-    texts = [
-        one.name
-        for one in file.model.graph.output
-        if one.type.tensor_type.elem_type == TensorProto.STRING
-        or one.type.sequence_type.elem_type.tensor_type.elem_type == TensorProto.STRING
-    ]
-    return f"; not looked at, as it is text: {', '.join(texts)}" if texts else ""
+    return f"; not looked at, as it is text: {', '.join(file.texts)}" if file.texts else ""
 
 
 def _limited(name: str, value: float | None, limit: float) -> Gate:

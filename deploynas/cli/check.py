@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploynas.cli.check_on import check_on
 from deploynas.cli.console import (
     Json,
     Quiet,
@@ -21,7 +22,6 @@ from deploynas.cli.console import (
 )
 
 IMAGENET_PER_CLASS = 10  # images whose accuracy is measured
-SIZE_STEP = 4  # px: a data set's side is a multiple of it
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,9 +37,12 @@ def register(app: typer.Typer) -> None:
 
 
 def check(
-    target: Annotated[Path | None, typer.Argument(help="ONNX file or export; the newest.")] = None,
+    target: Annotated[
+        Path | None, typer.Argument(help="ONNX or .tflite file, or export; the newest.")
+    ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Device to measure on; else the manifest's, or cpu.")
+        str | None,
+        typer.Option(help="Device to measure on; else the manifest's, or the file's runtime's."),
     ] = None,
     threads: Annotated[
         int | None,
@@ -47,12 +50,16 @@ def check(
     ] = None,
     provider: Annotated[str | None, typer.Option(help="Execution provider.")] = None,
     runtime: RuntimeName = None,
+    on: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Devices of this machine in turn: which is fastest?"),
+    ] = None,
     latency_ms: Annotated[
         str | None, typer.Option(metavar="MS", help="Budget; else the manifest's.")
     ] = None,
     baseline: Annotated[
         Path | None,
-        typer.Option(help="ONNX file, export, or record: what it must not be slower than."),
+        typer.Option(help="Model file, export, or record: what it must not be slower than."),
     ] = None,
     max_regression: Annotated[
         str | None,
@@ -121,10 +128,11 @@ def check(
     from deploynas.check import junit as as_xml
     from deploynas.check.inputs import Given
     from deploynas.check.limits import limits_from
+    from deploynas.check.model_file import open_file
     from deploynas.check.verdict import load_target
     from deploynas.device import open_device, open_same
     from deploynas.errors import InvalidInputError, require_positive
-    from deploynas.graph.model_file import ModelFile
+    from deploynas.runtimes import of_file
 
     flags = {"latency_ms": latency_ms, "file_bytes": max_size, "peak_memory_bytes": max_memory}
     limits = limits_from(
@@ -144,10 +152,24 @@ def check(
         ):  # fmt: skip
             if value is not None:
                 raise InvalidInputError(f"{option} goes with --baseline")
+    if on is not None:
+        for option, typed in (
+            ("--device", device), ("--runtime", runtime), ("--provider", provider),
+            ("--baseline", baseline), ("--record", record), ("--data", data),
+            ("--min-accuracy", min_accuracy), ("--summary", summary), ("--junit", junit),
+            ("--inputs", inputs),
+        ):  # fmt: skip
+            if typed is not None:
+                raise InvalidInputError(f"--on compares devices by latency: leave out {option}")
+        if set(limits) - {"latency_ms"}:
+            raise InvalidInputError("--on takes no limit but --latency-ms")
+        return check_on(
+            target, on, threads or 1, limits.get("latency_ms"), input_shape or (), as_json, quiet
+        )
     seconds = require_positive(120.0 if timeout is None else timeout, "--timeout")
     against = None
     if baseline is not None:
-        of_export = baseline / "model.onnx" if baseline.is_dir() else baseline
+        of_export = load_target(baseline)[0] if baseline.is_dir() else baseline
         against = Baseline(
             of_export, percentage(max_regression or "5%"), seconds, allow_other_device
         )
@@ -159,12 +181,20 @@ def check(
         target = newest("*/manifest.json", EXPORTS, "export", hint).parent
         say(f"checking {target}", as_json=as_json)
     file, manifest = load_target(target)
+    read = [file, *open_file(file).external, target / "manifest.json"]
+    if against is not None and against.path.suffix != ".json":
+        read.append(against.path)
+    for written in (record, summary, junit):
+        if written is not None and written.resolve() in {path.resolve() for path in read}:
+            raise InvalidInputError(
+                f"{written} is a file that is checked", "write to another file"
+            )
     examples: Examples | None = None
     if not recipe.is_empty and (manifest is not None or data is None):
         why = "need --data" if manifest is None else "are those of the export's manifest"
         raise InvalidInputError(f"--classes, --mean, --std and --crop {why}")
     if data is not None and manifest is None:
-        examples = _foreign_examples(data, file, ModelFile(file).shapes(input_shape or ()), recipe)
+        examples = _foreign_examples(data, file, open_file(file).shapes(input_shape or ()), recipe)
     elif data is not None and manifest is not None:
         examples = _examples(data, manifest)
     elif manifest is not None:
@@ -173,11 +203,14 @@ def check(
             warn(f"accuracy not measured: {manifest.data_source} is not here; pass --data")
     if min_accuracy is not None and examples is None:
         raise InvalidInputError("--min-accuracy needs test images", "pass --data")
-    if manifest and device in (None, manifest.device.name) and runtime is None:
+    own = of_file(file)
+    of_runtime = f"{own.name} " if own.suffix != ".onnx" else ""
+    is_own = manifest is not None and manifest.device.runtime.startswith(of_runtime)
+    if manifest and is_own and device in (None, manifest.device.name) and runtime is None:
         device = manifest.device.name
         target_device = open_same(manifest.device, threads, provider)
     else:
-        device = device or "cpu"
+        device = device or next(iter(own.devices))
         if "," in device and not device.startswith("exec:"):
             raise InvalidInputError("a fleet shares a profile's work; check on one of its devices")
         target_device = open_device(device, threads or 1, provider, runtime)
@@ -219,6 +252,10 @@ def check(
             document["preprocessing"] = examples.told if examples else ""
         if result.regression:
             document["ratio"] = _estimate(result.regression.ratio)
+            document["looks"] = [
+                {"sessions": x.sessions, "confidence": x.confidence, **_estimate(x.ratio)}
+                for x in result.regression.looks
+            ]
             document["slower_layers"] = [vars(layer) for layer in result.regression.slower]
         if result.taken:
             document["taken"] = dict(result.taken)
@@ -260,11 +297,13 @@ def _foreign_examples(
     """Test images of ``data``, no smaller than the model's, prepared as somebody says."""
     from deploynas.check import Examples
     from deploynas.check.accuracy import ImageInput
-    from deploynas.data import load_dataset
+    from deploynas.data import load_dataset, native_size_for
+    from deploynas.spaces import Resolution
 
     image = ImageInput.of(model, shapes)
-    side = round(max(image.height, image.width) / (recipe.crop or 1.0))
-    dataset = load_dataset(data, max_size=max(64, side + SIZE_STEP))
+    share = recipe.crop or 1.0
+    size = Resolution(round(image.height / share), round(image.width / share))
+    dataset = load_dataset(data, max_size=native_size_for([size]))
     for text in dataset.warnings:
         warn(text)
     return Examples.of(dataset.with_channels(image.channels), None, recipe)
@@ -273,18 +312,19 @@ def _foreign_examples(
 def _examples(data: Path, manifest: Manifest) -> Examples:
     """Test images of ``data``, prepared as the export says."""
     from deploynas.check import Examples
-    from deploynas.data import Split, load_dataset
+    from deploynas.data import Split, load_dataset, native_size_for
     from deploynas.data.imagenet import CROP, load_imagenet
 
     if manifest.weights == "published":
         preprocessing = manifest.preprocessing
-        split = Split(*load_imagenet(data, preprocessing.resolution, IMAGENET_PER_CLASS))
+        split = Split(*load_imagenet(data, preprocessing.resolution.height, IMAGENET_PER_CLASS))
         num_classes = len(manifest.classes)
         return Examples(
             split, preprocessing.mean, preprocessing.std, num_classes,
             told=f"ImageNet's, the centre {CROP:.1%} kept, as the weights expect",
         )  # fmt: skip
-    dataset = load_dataset(data, max_size=max(64, manifest.data_size))
+    sizes = [manifest.data_size, *(manifest.preprocessing.image_size or ())]
+    dataset = load_dataset(data, max_size=native_size_for(sizes))
     for text in dataset.warnings:
         warn(text)
     return Examples.of(dataset, manifest)
@@ -293,12 +333,12 @@ def _examples(data: Path, manifest: Manifest) -> Examples:
 def _own_examples(manifest: Manifest) -> Examples | None:
     """The test images of the data that an export was trained on, where they are here."""
     from deploynas.check import Examples
-    from deploynas.data import load_dataset
+    from deploynas.data import load_dataset, native_size_for
     from deploynas.errors import DeploynasError
 
     where = Path(manifest.data_source)
     with contextlib.suppress(DeploynasError):  # a board has no data: latency still counts
-        size = max(64, manifest.data_size)
+        size = native_size_for([manifest.data_size])
         dataset = load_dataset(where if where.exists() else None, max_size=size)
         if dataset.fingerprint == manifest.data_fingerprint:
             return Examples.of(dataset, manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,10 @@ def export(
     opset: Annotated[
         int | None, typer.Option(help="ONNX operator set, for an old runtime; 17.")
     ] = None,
+    form: Annotated[
+        str,
+        typer.Option("--format", help="onnx, or tflite and others: a runtime's own, beside it."),
+    ] = "onnx",
     precision: Annotated[str | None, typer.Option(help="fp32 or int8; else the search's.")] = None,
     max_accuracy_drop: Annotated[
         str, typer.Option(help="That int8 may lose; sensitive layers stay in float for it.")
@@ -47,6 +52,7 @@ def export(
     from deploynas.device import open_attached
     from deploynas.errors import InvalidInputError
     from deploynas.export.exporter import Form, InModel
+    from deploynas.runtimes import of_format
     from deploynas.workflows import exporting
     from deploynas.workflows.chosen import open_run
     from deploynas.workflows.images import data_of
@@ -62,6 +68,9 @@ def export(
     if with_preprocessing or image_size:
         in_model = InModel(_size(image_size) if image_size else None)
     precision = precision or result.precision
+    runtime = of_format(form)
+    if reason := runtime.supports("Conv", precision):
+        raise InvalidInputError(f"--format {form}: {reason}", "try --precision fp32")
     is_elsewhere = result.device.name != "cpu"
     device = None
     if is_elsewhere or precision == "int8":
@@ -82,7 +91,7 @@ def export(
     folder = output / (name or (run.name if quantize is None else f"{run.name}-int8"))
     with progress(quiet or quantize is None) as on_progress:
         manifest = exporting.export(
-            result, trained, folder, Form(opset, quantize, in_model),
+            result, trained, folder, Form(opset, quantize, in_model, runtime),
             device if is_elsewhere else None, on_progress,
         )  # fmt: skip
     if manifest.batch_norm == "uncalibrated":
@@ -94,7 +103,7 @@ def export(
         return print_json(
             {
                 "path": str(folder),
-                "model": str(folder / "model.onnx"),
+                "model": str(folder / next(iter(manifest.files))),
                 "manifest": str(folder / "manifest.json"),
                 "weights": manifest.weights,
                 "batch_norm": manifest.batch_norm,
@@ -105,6 +114,7 @@ def export(
                 "opset": manifest.opset,
                 "preprocessing_max_abs_diff": manifest.preprocessing_max_abs_diff,
                 "quantization": manifest.quantization and manifest.quantization.model_dump(),
+                "converted": manifest.converted and manifest.converted.model_dump(),
             }
         )
     say(
@@ -113,12 +123,16 @@ def export(
         f"{'images' if manifest.parity_images == 'real' else 'images of noise'}"
     )
     if manifest.preprocessing_max_abs_diff is not None:
-        height, width = (
-            manifest.preprocessing.image_size or [manifest.preprocessing.resolution] * 2
-        )
+        preprocessing = manifest.preprocessing
+        height, width = preprocessing.image_size or preprocessing.resolution.size
         say(
             f"takes uint8 images of {height} x {width} px and gives probabilities: largest "
             f"difference from preprocessing outside {manifest.preprocessing_max_abs_diff:.1e}"
+        )
+    if manifest.converted:
+        say(
+            f"{folder / next(iter(manifest.files))}: {manifest.converted.runtime} differs from it "
+            f"by {manifest.converted.difference:.1e} of the outputs' deviation"
         )
     if manifest.quantization:
         for line in _quantized(manifest.quantization, result.device.name):
@@ -129,11 +143,12 @@ def export(
 
 def _size(text: str) -> tuple[int, int]:
     from deploynas.errors import InvalidInputError
+    from deploynas.spaces import Resolution
 
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
-        raise InvalidInputError(f"--image-size {text!r} is not HEIGHTxWIDTH, like 480x640")
-    return int(sides[0]), int(sides[1])
+    with contextlib.suppress(InvalidInputError):
+        if "x" in text:
+            return Resolution.of(text).size
+    raise InvalidInputError(f"--image-size {text!r} is not HEIGHTxWIDTH, like 480x640")
 
 
 def _quantized(found: Quantization, device: str) -> list[str]:
@@ -144,7 +159,7 @@ def _quantized(found: Quantization, device: str) -> list[str]:
         f"validation images{kept}"
     ]
     if found.ratio is not None:
-        says = {True: "take int8", False: "take fp32", None: "no difference that can be told"}
+        says = {True: "take int8", False: "take fp32", None: "equal within the interval"}
         lines.append(
             f"int8 takes {found.ratio:.3f} times as long as float on {device} (95 % interval "
             f"{found.ratio_low:.3f}-{found.ratio_high:.3f}): {says[found.is_faster]}"

@@ -22,7 +22,7 @@ def inspect(
         Path,
         typer.Argument(
             metavar="ARCH_OR_NET_OR_ONNX",
-            help="ONNX file, export or run folder, net.config, architecture or genotype.",
+            help="ONNX or .tflite file, export or run, net.config, architecture or genotype.",
         ),
     ],
     profile: Annotated[Path | None, typer.Option(help="Device profile, for latency.")] = None,
@@ -32,7 +32,8 @@ def inspect(
     num_classes: Annotated[int | None, typer.Option(help="With --space.")] = None,
     in_channels: Annotated[int, typer.Option(help="With --space.")] = 3,
     resolution: Annotated[
-        int | None, typer.Option(help="Where the file names none; 224.", min=8)
+        str | None,
+        typer.Option(metavar="PX|HxW", help="Where the file names none; 224."),
     ] = None,
     input_shape: Annotated[
         list[str] | None, typer.Option(help="Of an open input: 1,3,224,224 or NAME=1,3,...")
@@ -43,15 +44,17 @@ def inspect(
 ) -> None:
     """Print MACs, params, memory and, with a profile, latency of every layer."""
     from deploynas.graph.model_file import is_model
-    from deploynas.workflows.inspect import inspect_layers, inspect_onnx
+    from deploynas.runtimes import of_file
+    from deploynas.workflows.inspect import inspect_layers, inspect_model
 
     if profile is not None:
         from deploynas.profile.shipped import locate
 
         profile = locate(profile)
     manifest = target / "manifest.json"
-    if is_model(target) or (target / "model.onnx").is_file():
-        document = inspect_onnx(target, input_shape or ())
+    is_file = is_model(target) or of_file(target).suffix != ".onnx"
+    if is_file or (target / "model.onnx").is_file():
+        document = inspect_model(target, input_shape or ())
         if profile is not None:
             if not manifest.is_file():
                 raise typer.BadParameter("a profile prices layers of a space, not an ONNX file")

@@ -22,6 +22,7 @@ from deploynas.data.decode import Decoded, Progress, decode, is_image, look_at
 from deploynas.data.images import Labels, Split
 from deploynas.data.splits import check_classes, check_counts, stratified_mask
 from deploynas.errors import InvalidInputError
+from deploynas.spaces import ResolutionLike
 
 # Files that are taken for images unseen, so that a broken one is noticed.
 _SUFFIXES = frozenset(
@@ -59,7 +60,7 @@ class ImageFolder:
         return path.is_dir()
 
     def load(
-        self, path: Path, *, seed: int, max_size: int, progress: Progress | None = None
+        self, path: Path, *, seed: int, max_size: ResolutionLike, progress: Progress | None = None
     ) -> ImageDataset:
         """See :class:`deploynas.data.Reader`."""
         return load_folder(path, seed=seed, max_size=max_size, progress=progress)
@@ -69,7 +70,7 @@ READER = ImageFolder()
 
 
 def load_folder(
-    root: Path, *, seed: int, max_size: int, progress: Progress | None = None
+    root: Path, *, seed: int, max_size: ResolutionLike, progress: Progress | None = None
 ) -> ImageDataset:
     """Load an image folder.
 
@@ -82,7 +83,7 @@ def load_folder(
     Args:
         root: An existing directory.
         seed: Seed of the splits.
-        max_size: Largest native side in px.
+        max_size: See :func:`deploynas.data.load_dataset`.
         progress: Called with the images done and the total.
 
     Raises:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from deploynas.device.base import Identity, Notes
 from deploynas.device.reference import write_references
-from deploynas.errors import InvalidInputError, ModelError
+from deploynas.errors import InvalidInputError, MissingDependencyError, ModelError
 from deploynas.onboard.conversation import Examination, Worker, open_worker
 from deploynas.onboard.folders import temporary_folder
-from deploynas.onboard.runtime import Array, Feeds, Runtime, inputs_beside
+from deploynas.onboard.runtime import Array, Feeds, Input, Runtime, inputs_beside
 from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
-from deploynas.runtimes import by_device
+from deploynas.runtimes import DEFAULT, RUNTIMES, by_device, of_file
 
 
 class LocalDevice:
@@ -77,6 +79,31 @@ class LocalDevice:
         with self.opened([model]) as worker:
             return [worker.answers(0, one) for one in feeds]
 
+    def opening(self, model: Path, times: int) -> tuple[int, float]:
+        """Bytes of the files that its worker opens, and the least milliseconds that takes."""
+        runtime, found = self.identity.runtime, []
+        with temporary_folder() as folder:
+            models = {"first": write_references(folder)[0], "ready": model}
+            first, ready = converted(self._runtime, models, folder).values()
+            for session in range(times):
+                # whatever comes first takes what the runtime needs once
+                files = [("the reference model", first)]
+                with open_worker(self.command(session), files, runtime) as worker:
+                    started = time.monotonic()
+                    worker.load(ready, model.stem)
+                    found.append((time.monotonic() - started) * 1e3)
+            size = sum(path.stat().st_size for path in self._runtime.files(ready))
+        return size, min(found)
+
+    def inputs(self, model: Path) -> list[Input]:
+        """What a model takes, as its runtime says.
+
+        Raises:
+            DeviceError: It cannot load the model.
+        """
+        with self.opened([model]) as worker:
+            return worker.inputs(0)
+
     @contextlib.contextmanager
     def opened(self, models: Sequence[Path], session: int = 0) -> Iterator[Worker]:
         """A worker with ``models`` loaded in order, closed on the way out."""
@@ -88,18 +115,37 @@ class LocalDevice:
 
 
 def converted(runtime: Runtime, models: Mapping[str, Path], folder: Path) -> dict[str, Path]:
-    """Networks as the files that the runtime's workers open, by the same names.
+    """Networks, ONNX files or the runtime's own, as what its workers open, by the same names.
 
     Raises:
         ModelError: The runtime cannot run one of them.
+        MissingDependencyError: What converts them is not installed here.
     """
     ready = {}
     for name, path in models.items():
         try:
-            ready[name] = runtime.convert(path, folder)
+            ready[name] = _ready(runtime, path, folder)
             given = inputs_beside(path)
             if given.is_file() and ready[name] != path:
                 inputs_beside(ready[name]).write_bytes(given.read_bytes())
         except InvalidInputError as error:
             raise ModelError(runtime.name, name, str(error)) from None
     return ready
+
+
+def _ready(runtime: Runtime, model: Path, folder: Path) -> Path:
+    own = of_file(model)
+    if own is RUNTIMES.load(DEFAULT):
+        try:
+            # a folder of its own: two networks may have one name
+            return runtime.convert(model, Path(tempfile.mkdtemp(dir=folder)))
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"converting for {runtime.name} needs {error.name}, which is not here",
+                f"type: deploynas devices install {next(iter(runtime.devices))}",
+            ) from None
+    if own.suffix != runtime.suffix:
+        raise InvalidInputError(
+            f"it is a file of {own.name}", f"try --device {next(iter(own.devices))}"
+        )
+    return model

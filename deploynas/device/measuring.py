@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploynas.device.base import Device
-from deploynas.errors import MissingFileError, ModelError
+from deploynas.errors import ModelError
 from deploynas.onboard.processor import BUSY_CORES
 from deploynas.onboard.timing import Level, Samples, StopRule
+from deploynas.runtimes import files_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def measure(
         None
     ),
 ) -> dict[str, Samples]:
-    """Time ``models`` (name -> ONNX file) on ``device``.
+    """Time ``models`` (name -> ONNX file, or one of its runtime's own) on ``device``.
 
     Args:
         device: Where.
@@ -55,9 +56,8 @@ def measure(
         return {}
     samples = {} if samples is None else samples
     for name, path in models.items():
-        if not path.is_file():
-            raise MissingFileError(f"{path} does not exist")
-        samples.setdefault(name, Samples(path.stat().st_size))
+        files = files_of(path)
+        samples.setdefault(name, Samples(sum(file.stat().st_size for file in files)))
     busiest = 0.0
     try:
         # closed by whatever leaves this loop, so that no worker goes on

@@ -187,13 +187,13 @@ class Link:
         whole = {**message, "bytes": len(content)}
         self.post(json.dumps(whole).encode() + b"\n" + content)
 
-    def put(self, path: Path) -> str:
-        """Send a model file, unless it is there already; returns its digest."""
-        parcel = Parcel.of(path)
+    def put(self, path: Path, source: Path) -> str:
+        """Send what was converted from ``source``, if it is not there; returns its digest."""
+        parcel = Parcel.of(self._runtime.files(path), source)
         if parcel.digest not in self._sent:
             self._sent.add(parcel.digest)
-            parts = {"do": "file", "digest": parcel.digest, "parts": parcel.parts}
-            self.send(parts, parcel.literal)
+            what = {"digest": parcel.digest, "files": parcel.files, "parts": parcel.parts}
+            self.send({"do": "file", **what}, parcel.literal)
         return parcel.digest
 
     def receive(self) -> dict[str, Any]:
@@ -424,7 +424,7 @@ class RemoteDevice:
     def _sent(self, link: Link, models: Mapping[str, Path], folder: Path) -> dict[str, str]:
         """Name -> digest of the converted file, which is there now."""
         ready = converted(self._runtime, models, folder)
-        return {name: link.put(path) for name, path in ready.items()}
+        return {name: link.put(path, models[name]) for name, path in ready.items()}
 
     def _connected(self) -> Link:
         """A link that answers: the one there is, or a new one."""

@@ -17,7 +17,9 @@ import deploynas
 from deploynas.artifacts import write_together
 from deploynas.data import Pixels, framed, normalise, resize
 from deploynas.errors import ParityError
+from deploynas.export.formats import in_format
 from deploynas.export.manifest import (
+    ONNX_NAME,
     BatchNorm,
     Manifest,
     Preprocessing,
@@ -34,6 +36,7 @@ from deploynas.graph.preprocess import (
 )
 from deploynas.nn import StaticNetwork
 from deploynas.onboard.folders import temporary_folder
+from deploynas.onboard.runtime import Runtime
 from deploynas.profile import DeviceProfile
 from deploynas.search import Candidate, DataRecord, SearchResult
 from deploynas.spaces import Node, SearchSpace
@@ -90,11 +93,13 @@ class Form:
         opset: ONNX operator set; where None, the oldest common one that has what is needed.
         quantize: Makes the file that is written of the float one, whose parity was proved.
         in_model: Makes preprocessing a part of it.
+        runtime: Its own format is written as well.
     """
 
     opset: int | None = None
     quantize: Quantize | None = None
     in_model: InModel | None = None
+    runtime: Runtime | None = None
 
 
 AS_IT_IS = Form()
@@ -109,7 +114,7 @@ def export_network(
     run_on_device: Callable[[Path], None] | None = None,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> Manifest:
-    """Write ``model.onnx`` and ``manifest.json`` into ``folder``.
+    """Write ``model.onnx``, other formats of it and ``manifest.json`` into ``folder``.
 
     Parity is proved on the network's images, on noise where there are none.
 
@@ -125,11 +130,12 @@ def export_network(
         InvalidInputError: The runtime here cannot load it.
         ParityError: The exported file computes something else; nothing is written.
         DeviceError: The device cannot run it; nothing is written.
+        MissingDependencyError: Of :attr:`Form.runtime`, which is not installed here.
         OutputError: The folder cannot be written.
     """
     network, candidate, data = trained.network, trained.candidate, trained.data
     images, opset, in_model = trained.images, form.opset, form.in_model
-    resolution = network.nodes[0].layer.height
+    resolution = network.resolution
     preprocessing = Preprocessing(
         resolution=resolution, channels=data.channels,  # type: ignore[arg-type]
         mean=data.mean, std=data.std,
@@ -147,11 +153,11 @@ def export_network(
     onnx.checker.check_model(content)
     is_real = len(images) > 0
     if not is_real:
-        shape = (NOISE_IMAGES, resolution, resolution, data.channels)
+        shape = (NOISE_IMAGES, *resolution.size, data.channels)
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    inputs = normalise(resize(images, resolution), data.mean, data.std)
+    inputs = normalise(resize(images, *resolution.size), data.mean, data.std)
     difference = parity(network, content, inputs)
-    path = folder / "model.onnx"
+    path = folder / ONNX_NAME
     manifest = Manifest(
         space=trained.space.spec,  # type: ignore[arg-type]
         architecture=candidate.architecture,
@@ -204,13 +210,20 @@ def export_network(
             copy = temporary / path.name
             copy.write_bytes(content)
             run_on_device(copy)
+    own: dict[str, bytes] = {}
+    if form.runtime is not None and form.runtime.suffix != path.suffix:
+        own, converted = in_format(form.runtime, content)
+        manifest = manifest.model_copy(update={"converted": converted})
     outputs = tuple(tuple(map(float, x)) for x in probe(content))
     found = {
         "model_sha256": hashlib.sha256(content).hexdigest(), "recorded_outputs": outputs,
     }  # fmt: skip
     manifest = manifest.model_copy(update=found)
-    files = {path.name: content, "manifest.json": manifest.content}
+    files = {path.name: content, **own, "manifest.json": manifest.content}
     write_together(folder, files, "manifest.json")
+    for old in folder.glob(f"{path.stem}.*"):
+        if old.name not in files:  # another format of an earlier export
+            old.unlink()
     return manifest
 
 
@@ -237,23 +250,24 @@ def _in_model(
     model: bytes, preprocessing: Preprocessing, images: Pixels, is_float: bool
 ) -> tuple[bytes, float]:
     """The model that preprocesses, and its largest difference of a probability."""
-    side, mean, std = preprocessing.resolution, preprocessing.mean, preprocessing.std
+    resolution, mean, std = preprocessing.resolution, preprocessing.mean, preprocessing.std
     size, crop = preprocessing.image_size, preprocessing.crop
     content = with_preprocessing(model, mean, std, crop=crop, image_size=size)
     whole = open_session(content, "the exported model")
     network = open_session(model, "the exported model")
-    frames = resize(images, side)
+    frames = resize(images, *resolution.size)
     if size is not None:
-        frames = framed(images, *size, *centre(*size, crop))
+        box = centre(*size, crop, resolution)
+        frames = framed(images, *size, box.top, box.left, box.size)
     difference = 0.0
     for frame, image in zip(frames, images, strict=True):
         found = whole.run(None, {"image": frame[None]})[0]
-        pixels = resize(image[None], centre(*size, crop).side) if size else image[None]
-        prepared = normalise(resize(pixels, side), mean, std)
+        pixels = resize(image[None], *box.size) if size else image[None]
+        prepared = normalise(resize(pixels, *resolution.size), mean, std)
         logits = network.run(None, {"image": prepared})[0].astype(np.float64)
         expected = np.exp(logits - logits.max())
         difference = max(difference, float(np.abs(found - expected / expected.sum()).max()))
-    is_exact = is_float and not needs_resize(side, crop, size)
+    is_exact = is_float and not needs_resize(resolution, crop, size)
     limit = PARITY_TOLERANCE if is_exact else PIXEL_TOLERANCE
     if not difference <= limit:
         raise ParityError(

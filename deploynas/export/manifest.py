@@ -8,8 +8,9 @@ from pydantic import Field
 
 from deploynas.artifacts import Artifact, Record
 from deploynas.device import Identity
-from deploynas.spaces import ArchRecord
+from deploynas.spaces import ArchRecord, Resolution, SpaceRecord
 
+ONNX_NAME = "model.onnx"
 Weights = Literal["inherited", "fine-tuned", "from-scratch", "published"]
 BatchNorm = Literal["calibrated", "uncalibrated"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -18,17 +19,18 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Preprocessing(Record):
     """From an image to the model's input.
 
-    The centre square of ``crop`` times the shorter side, resized (bilinear, antialiased), divided
-    by 255, normalised.
+    The largest centre rectangle of the resolution's shape (a square, where that is one), ``crop``
+    times as high and wide, resized to it (bilinear, antialiased), divided by 255, normalised.
 
     Attributes:
+        resolution: Of the network's input.
         in_model: Whether the model does it: its input is uint8 ``(1, height, width, channels)``,
             its output probabilities. Elsewhere the input is float32 and the output logits.
         image_size: Height and width of the images that such a model crops and resizes; it leaves
             both to the caller where None.
     """
 
-    resolution: Annotated[int, Field(gt=0)]
+    resolution: Resolution
     channels: Literal[1, 3]
     mean: tuple[float, ...]
     std: tuple[Positive, ...]
@@ -45,7 +47,8 @@ class Quantization(Record):
         accuracy_float, accuracy_int8: Of the two files, on ``num_images`` validation images.
         float_layers: Layers that keep their precision, because they are sensitive.
         ratio, ratio_low, ratio_high: Latency of the INT8 file over the float one's, measured in
-            turn, with its 95 % interval; None where the device was not attached.
+            turn, with the interval that holds the truth in 95 % of all exports, however often it
+            was looked at; None where the device was not attached.
     """
 
     accuracy_float: float
@@ -65,13 +68,28 @@ class Quantization(Record):
         return True if self.ratio_high < 1 else False if self.ratio_low > 1 else None
 
 
+class Converted(Record):
+    """The network in a runtime's own format, beside ``model.onnx``.
+
+    Attributes:
+        runtime: Its name and version, as that of a device's identity.
+        files: Name -> SHA-256, first of the file that is opened.
+        difference: Of its answers to noise from those of ``model.onnx`` by ONNX Runtime: the
+            largest, relative to the deviation of all.
+    """
+
+    runtime: str
+    files: dict[str, str]
+    difference: float
+
+
 class Manifest(Artifact):
     """``manifest.json`` beside ``model.onnx``. Format 1 (0.1.0): first version.
 
     Attributes:
         core_ms, memory_ms: The reference level of ``predicted_latency_ms``.
         prediction_error: Relative half-width of the prediction's 95 % residual.
-        data_size: Side in px at which the data was loaded, before it was resized.
+        data_size: At which the data was loaded, before it was resized.
         predicted_latency_ms: None where the profile lacks the network's own classifier, and in
             another precision than the search's.
         weights: The supernet's own, trained further, trained anew, or published.
@@ -83,19 +101,20 @@ class Manifest(Artifact):
             over ``parity_num_images`` images, which are real ones or noise.
         preprocessing_max_abs_diff: Largest difference of a probability between this file, which
             preprocesses, and its network after the preprocessing of training; None in others.
+        converted: What was written beside it, which ``check`` then judges.
         recorded_outputs: Answers to fixed inputs, which :mod:`deploynas.export.probe` makes again.
     """
 
     SCHEMA: ClassVar[str] = "deploynas-export"
     VERSION: ClassVar[int] = 1
 
-    space: dict[str, str | int | list[int]]
+    space: SpaceRecord
     architecture: ArchRecord
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     data_fingerprint: str
     data_source: str
-    data_size: int
+    data_size: Resolution
     opset: int
     device: Identity
     core_ms: Positive
@@ -115,5 +134,12 @@ class Manifest(Artifact):
     model_sha256: str
     quantization: Quantization | None = None
     preprocessing_max_abs_diff: float | None = None
+    converted: Converted | None = None
     recorded_outputs: tuple[tuple[float, ...], ...] = ()
     versions: dict[str, str]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Name -> SHA-256 of the model's files: first of the one that a device opens."""
+        own = self.converted.files if self.converted else {}
+        return {**own, ONNX_NAME: self.model_sha256}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from deploynas.errors import InvalidInputError
-from deploynas.graph.model_file import ModelFile, inputs_of
+from deploynas.graph.model_file import inputs_of
 from deploynas.onboard.parts import draw
 from deploynas.onboard.runtime import Array, Feeds, Input, numbers
 from deploynas.onboard.worker import random_input
@@ -20,19 +20,15 @@ NUM_PROBES = 2
 TOLERANCE = 1e-3  # of the largest answer: other processors add in another order
 
 
-def probes(model: Path | bytes) -> list[Feeds]:
-    """:data:`NUM_PROBES` inputs of noise: the same bits on every machine where they are floats.
-
-    One, of nothing, for a model that takes nothing.
+def probes(inputs: Sequence[Input], count: int = NUM_PROBES) -> list[Feeds]:
+    """Inputs of noise: the same bits on every machine where they are floats.
 
     Raises:
         ValueError: An input has a dynamic shape, or a type that is not drawn.
     """
-    content = onnx.load_from_string(model) if isinstance(model, bytes) else ModelFile(model).model
-    inputs = inputs_of(content)
     return [
         {one.name: _noise(one, number, i) for i, one in enumerate(inputs)}
-        for number in range(NUM_PROBES)
+        for number in range(count)
     ]
 
 
@@ -47,9 +43,18 @@ def probe(content: bytes) -> list[npt.NDArray[np.float64]]:
     Raises:
         InvalidInputError: ONNX Runtime cannot load or run it.
     """
-    session = open_session(content)
+    return probe_answers(content, probes(inputs_of(onnx.load_from_string(content))))
+
+
+def probe_answers(model: Path | bytes, feeds: Sequence[Feeds]) -> list[npt.NDArray[np.float64]]:
+    """Flat answers of a model, by ONNX Runtime on this machine.
+
+    Raises:
+        InvalidInputError: ONNX Runtime cannot load or run it.
+    """
+    session = open_session(model)
     try:
-        return [flat(numbers(session.run(None, dict(feeds)))) for feeds in probes(content)]
+        return [flat(numbers(session.run(None, dict(one)))) for one in feeds]
     except Exception as error:  # the runtime's errors share no class of their own
         raise _refused(error, "the model") from None
 

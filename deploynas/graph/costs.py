@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -26,9 +27,9 @@ from deploynas.errors import InvalidInputError
 from deploynas.graph.model_file import ModelFile, attribute_tensors, num_bytes
 
 Shape = tuple[int, ...]
+Name = TypeVar("Name")
 CONVOLUTIONS = ("Conv", "ConvInteger", "QLinearConv")
 PRODUCTS = ("MatMul", "MatMulInteger", "QLinearMatMul")
-LOOPS = ("Loop", "Scan")
 STANDARD = ("", "ai.onnx")
 # Standard operators that multiply and add but are not counted; so may any of another domain.
 UNCOUNTED = frozenset(
@@ -108,7 +109,12 @@ def node_costs(path: Path, input_shapes: Sequence[str] = ()) -> tuple[list[NodeC
     for node in model.graph.node:
         if node.op_type == "Constant":
             constants.update(node.output)
-    return costs, _peak_bytes(model.graph, scope.bytes, constants)
+    steps = [(_reads(node), set(node.output) - constants - {""}) for node in model.graph.node]
+    takes = {info.name for info in model.graph.input} - constants
+    gives = {info.name for info in model.graph.output}
+    if not takes.union(*(made for _, made in steps)) <= scope.bytes.keys():
+        return costs, None
+    return costs, peak_bytes(steps, scope.bytes, takes, gives)
 
 
 def _require_valid(file: ModelFile) -> None:
@@ -250,26 +256,6 @@ def _macs(
     return macs, macs > 0
 
 
-def _peak_bytes(
-    graph: onnx.GraphProto, sizes: Mapping[str, int], constants: set[str]
-) -> int | None:
-    last_use: dict[str, int] = {}
-    for i, node in enumerate(graph.node):
-        for name in _reads(node):
-            last_use[name] = i
-    for info in graph.output:
-        last_use[info.name] = len(graph.node)
-    live = {info.name for info in graph.input} - constants
-    peak = 0
-    for i, node in enumerate([None, *graph.node], -1):
-        live |= {n for n in (node.output if node else ()) if n} - constants
-        if not live <= sizes.keys():
-            return None
-        peak = max(peak, sum(sizes[n] for n in live))
-        live = {n for n in live if last_use.get(n, -1) > i}
-    return peak
-
-
 def _reads(node: onnx.NodeProto) -> set[str]:
     """What a node takes, and what its bodies take from around it."""
     names = set(node.input)
@@ -278,3 +264,28 @@ def _reads(node: onnx.NodeProto) -> set[str]:
             for inner in graph.node:
                 names |= _reads(inner)
     return names
+
+
+def peak_bytes(
+    steps: Sequence[tuple[set[Name], set[Name]]],
+    sizes: Mapping[Name, int],
+    inputs: set[Name],
+    outputs: set[Name],
+) -> int:
+    """The most bytes of tensors that are alive at once.
+
+    Args:
+        steps: What each operator reads and makes, in order; constants may be among what it reads.
+        sizes: Bytes of each tensor.
+        inputs: Of the network, alive from the beginning.
+        outputs: Of the network, alive until the end.
+    """
+    last_use = {name: i for i, (read, _) in enumerate(steps) for name in read}
+    last_use |= {name: len(steps) for name in outputs}
+    live = inputs
+    peak = sum(sizes[n] for n in live)
+    for i, (_, made) in enumerate(steps):
+        live = live | made
+        peak = max(peak, sum(sizes[n] for n in live))
+        live = {n for n in live if last_use.get(n, -1) > i}
+    return peak

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -178,6 +178,19 @@ class ModelFile:
         """See :func:`inputs_of`."""
         return inputs_of(self.model)
 
+    @property
+    def texts(self) -> list[str]:
+        """Names of outputs that are text, or sequences of it."""
+        return [
+            one.name
+            for one in self.model.graph.output
+            if onnx.TensorProto.STRING
+            in (
+                one.type.tensor_type.elem_type,
+                one.type.sequence_type.elem_type.tensor_type.elem_type,
+            )
+        ]
+
     def shapes(self, typed: Sequence[str]) -> dict[str, list[int]]:
         """Every tensor input's shape, those that are open as typed.
 
@@ -254,7 +267,7 @@ class ModelFile:
         Raises:
             InvalidInputError: See :meth:`shapes`; or it does not fit into memory.
         """
-        _require_memory(self.path, self.num_bytes)
+        require_memory(self.path, self.num_bytes)
         model = self.with_shapes(typed)
         is_big = self.num_bytes >= PROTOBUF_BYTES
         if model is self.model and (not self.external or is_big) and not apart:
@@ -262,7 +275,7 @@ class ModelFile:
         path = folder / self.path.name
         if is_big:
             for file in self.external:
-                _place(file, folder / file.relative_to(self.path.parent))
+                place(file, folder / file.relative_to(self.path.parent))
         else:  # one file can be sent to a device elsewhere
             whole = onnx.ModelProto()
             whole.CopyFrom(model)
@@ -284,7 +297,7 @@ class ModelFile:
                         "elsewhere"
                     ) from None
 
-    def require_own_weights(self, other: ModelFile) -> None:
+    def require_own_weights(self, other: Any) -> None:
         """Refuse another file that reads the same weights: one of the two has lost its own.
 
         Raises:
@@ -312,13 +325,13 @@ def num_bytes(tensor: onnx.TensorProto) -> int:
     return int(count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
-def _place(file: Path, place: Path) -> None:
-    """Make ``file`` be at ``place`` too; runtimes follow no links out of a model's folder."""
-    place.parent.mkdir(parents=True, exist_ok=True)
+def place(file: Path, where: Path) -> None:
+    """Make ``file`` be at ``where`` too; runtimes follow no links out of a model's folder."""
+    where.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(file, place)
+        os.link(file, where)
     except OSError:  # another disk
-        shutil.copyfile(file, place)
+        shutil.copyfile(file, where)
 
 
 def _parsed(text: str, names: list[str]) -> tuple[str, list[int]]:
@@ -342,7 +355,7 @@ def _parsed(text: str, names: list[str]) -> tuple[str, list[int]]:
     return name, numbers
 
 
-def _require_memory(path: Path, size: int) -> None:
+def require_memory(path: Path, size: int) -> None:
     """Refuse what this machine could not hold, before it tries."""
     available = None
     with contextlib.suppress(OSError, ValueError, IndexError):

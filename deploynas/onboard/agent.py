@@ -68,7 +68,7 @@ def serve(source: BinaryIO, folder: Path) -> None:
                 content = source.read(message.get("bytes", 0))
                 if message["do"] == "file":
                     try:
-                        models.put(message["digest"], message["parts"], content)
+                        models.put(message["digest"], message["files"], message["parts"], content)
                     except (OSError, ValueError, MemoryError) as error:
                         say(failure(error, folder))
                 else:

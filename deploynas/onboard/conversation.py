@@ -14,7 +14,7 @@ from typing import Any
 
 from deploynas.errors import DeviceError, MissingModuleError, ModelError
 from deploynas.onboard.folders import temporary_folder
-from deploynas.onboard.runtime import Array, Feeds, packed, unpacked
+from deploynas.onboard.runtime import Array, Feeds, Input, packed, unpacked
 
 END_SECONDS = 5.0  # that a worker may take to end
 ANSWER_HINT = "run it again: what was measured is kept"
@@ -110,6 +110,18 @@ class Worker:
         if not isinstance(identity, dict):
             raise DeviceError(str(answer.get("error", "it does not say what it is")))
         return identity
+
+    def inputs(self, number: int) -> list[Input]:
+        """What a loaded model takes.
+
+        Raises:
+            DeviceError: It cannot say.
+        """
+        answer = self._ask({"inputs": number})
+        try:
+            return [Input(str(n), tuple(shape), str(t)) for n, shape, t in answer["inputs"]]
+        except (KeyError, TypeError, ValueError):
+            raise DeviceError(f"{self._runtime} does not say what a model takes") from None
 
     def answers(self, number: int, feeds: Feeds) -> list[Array]:
         """What a loaded model answers: its outputs that are arrays, in order."""

@@ -53,8 +53,8 @@ def _run(folder: Path, results: Path) -> None:
     first = {"plan": digest, "identity": facts, **{name: plan[name] for name in about}}
     models = ModelFolder(folder)
     try:
-        for name, parts in plan["parts"].items():
-            models.put(name, parts, (folder / "models" / name).read_bytes())
+        for name, (files, parts) in plan["models"].items():
+            models.put(name, files, parts, (folder / "models" / name).read_bytes())
     except (ValueError, OSError):
         raise ValueError("the bundle's models were changed after it was made") from None
     lines = _so_far(results)

@@ -1,7 +1,8 @@
 """Model files for the wire: random weights are drawn again on the other side, not sent.
 
 A file is a list of parts: a number is so many bytes that are sent, a list ``[seed, index, count,
-scale]`` is a tensor that :func:`draw` makes there. The digest of the whole shows that nothing
+scale]`` is a tensor that :func:`draw` makes there, one with ``shape, axes`` behind these is such a
+tensor with its axes in another order. The digest of the whole shows that nothing
 changed on the way.
 """
 
@@ -30,6 +31,16 @@ def draw(seed: int, index: int, count: int, scale: float) -> npt.NDArray[np.floa
     return drawn
 
 
+def drawn(part: Sequence[Any]) -> bytes:
+    """The tensor that a part describes."""
+    recipe, order = part[:4], part[4:]
+    tensor: npt.NDArray[Any] = draw(*recipe).astype("<f4")
+    if order:
+        shape, axes = order
+        tensor = tensor.reshape(shape).transpose(axes)
+    return tensor.tobytes()
+
+
 def join(parts: Sequence[Part], literal: bytes) -> bytes:
     """The file that ``parts`` describe.
 
@@ -42,7 +53,7 @@ def join(parts: Sequence[Part], literal: bytes) -> bytes:
             pieces.append(literal[place : place + part])
             place += part
         else:
-            pieces.append(draw(*part).astype("<f4").tobytes())
+            pieces.append(drawn(part))
     if place != len(literal):
         raise ValueError("a model file's parts do not fit its bytes")
     return b"".join(pieces)
@@ -57,19 +68,32 @@ class ModelFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._paths: dict[str, Path] = {}
 
-    def put(self, digest: str, parts: Sequence[Part], literal: bytes) -> None:
-        """Write a file.
+    def put(
+        self, digest: str, files: Sequence[tuple[str, int]], parts: Sequence[Part], literal: bytes
+    ) -> None:
+        """Write a model's files.
+
+        Args:
+            digest: Of their bytes, one file after the other.
+            files: What the name of each ends in, and its size; the first is the one to open.
+            parts: Of those bytes, as ``literal``: see :func:`join`.
+            literal: What was sent of them.
 
         Raises:
-            ValueError: It is not the file of that digest.
+            ValueError: They are not the files of that digest.
             OSError: There is no room.
         """
         content = join(parts, literal)
         if hashlib.sha256(content).hexdigest() != digest:
             raise ValueError("a model file was damaged on its way")
-        (self.folder / f"{digest}.onnx").write_bytes(content)
+        place = 0
+        for suffix, size in files:
+            (self.folder / f"{digest}{suffix}").write_bytes(content[place : place + size])
+            place += size
+        self._paths[digest] = self.folder / f"{digest}{files[0][0]}"
 
     def path(self, digest: str) -> Path:
-        """Where a file is."""
-        return self.folder / f"{digest}.onnx"
+        """The file of a model to open."""
+        return self._paths[digest]

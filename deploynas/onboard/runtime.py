@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,12 @@ from typing import Any, ClassVar, NamedTuple, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from deploynas.errors import InvalidInputError, UnknownNameError
+from deploynas.errors import (
+    DeviceError,
+    InvalidInputError,
+    MissingDependencyError,
+    UnknownNameError,
+)
 from deploynas.onboard.processor import available_cores, machine, pinned, processor_name
 
 Array = npt.NDArray[Any]
@@ -44,11 +50,16 @@ class Runtime(ABC):
         name: What people call it.
         devices: Name of a device of this machine that it runs on -> what that is, in a few words.
         examines: Whether its workers tell memory and the times of nodes.
-        installs: What ``devices install`` gets, in a few words; empty where pip is all it takes.
+        installs: What ``devices install`` gets, in a few words; empty where it comes with
+            deploynas.
+        suffix: What the name of a file that it opens ends in.
+        beside: What the names of further files of such a network end in, which lie beside it.
     """
 
     name: ClassVar[str]
     devices: ClassVar[Mapping[str, str]]
+    suffix: ClassVar[str] = ".onnx"
+    beside: ClassVar[Sequence[str]] = ()
     examines: ClassVar[bool] = True
     installs: ClassVar[str] = ""
 
@@ -69,7 +80,8 @@ class Runtime(ABC):
     def convert(self, model: Path, folder: Path) -> Path:
         """A network as the file that a worker opens: ``model`` itself by default.
 
-        The same file for the same network, whenever it is asked.
+        The same file for the same network, whenever it is asked. Its name ends in
+        :attr:`suffix`, and with each of :attr:`beside` instead of it a further file lies there.
 
         Args:
             model: An ONNX file.
@@ -90,7 +102,19 @@ class Runtime(ABC):
         Raises:
             InvalidInputError: There is nothing to install.
         """
-        raise InvalidInputError(f"{self.name} is installed by pip")
+        raise InvalidInputError(f"{self.name} comes with deploynas")
+
+    def costs(self, path: Path) -> tuple[list[Any], int]:
+        """Of a file of its own format: as ``deploynas.graph.costs.node_costs`` of an ONNX file.
+
+        Raises:
+            InvalidInputError: It does not tell, or it is no such file.
+        """
+        raise InvalidInputError(f"operators are not counted in files of {self.name}")
+
+    def files(self, path: Path) -> list[Path]:
+        """A converted network's files, the one that is opened first."""
+        return [path, *(path.with_suffix(suffix) for suffix in self.beside)]
 
 
 class Input(NamedTuple):
@@ -167,12 +191,40 @@ class PythonRuntime(Runtime):
 
     def launcher(self, device: str, threads: int, provider: str | None) -> PythonLauncher:
         """See :class:`Runtime`."""
+        self._require_installed()
         cores = len(available_cores())
         if not 1 <= threads <= cores:
             raise InvalidInputError(f"--threads {threads}: this machine offers 1 to {cores}")
         if provider is not None and provider not in self.providers():
             raise UnknownNameError("execution provider", provider, list(self.providers()))
         return PythonLauncher(self, threads, provider)
+
+    def _require_installed(self) -> None:
+        try:
+            self.version()
+        except ImportError:
+            device = next(iter(self.devices))
+            raise MissingDependencyError(
+                f"the device {device} needs {self.package}, which is not here",
+                f"type: deploynas devices install {device}",
+            ) from None
+
+    def install(self) -> tuple[Path, bool]:
+        """See :class:`Runtime`: by pip, beside deploynas."""
+        place = Path(sys.prefix)
+        try:
+            self._require_installed()
+            return place, False
+        except MissingDependencyError:
+            pass
+        wanted = f"{self.package}>={'.'.join(map(str, self.oldest))}"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", wanted]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise DeviceError(f"pip could not install {wanted}: {lines[-1]}")
+        importlib.invalidate_caches()
+        return place, True
 
     def facts(self, provider: str | None, threads: int) -> dict[str, Any]:
         """Of the machine that this runs on; see :meth:`Launcher.facts`.

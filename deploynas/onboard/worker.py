@@ -97,6 +97,8 @@ class Networks:
             return self._examine(question["examine"], Path(question["folder"]))
         if "describe" in question:
             return {"identity": self._runtime.facts(self._asked or None, self._threads)}
+        if "inputs" in question:
+            return {"inputs": list(self._sessions[question["inputs"]].inputs)}
         if "answer" in question:
             return self._answers(self._sessions[question["answer"]], question["feeds"])
         return {"ms": [touch(self._calls[m], runs) for m, runs in question["time"]]}

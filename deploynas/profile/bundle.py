@@ -14,6 +14,7 @@ import deploynas
 from deploynas import spaces
 from deploynas.artifacts import open_atomic
 from deploynas.device.base import Identity, Notes
+from deploynas.device.local import converted
 from deploynas.device.reference import write_references
 from deploynas.device.remote import package, round_of
 from deploynas.device.wire import Parcel
@@ -206,13 +207,15 @@ def _plan(
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The plan, and digest -> bytes of each model that are sent."""
     literals: dict[str, bytes] = {}
-    parts: dict[str, Any] = {}
+    sent: dict[str, Any] = {}
 
     runtime = that_travels(device.runtime)
 
     def put(path: Path) -> str:
-        parcel = Parcel.of(runtime.convert(path, path.parent))
-        literals[parcel.digest], parts[parcel.digest] = parcel.literal, list(parcel.parts)
+        (ready,) = converted(runtime, {path.stem: path}, path.parent).values()
+        parcel = Parcel.of(runtime.files(ready), path)
+        literals[parcel.digest] = parcel.literal
+        sent[parcel.digest] = parcel.files, parcel.parts
         return parcel.digest
 
     jobs = []
@@ -232,6 +235,6 @@ def _plan(
     plan = {
         "version": deploynas.__version__, "space": space.spec, "precision": precision,
         **asdict(device), "budget_minutes": budget_minutes, "soft_seconds": soft_seconds,
-        "jobs": jobs, "references": references, "parts": parts,
+        "jobs": jobs, "references": references, "models": sent,
     }  # fmt: skip
     return plan, literals

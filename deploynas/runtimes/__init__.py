@@ -7,7 +7,9 @@ all keep.
 
 from __future__ import annotations
 
-from deploynas.errors import InvalidInputError
+from pathlib import Path
+
+from deploynas.errors import InvalidInputError, MissingFileError, UnknownNameError
 from deploynas.onboard.runtime import PythonRuntime, Runtime
 from deploynas.plugins import Plugins
 
@@ -17,6 +19,9 @@ RUNTIMES: Plugins[Runtime] = Plugins(
     {
         "onnxruntime": "deploynas.runtimes.onnxruntime:RUNTIME",
         "onnxruntime-web": "deploynas.runtimes.web:RUNTIME",
+        "litert": "deploynas.runtimes.litert:RUNTIME",
+        "ncnn": "deploynas.runtimes.ncnn:RUNTIME",
+        "openvino": "deploynas.runtimes.openvino:RUNTIME",
     },
 )
 DEFAULT = "onnxruntime"
@@ -38,6 +43,40 @@ def by_device() -> dict[str, Runtime]:
                 )
             found[device] = runtime
     return found
+
+
+def of_file(path: Path) -> Runtime:
+    """The runtime that a file is of by its name; ONNX Runtime where no other claims it."""
+    named = (runtime for runtime in RUNTIMES.all().values() if runtime.suffix == path.suffix)
+    return next(named, RUNTIMES.load(DEFAULT))
+
+
+def of_format(name: str) -> Runtime:
+    """The runtime whose own format people call so: as its files end, or as itself.
+
+    Raises:
+        UnknownNameError: There is none.
+    """
+    found: dict[str, Runtime] = {}
+    for runtime in RUNTIMES.all().values():
+        found.setdefault(runtime.suffix.removeprefix("."), runtime)
+        found.setdefault(runtime.name, runtime)
+    if name not in found:
+        raise UnknownNameError("format", name, found)
+    return found[name]
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a network by the name of the one that is opened, which comes first.
+
+    Raises:
+        MissingFileError: One is not there.
+    """
+    files = of_file(path).files(path)
+    for file in files:
+        if not file.is_file():
+            raise MissingFileError(f"{file} does not exist")
+    return files
 
 
 def that_travels(name: str) -> PythonRuntime:

@@ -11,14 +11,15 @@ import onnx
 from deploynas import spaces
 from deploynas.device import StopRule, measure, open_device
 from deploynas.errors import DeviceError, InvalidInputError, ModelError
-from deploynas.export.probe import flat, open_session, probes
+from deploynas.export.formats import TOLERANCE, difference_of
+from deploynas.export.probe import flat, probes
 from deploynas.graph.emit import RandomWeights, emit
+from deploynas.graph.model_file import ModelFile
 from deploynas.onboard.folders import temporary_folder
 from deploynas.onboard.runtime import Runtime
 from deploynas.runtimes import by_device, that_travels
 from deploynas.testing.report import require
 
-PARITY = 1e-4  # of the outputs' deviation
 NETWORKS = ("mobile-small", "mobile-plain", "proxyless-small", "darts-small")
 SIDE = 32
 ONCE = StopRule(precision=1e-9, min_sessions=1, max_sessions=1, rounds=2, touch_ms=0.1)
@@ -29,7 +30,7 @@ def check_runtime(name: str) -> None:
 
     It says who it is, the same each time. It converts a network to the same file each time, or
     says which operator it lacks, as ``supports`` does. What it runs answers as ONNX Runtime
-    does, float32 within :data:`PARITY` of the outputs' deviation, and the larger network takes
+    does, float32 within 1e-4 of the outputs' deviation, and the larger network takes
     longer. A file that is no network is named. Where the runtime travels, a device elsewhere is
     the same and answers the same.
 
@@ -55,11 +56,9 @@ def check_runtime(name: str) -> None:
         runnable = {n: path for n, path in models.items() if _is_pure(runtime, path, folder)}
         require(bool(runnable), f"{runtime.name} runs none of {', '.join(models)}")
         for network, path in runnable.items():
-            feeds = probes(path)
-            answers = [flat(outputs) for outputs in device.answers(path, feeds)]
-            session = open_session(path)
-            expected = [flat(session.run(None, dict(one))) for one in feeds]
-            _require_near(f"{network} on {name}", answers, expected)
+            difference = difference_of(device, path, path)
+            text = f"{network} on {name} differs by {difference:.2g}, allowed {TOLERANCE:.2g}"
+            require(difference <= TOLERANCE, text)
         samples = measure(device, runnable, ONCE)
         require(all(one.num_samples for one in samples.values()), "a network was not measured")
         broken = folder / "broken.onnx"
@@ -107,13 +106,6 @@ def _is_pure(runtime: Runtime, path: Path, folder: Path) -> bool:
     return True
 
 
-def _require_near(what: str, answers: list[np.ndarray], expected: list[np.ndarray]) -> None:
-    require([a.shape for a in answers] == [e.shape for e in expected], f"{what}: other outputs")
-    difference = max(float(np.abs(a - e).max()) for a, e in zip(answers, expected, strict=True))
-    allowed = PARITY * float(np.concatenate(expected).std())
-    require(difference <= allowed, f"{what} differs by {difference:.2g}, allowed {allowed:.2g}")
-
-
 def _check_elsewhere(name: str, runtime: Runtime, path: Path) -> None:
     """A device that a command reaches, where the runtime travels."""
     try:
@@ -124,7 +116,7 @@ def _check_elsewhere(name: str, runtime: Runtime, path: Path) -> None:
     here = open_device(name)
     differences = here.identity.differences(there.identity)
     require(not differences, f"elsewhere it is another one: {'; '.join(differences)}")
-    feeds = probes(path)
+    feeds = probes(ModelFile(path).inputs)
     same = zip(here.answers(path, feeds), there.answers(path, feeds), strict=True)
     require(
         all(np.array_equal(flat(a), flat(b)) for a, b in same), "elsewhere it answers otherwise"

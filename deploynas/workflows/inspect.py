@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from deploynas.spaces.layers import Node
 
 
-def inspect_onnx(target: Path, input_shapes: Sequence[str] = ()) -> dict[str, Any]:
-    """Costs of an ONNX file, or of an export, whose file must agree with its manifest.
+def inspect_model(target: Path, input_shapes: Sequence[str] = ()) -> dict[str, Any]:
+    """Costs of a model's file, or of an export, whose file must agree with its manifest.
 
     Args:
         target: The file or folder.
@@ -26,13 +26,16 @@ def inspect_onnx(target: Path, input_shapes: Sequence[str] = ()) -> dict[str, An
     """
     from deploynas.check.verdict import load_target
     from deploynas.graph.costs import node_costs
+    from deploynas.runtimes import of_file
 
     model, manifest = target, None
     if target.is_dir():
         model = target / "model.onnx"
         if (target / "manifest.json").is_file():
-            model, manifest = load_target(target)
-    costs, peak_bytes = node_costs(model, input_shapes)
+            _, manifest = load_target(target)
+    own = of_file(model)
+    is_onnx = own.suffix == ".onnx"
+    costs, peak_bytes = node_costs(model, input_shapes) if is_onnx else own.costs(model)
     rows = [
         _row(c.name, c.kind, (c.input_shape, c.output_shape), c.macs, c.num_weights,
              c.weight_bytes, c.output_bytes)
@@ -72,7 +75,7 @@ def _require_agreement(folder: Path, macs: int, stored_bytes: int, manifest: Any
 
 
 def inspect_layers(
-    target: Path, spec: dict[str, Any], resolution: int | None, profile: Path | None
+    target: Path, spec: dict[str, Any], resolution: str | None, profile: Path | None
 ) -> dict[str, Any]:
     """Costs of a run, a manifest, a block list or an architecture, layer by layer.
 
@@ -108,20 +111,21 @@ def inspect_layers(
 
 
 def _read(
-    target: Path, spec: dict[str, Any], resolution: int | None
+    target: Path, spec: dict[str, Any], resolution: str | None
 ) -> tuple[list[Node], SearchSpace | None, dict[str, Any] | None]:
     """Nodes of what ``target`` describes; its space and architecture where it names them."""
     from deploynas.artifacts import read_json
     from deploynas.errors import InvalidInputError
     from deploynas.export import Manifest
     from deploynas.search import SearchResult
-    from deploynas.spaces import parse_genotype, parse_net, space
+    from deploynas.spaces import Resolution, parse_genotype, parse_net, space
 
+    given = None if resolution is None else Resolution.of(resolution).plain
     path = SearchResult.file_in(target) if target.is_dir() else target
     if path.is_file() and path.read_bytes().lstrip().startswith(b"Genotype("):
         document: Any = parse_genotype(path.read_text())
         spec = {**spec, "name": spec["name"] or "darts"}
-        document["resolution"] = resolution or space(**spec).resolutions[-1]
+        document["resolution"] = given or space(**spec).resolutions[-1].plain
     else:
         document = read_json(path)
     schema = document.get("schema") if isinstance(document, dict) else None
@@ -136,14 +140,15 @@ def _read(
             raise InvalidInputError(f"{path} is an architecture", "say of what: --space NAME")
         chosen, architecture = space(**spec), document
         if not {"resolution", "r"} & document.keys():
-            usual = 224 if 224 in chosen.resolutions else chosen.resolutions[-1]
-            architecture = {"resolution": resolution or usual, **document}
-        side = architecture.get("resolution")
-        if isinstance(side, int):
-            chosen = chosen.with_resolutions([*chosen.resolutions, side])
+            sides = [one for one in chosen.resolutions if one == 224]
+            architecture = {"resolution": given or (*sides, chosen.resolutions[-1])[0].plain}
+            architecture |= document
+        one = architecture.get("resolution")
+        if isinstance(one, int | str):
+            chosen = chosen.with_resolutions([*chosen.resolutions, one])
     else:
         try:
-            return parse_net(document, resolution), None, None
+            return parse_net(document, given), None, None
         except InvalidInputError as error:
             raise InvalidInputError(f"{path}: {error}") from None
     return chosen.layers(chosen.encode([architecture])[0]), chosen, architecture

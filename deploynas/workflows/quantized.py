@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploynas.check.accuracy import Examples, onnx_accuracy
+from deploynas.check.accuracy import Examples, file_accuracy
 from deploynas.check.regression import Baseline, against
 from deploynas.data import ImageDataset, normalise
 from deploynas.device import Device
@@ -46,9 +46,9 @@ class Int8:
         Raises:
             InvalidInputError: Even with half of the layers in float, it loses too much.
         """
-        side, mean, std = preprocessing.resolution, preprocessing.mean, preprocessing.std
+        size, mean, std = preprocessing.resolution.size, preprocessing.mean, preprocessing.std
         rows = np.random.default_rng(0).permutation(len(self.dataset.train))[:NUM_CALIBRATION]
-        images = normalise(self.dataset.train.batch(rows, side, side), mean, std)
+        images = normalise(self.dataset.train.batch(rows, *size), mean, std)
         val = self.dataset.val
         judged = val.take(np.arange(min(NUM_JUDGED, len(val))))
         examples = Examples(judged, mean, std, self.dataset.num_classes)
@@ -57,7 +57,7 @@ class Int8:
             def accuracy(content: bytes) -> float:
                 path = folder / "judged.onnx"
                 path.write_bytes(content)
-                return onnx_accuracy(path, examples, lambda text, share: None)
+                return file_accuracy(path, examples, lambda text, share: None)
 
             on_progress("float accuracy", 0.0)
             before = accuracy(model)

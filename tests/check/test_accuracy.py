@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from deploynas.check.accuracy import Examples, ImageInput, Recipe, onnx_accuracy, prepared
+from deploynas.check.accuracy import Examples, ImageInput, Recipe, file_accuracy, prepared
 from deploynas.data import load_dataset
 from deploynas.errors import InvalidInputError
 
@@ -56,7 +56,7 @@ def reader(
 
 def accuracy_of(path, data, *recipe):
     examples = Examples.of(data, None, Recipe(*recipe))
-    return onnx_accuracy(path, examples, lambda text, share: None)
+    return file_accuracy(path, examples, lambda text, share: None)
 
 
 def test_numbered_classes_are_the_outputs_of_their_numbers(numbered, tmp_path):

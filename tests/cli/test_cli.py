@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -37,7 +38,7 @@ VERBS = {
     "profile": {"--device", "--space", "--data", "--num-classes", "--in-channels", "--resolution",
                 "--threads", "--precision", "--output", "--bundle", "--import",
                 "--json", "--quiet"},
-    "train": {"--space", "--data", "--output", "--epochs", "--recipe-set", "--json",
+    "train": {"--space", "--data", "--output", "--epochs", "--recipe", "--recipe-set", "--json",
               "--quiet"},
     "search": {"--latency-ms", "--max-flops", "--max-params", "--max-memory", "--strategy",
                "--space", "--profile", "--supernet", "--ofa-weights", "--calibration-images",
@@ -45,7 +46,8 @@ VERBS = {
                "--evaluator", "--workers", "--precision", "--json", "--quiet"},
     "strategies": {"show", "--space", "--json"},
     "retrain": {"--from-scratch", "--data", "--epochs", "--json", "--quiet"},
-    "export": {"--name", "--with-preprocessing", "--image-size", "--opset", "--precision",
+    "export": {"--name", "--format", "--with-preprocessing", "--image-size", "--opset",
+               "--precision",
                "--max-accuracy-drop", "--output", "--json", "--quiet"},
     "check": {"--device", "--threads", "--latency-ms", "--baseline", "--max-regression",
               "--timeout", "--allow-other-device", "--record", "--max-size", "--max-memory",
@@ -155,6 +157,17 @@ def test_light_imports(tmp_path: Path) -> None:
         ),
         ((*SEARCH, "--strategy", "pareto", "--set", "costs=macz"), 1, "did you mean 'macs'"),
         ((*SEARCH, "--strategy", "evolution", "--set", "populaton=9"), 1, "'population'"),
+        (
+            (*SEARCH, "--strategy", "evolution", "--set", "cooling=1"),
+            1,
+            "unknown option of evolution 'cooling' (known: ",
+        ),
+        (("train", "--recipe-set", "batch_size=0"), 1, "recipe field batch_size: "),
+        (("train", "--recipe-set", "learning_rate=-1"), 1, "recipe field learning_rate: "),
+        (("train", "--recipe-set", "epochs=-1"), 1, "recipe field epochs: "),
+        (("train", "--recipe-set", "teacher_ramp=-1"), 1, "recipe field teacher_ramp: "),
+        (("train", "--recipe", "strongg"), 1, "did you mean 'strong'"),
+        (("train", "--resume"), 2, "No such option"),
         ((*SEARCH, "--strategy", "evolution", "--set", "soft_flops=nan"), 1, "soft_flops"),
         ((*SEARCH, "--set", "population"), 1, "--set is NAME=VALUE"),
         (("search", "--limit", "macs"), 1, "--limit is NAME=VALUE"),
@@ -268,6 +281,20 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     done = run("export", "--with-preprocessing", "--name", "own-side", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["preprocessing_max_abs_diff"] < 1e-4
+
+    if importlib.util.find_spec("ai_edge_litert"):
+        done = run("export", "--format", "tflite", "--name", "own", "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        own = json.loads(done.stdout)
+        assert own["model"] == "exports/own/model.tflite"
+        assert own["converted"]["difference"] < 1e-4
+        done = run("check", own["path"], "--latency-ms", "1e4", "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["device"]["device"] == "litert"
+        assert json.loads(done.stdout)["accuracy"] > 0.9
+        done = run("export", "--name", "own", "--json", cwd=tmp_path)
+        files = sorted(path.name for path in (tmp_path / "exports" / "own").iterdir())
+        assert files == ["manifest.json", "model.onnx"]  # the other format is gone
 
     profile = tmp_path / "profiles" / "cpu.json"
     profile.write_text(profile.read_text() + "\n")
@@ -480,6 +507,8 @@ def test_a_gradient_search_from_profile_to_checked_file(
         (("--set", "latency_weight=0.2"), "goes with latency_loss sum or product"),
         (("--set", "latency_loss=sum", "--set", "latency_weight=nan"), "got 'nan'"),
         (("--recipe-set", "epoch=3"), "did you mean 'epochs'"),
+        (("--recipe-set", "mixup=-1"), "recipe field mixup: input should be greater than"),
+        (("--recipe", "strongest"), "unknown recipe 'strongest'"),
         (("--epochs", "nan"), "--epochs must be a positive number"),
         (("--strategy", "ofa", "--set", "latency_loss=sum"), "it has none"),
         (("--latency-ms", "0.0001"), "lowest reachable"),

@@ -40,7 +40,7 @@ from deploynas.errors import (
     UnknownNameError,
 )
 from deploynas.graph import RandomWeights, StateWeights, emit, write_model
-from deploynas.onboard.parts import draw, join
+from deploynas.onboard.parts import ModelFolder, draw, join
 from deploynas.runtimes import that_travels
 from deploynas.runtimes.web import install_runtime
 from deploynas.spaces import Layer, space
@@ -162,7 +162,7 @@ def test_conformance(name, models, tmp_path):
 def test_random_weights_are_drawn_there(tmp_path):
     chosen = space("mobile-small", 10, 3, [32])
     path = write_model(tmp_path / "n.onnx", chosen.layers(chosen.largest()[0]), RandomWeights(7))
-    parcel = Parcel.of(path)
+    parcel = Parcel.of([path], path)
     assert len(parcel.literal) < path.stat().st_size / 20
     assert join(parcel.parts, parcel.literal) == path.read_bytes()
 
@@ -174,9 +174,24 @@ def test_real_weights_are_sent(tmp_path):
     model = emit(chain([SMALL]), StateWeights(state), metadata={"random_weights_seed": "0"})
     path = tmp_path / "n.onnx"
     path.write_bytes(model.SerializeToString())
-    parcel = Parcel.of(path)
+    parcel = Parcel.of([path], path)
     assert parcel.literal == path.read_bytes()  # the seed alone is not believed
     assert join(parcel.parts, parcel.literal) == path.read_bytes()
+
+
+def test_files_that_belong_together_stay_so(tmp_path):
+    paths = [tmp_path / "n.param", tmp_path / "n.bin"]
+    for path, content in zip(paths, (b"graph", b"weights"), strict=True):
+        path.write_bytes(content)
+    parcel = Parcel.of(paths, tmp_path / "n.param")
+    (tmp_path / "there").mkdir()
+    there = ModelFolder(tmp_path / "there")
+    there.put(parcel.digest, parcel.files, parcel.parts, parcel.literal)
+    found = there.path(parcel.digest)
+    assert (found.suffix, found.read_bytes()) == (".param", b"graph")
+    assert found.with_suffix(".bin").read_bytes() == b"weights"
+    with pytest.raises(ValueError, match="damaged on its way"):
+        there.put(parcel.digest, parcel.files, parcel.parts, b"graphweightz")
 
 
 def test_draws_never_change():

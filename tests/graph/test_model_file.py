@@ -79,9 +79,9 @@ def test_weights_inside_bodies(in_constant, tmp_path):
     (tmp_path / "copy").mkdir()
     copy = file.fixed((), tmp_path / "copy")
     assert onnx.load(copy).SerializeToString() == whole.SerializeToString()
-    assert Parcel.of(copy).literal  # of one piece
+    assert Parcel.of([copy], copy).literal  # of one piece
     with pytest.raises(InvalidInputError, match="weights in a file beside it"):
-        Parcel.of(path)
+        Parcel.of([path], path)
     (tmp_path / "w.bin").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(InvalidInputError, match="w.bin is a Git LFS pointer"):
         ModelFile(path)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
 from deploynas.device import open_device
+from deploynas.device.local import converted
 from deploynas.errors import (
     DeploynasError,
     InvalidInputError,
@@ -16,9 +19,11 @@ from deploynas.errors import (
 from deploynas.runtimes import RUNTIMES, by_device, that_travels
 from deploynas.testing import check_runtime
 
+OTHERS = ["web", "web-chromium", "ncnn", "openvino"]
+
 
 @pytest.mark.parametrize(
-    "name", ["cpu", *(pytest.param(n, marks=pytest.mark.long) for n in ("web", "web-chromium"))]
+    "name", ["cpu", "litert", *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)]
 )
 def test_conformance(name):
     try:
@@ -28,7 +33,7 @@ def test_conformance(name):
 
 
 def test_every_device_is_tested():
-    assert list(by_device()) == ["cpu", "web", "web-chromium"]
+    assert set(by_device()) == {"cpu", "litert", *OTHERS}
 
 
 def test_a_device_of_this_machine_has_its_own_runtime():
@@ -38,6 +43,23 @@ def test_a_device_of_this_machine_has_its_own_runtime():
         open_device(f"exec:{sys.executable}", runtime="onnxruntime-web")
     with pytest.raises(UnknownNameError, match="unknown runtime 'onnxruntim'"):
         open_device(f"exec:{sys.executable}", runtime="onnxruntim")
+
+
+def test_networks_of_one_name_are_two(tmp_path):
+    class Copies(type(RUNTIMES.load("onnxruntime"))):
+        def convert(self, model, folder):
+            return Path(shutil.copy(model, folder))
+
+    models = {name: tmp_path / name / "model.onnx" for name in ("before", "after")}
+    for name, path in models.items():
+        path.parent.mkdir()
+        path.write_text(name)
+    folder = tmp_path / "converted"
+    folder.mkdir()
+    ready = converted(Copies(), models, folder)
+    assert {name: path.read_text() for name, path in ready.items()} == {
+        "before": "before", "after": "after",
+    }  # fmt: skip
 
 
 def test_what_travels():

@@ -1,0 +1,206 @@
+"""One network on several runtimes of this machine: which of them runs it fastest. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from deploynas.check.verdict import INT8_TOLERANCE, Gate, Verdict, judge, load_target
+from deploynas.device import Estimate, Identity, LocalDevice, Samples, StopRule
+from deploynas.errors import DeviceError, InvalidInputError
+from deploynas.export.probe import flat, open_session, probes
+from deploynas.graph.model_file import ModelFile
+from deploynas.onboard.folders import temporary_folder
+from deploynas.onboard.runtime import numbers
+from deploynas.onboard.timing import Round, estimate
+from deploynas.runtimes import of_file
+
+PARITY = 1e-4  # of the outputs' deviation, float32
+SESSION = StopRule(min_sessions=1, max_sessions=1, rounds=20)
+MIN_SESSIONS, MAX_SESSIONS = 4, 10
+PRECISE = 0.02  # half-width of a ratio's interval that is good enough
+LOADS = 3  # of which the fastest counts
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A network on one runtime.
+
+    Attributes:
+        identity: Of the device.
+        latency: Raw.
+        ratio: To the latency on the fastest runtime that answers rightly, round by round; None
+            for that one.
+        parity: Largest difference of an output from ONNX Runtime's, in the outputs' deviation.
+        file_bytes: Of the files that the runtime opens.
+        load_ms: From these files to a network that is ready, without the start of a process.
+        gate: Its outputs and, where there is a budget, its latency.
+    """
+
+    identity: Identity
+    latency: Estimate
+    ratio: Estimate | None
+    parity: float
+    file_bytes: int
+    load_ms: float
+    gate: Gate
+
+
+@dataclass(frozen=True)
+class Across:
+    """What was found.
+
+    Attributes:
+        standings: By device, the fastest first.
+        refused: Device -> why it cannot run the network.
+        advice: Which to take, in a sentence.
+        verdict: Of what to take.
+    """
+
+    standings: Mapping[str, Standing]
+    refused: Mapping[str, str]
+    advice: str
+    verdict: Verdict
+
+
+def across(
+    target: Path,
+    devices: Mapping[str, LocalDevice],
+    *,
+    budget_ms: float | None = None,
+    input_shapes: Sequence[str] = (),
+    on_progress: Callable[[str, float], None] = lambda text, share: None,
+) -> Across:
+    """Measure ``target`` on every device, a round on each in turn.
+
+    Sessions are drawn until the ratios to the fastest are precise, or tell which is faster.
+
+    Args:
+        target: A model file or an export folder.
+        devices: Of this machine.
+        budget_ms: Latency; by default the export's.
+        input_shapes: Of inputs whose own are dynamic; see :meth:`ModelFile.fixed`.
+        on_progress: Called with what is going on and its share done.
+
+    Raises:
+        DeviceError: None of them can run it.
+        See also :func:`deploynas.check.verdict.load_target`.
+    """
+    file, manifest = load_target(target)
+    if of_file(file).suffix != ".onnx":
+        file = file.with_name("model.onnx")  # an export keeps it
+        if manifest is None or not file.is_file():
+            raise InvalidInputError(
+                f"{target} runs on {of_file(target).name} alone", "name its ONNX file"
+            )
+    if budget_ms is None and manifest is not None:
+        budget_ms = manifest.latency_budget_ms
+    refused: dict[str, str] = {}
+    parity, opened = {}, {}
+    with temporary_folder() as folder:
+        model = ModelFile(file).fixed(input_shapes, folder)
+        for number, (name, device) in enumerate(devices.items()):
+            on_progress(f"opening it on {name}", number / len(devices))
+            try:
+                parity[name] = _parity(device, model, file)
+                opened[name] = device.opening(model, LOADS)
+            except DeviceError as error:
+                refused[name] = str(error)
+        able = {name: device for name, device in devices.items() if name in opened}
+        if not able:
+            name, reason = next(iter(refused.items()))
+            raise DeviceError(f"none of {', '.join(devices)} runs {file}; {name}: {reason}")
+        samples = _interleaved(able, model, on_progress)
+    allowed = INT8_TOLERANCE if manifest is not None and manifest.quantization else PARITY
+    right = {name: one for name, one in samples.items() if parity[name] <= allowed}
+    fastest = _fastest(right or samples)
+    standings = {}
+    for name in sorted(able, key=lambda name: samples[name].estimate().median):
+        latency = samples[name].estimate()
+        ratio = None if name == fastest else _ratio(samples[name], samples[fastest])
+        gate = _gate(latency, parity[name], allowed, budget_ms)
+        standings[name] = Standing(
+            able[name].identity, latency, ratio, parity[name], *opened[name], gate
+        )
+    return Across(standings, refused, _advice(standings), standings[fastest].gate.verdict)
+
+
+def _parity(device: LocalDevice, model: Path, file: Path) -> float:
+    try:
+        feeds = probes(ModelFile(model).inputs)
+    except ValueError as error:
+        raise InvalidInputError(f"{file}: {error}") from None
+    session = open_session(model)
+    answers = [flat(outputs) for outputs in device.answers(model, feeds)]
+    expected = [flat(numbers(session.run(None, dict(one)))) for one in feeds]
+    if [a.shape for a in answers] != [e.shape for e in expected]:
+        return float("inf")
+    difference = max(float(np.abs(a - e).max()) for a, e in zip(answers, expected, strict=True))
+    deviation = float(np.concatenate(expected).std())
+    return difference / deviation if deviation else difference
+
+
+def _interleaved(
+    devices: Mapping[str, LocalDevice], model: Path, on_progress: Callable[[str, float], None]
+) -> dict[str, Samples]:
+    """Device -> samples, session by session and round by round in turn."""
+    samples = {name: {"model": Samples(model.stat().st_size)} for name in devices}
+    rng = np.random.default_rng(0)
+    for session in range(1, MAX_SESSIONS + 1):
+        rule = replace(SESSION, min_sessions=session, max_sessions=session)
+        running = {
+            name: device.rounds({"model": model}, rule, samples[name], 0)
+            for name, device in devices.items()
+        }
+        try:
+            while running:
+                for name in rng.permutation(list(running)):
+                    if not _step(running[name]):
+                        del running[name]
+        finally:
+            for rounds in running.values():
+                rounds.close()
+        on_progress("a round on each in turn", session / max(session + 1, MIN_SESSIONS))
+        found = {name: one["model"] for name, one in samples.items()}
+        fastest = _fastest(found)
+        ratios = [_ratio(one, found[fastest]) for name, one in found.items() if name != fastest]
+        if session >= MIN_SESSIONS and all(map(_tells, ratios)):
+            break
+    return found
+
+
+def _step(rounds: Generator[Round, None, None]) -> bool:
+    """Whether there was another round."""
+    return next(rounds, None) is not None
+
+
+def _tells(ratio: Estimate) -> bool:
+    return ratio.low > 1 or ratio.half_width < PRECISE
+
+
+def _fastest(samples: Mapping[str, Samples]) -> str:
+    return min(samples, key=lambda name: samples[name].estimate().median)
+
+
+def _ratio(samples: Samples, other: Samples) -> Estimate:
+    pairs = [(a[: len(b)], b[: len(a)]) for a, b in zip(samples.ms, other.ms, strict=True)]
+    return estimate([np.array(a) / np.array(b) for a, b in pairs])
+
+
+def _gate(latency: Estimate, parity: float, allowed: float, budget_ms: float | None) -> Gate:
+    if not parity <= allowed:
+        text = f"it answers otherwise: {parity:.1e} of the outputs' deviation, allowed {allowed:g}"
+        return Gate("outputs", "failed-gate", text)
+    return Gate("latency", *judge(latency, None, budget_ms))
+
+
+def _advice(standings: Mapping[str, Standing]) -> str:
+    """The fastest of those that answer rightly, and what is not told from it."""
+    right = {name: one for name, one in standings.items() if one.gate.verdict != "failed-gate"}
+    if not right:
+        return "take none: all answer otherwise than ONNX Runtime"
+    near = [name for name, one in right.items() if one.ratio is None or one.ratio.low <= 1]
+    return f"take {' or '.join(near)}" + ("" if len(near) == 1 else ": they are equally fast")
