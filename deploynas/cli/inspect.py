@@ -22,7 +22,7 @@ def inspect(
         Path,
         typer.Argument(
             metavar="ARCH_OR_NET_OR_ONNX",
-            help="ONNX file, export or run folder, net.config, architecture or genotype.",
+            help="ONNX or .tflite file, export or run, net.config, architecture or genotype.",
         ),
     ],
     profile: Annotated[Path | None, typer.Option(help="Device profile, for latency.")] = None,
@@ -39,15 +39,17 @@ def inspect(
     quiet: Quiet = False,
 ) -> None:
     """Print MACs, params, memory and, with a profile, latency of every layer."""
-    from deploynas.workflows.inspect import inspect_layers, inspect_onnx
+    from deploynas.runtimes import of_file
+    from deploynas.workflows.inspect import inspect_layers, inspect_model
 
     if profile is not None:
         from deploynas.profile.shipped import locate
 
         profile = locate(profile)
     manifest = target / "manifest.json"
-    if target.suffix == ".onnx" or (target / "model.onnx").is_file():
-        document = inspect_onnx(target)
+    is_model = target.suffix == ".onnx" or of_file(target).suffix != ".onnx"
+    if is_model or (target / "model.onnx").is_file():
+        document = inspect_model(target)
         if profile is not None:
             if not manifest.is_file():
                 raise typer.BadParameter("a profile prices layers of a space, not an ONNX file")

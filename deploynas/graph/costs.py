@@ -10,8 +10,10 @@ limits of a Clip, are constants too, and counted.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -20,6 +22,7 @@ from onnx import numpy_helper
 from deploynas.errors import InvalidInputError, MissingFileError
 
 Shape = tuple[int, ...]
+Name = TypeVar("Name")
 CONVOLUTIONS = ("Conv", "ConvInteger", "QLinearConv")
 PRODUCTS = ("MatMul", "MatMulInteger", "QLinearMatMul")
 # Standard operators that multiply and add but are not counted; so may any of another domain.
@@ -126,7 +129,9 @@ def node_costs(path: Path) -> tuple[list[NodeCost], int]:
                 output_bytes=sum(sizes[n][1] for n in node.output if n),
             )
         )
-    return costs, _peak_bytes(graph, {n: size for n, (_, size) in sizes.items()}, constants)
+    steps = [(set(node.input), set(node.output) - constants - {""}) for node in graph.node]
+    ends = {info.name for info in graph.input} - constants, {info.name for info in graph.output}
+    return costs, peak_bytes(steps, {n: size for n, (_, size) in sizes.items()}, *ends)
 
 
 def _size(path: Path, info: onnx.ValueInfoProto, hint: str | None = None) -> tuple[Shape, int]:
@@ -169,14 +174,26 @@ def _macs(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
     return 0
 
 
-def _peak_bytes(graph: onnx.GraphProto, sizes: dict[str, int], constants: set[str]) -> int:
-    last_use = {name: i for i, node in enumerate(graph.node) for name in node.input}
-    for info in graph.output:
-        last_use[info.name] = len(graph.node)
-    live = {info.name for info in graph.input} - constants
+def peak_bytes(
+    steps: Sequence[tuple[set[Name], set[Name]]],
+    sizes: Mapping[Name, int],
+    inputs: set[Name],
+    outputs: set[Name],
+) -> int:
+    """The most bytes of tensors that are alive at once.
+
+    Args:
+        steps: What each operator reads and makes, in order; constants may be among what it reads.
+        sizes: Bytes of each tensor.
+        inputs: Of the network, alive from the beginning.
+        outputs: Of the network, alive until the end.
+    """
+    last_use = {name: i for i, (read, _) in enumerate(steps) for name in read}
+    last_use |= {name: len(steps) for name in outputs}
+    live = inputs
     peak = sum(sizes[n] for n in live)
-    for i, node in enumerate(graph.node):
-        live |= {n for n in node.output if n} - constants
+    for i, (_, made) in enumerate(steps):
+        live = live | made
         peak = max(peak, sum(sizes[n] for n in live))
         live = {n for n in live if last_use.get(n, -1) > i}
     return peak

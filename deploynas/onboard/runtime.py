@@ -104,6 +104,14 @@ class Runtime(ABC):
         """
         raise InvalidInputError(f"{self.name} comes with deploynas")
 
+    def costs(self, path: Path) -> tuple[list[Any], int]:
+        """Of a file of its own format: as ``deploynas.graph.costs.node_costs`` of an ONNX file.
+
+        Raises:
+            InvalidInputError: It does not tell, or it is no such file.
+        """
+        raise InvalidInputError(f"operators are not counted in files of {self.name}")
+
     def files(self, path: Path) -> list[Path]:
         """A converted network's files, the one that is opened first."""
         return [path, *(path.with_suffix(suffix) for suffix in self.beside)]

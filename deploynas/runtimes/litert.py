@@ -51,6 +51,12 @@ class LiteRt(PythonRuntime):
             return "only float networks are converted for LiteRT"
         return "" if operator in OPERATORS else f"{operator} is not converted for LiteRT"
 
+    def costs(self, path: Path) -> tuple[list[Any], int]:
+        """See :class:`~deploynas.onboard.runtime.Runtime`."""
+        from deploynas.runtimes.tflite_costs import node_costs
+
+        return node_costs(path)
+
     def open(self, path: str, provider: str, threads: int) -> LiteRtSession:
         """See :class:`~deploynas.onboard.runtime.PythonRuntime`."""
         from ai_edge_litert import interpreter

@@ -14,21 +14,23 @@ if TYPE_CHECKING:
     from deploynas.spaces.layers import Node
 
 
-def inspect_onnx(target: Path) -> dict[str, Any]:
-    """Costs of an ONNX file, or of an export, whose file must agree with its manifest.
+def inspect_model(target: Path) -> dict[str, Any]:
+    """Costs of a model's file, or of an export, whose file must agree with its manifest.
 
     Raises:
         MissingFileError, InvalidInputError: It is not there, unreadable, or does not agree.
     """
     from deploynas.check.verdict import load_target
     from deploynas.graph.costs import node_costs
+    from deploynas.runtimes import of_file
 
     model, manifest = target, None
     if target.is_dir():
         model = target / "model.onnx"
         if (target / "manifest.json").is_file():
             _, manifest = load_target(target)
-    costs, peak_bytes = node_costs(model)
+    own = of_file(model)
+    costs, peak_bytes = node_costs(model) if own.suffix == ".onnx" else own.costs(model)
     rows = [
         _row(c.name, c.kind, (c.input_shape, c.output_shape), c.macs, c.num_weights,
              c.weight_bytes, c.output_bytes)

@@ -40,7 +40,7 @@ from deploynas.errors import (
     UnknownNameError,
 )
 from deploynas.graph import RandomWeights, StateWeights, emit, write_model
-from deploynas.onboard.parts import draw, join
+from deploynas.onboard.parts import ModelFolder, draw, join
 from deploynas.runtimes import that_travels
 from deploynas.runtimes.web import install_runtime
 from deploynas.spaces import Layer, space
@@ -177,6 +177,21 @@ def test_real_weights_are_sent(tmp_path):
     parcel = Parcel.of([path], path)
     assert parcel.literal == path.read_bytes()  # the seed alone is not believed
     assert join(parcel.parts, parcel.literal) == path.read_bytes()
+
+
+def test_files_that_belong_together_stay_so(tmp_path):
+    paths = [tmp_path / "n.param", tmp_path / "n.bin"]
+    for path, content in zip(paths, (b"graph", b"weights"), strict=True):
+        path.write_bytes(content)
+    parcel = Parcel.of(paths, tmp_path / "n.param")
+    (tmp_path / "there").mkdir()
+    there = ModelFolder(tmp_path / "there")
+    there.put(parcel.digest, parcel.files, parcel.parts, parcel.literal)
+    found = there.path(parcel.digest)
+    assert (found.suffix, found.read_bytes()) == (".param", b"graph")
+    assert found.with_suffix(".bin").read_bytes() == b"weights"
+    with pytest.raises(ValueError, match="damaged on its way"):
+        there.put(parcel.digest, parcel.files, parcel.parts, b"graphweightz")
 
 
 def test_draws_never_change():

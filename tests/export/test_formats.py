@@ -9,6 +9,7 @@ import pytest
 
 from deploynas import spaces
 from deploynas.check import Baseline
+from deploynas.check.model_file import open_file
 from deploynas.check.verdict import Examples, check, file_accuracy, side_of
 from deploynas.data.sources import load_digits
 from deploynas.device import open_device
@@ -25,6 +26,7 @@ from deploynas.export.formats import in_format
 from deploynas.graph.emit import RandomWeights, emit
 from deploynas.runtimes import of_file, of_format
 from deploynas.runtimes.litert import RUNTIME
+from deploynas.workflows.inspect import inspect_model
 
 pytest.importorskip("ai_edge_litert")
 pytestmark = pytest.mark.usefixtures("short_sessions")
@@ -90,6 +92,23 @@ def test_check_measures_it(folder):
     assert result.taken["file_bytes"] == size
 
 
+def test_inspect_counts_what_the_onnx_file_has(folder):
+    of_onnx, own = (inspect_model(folder / f"model.{kind}") for kind in ("onnx", "tflite"))
+    assert (
+        own["macs"]
+        == of_onnx["macs"]
+        == open_file(folder / "model.onnx").macs(folder / "model.onnx")
+    )
+    assert own["uncounted"] == []
+    assert own["layers"][0]["kind"] == "PAD"
+    assert own["layers"][0]["input"] == [1, 32, 32, 1]
+    assert own["layers"][-1]["output"] == [1, 10]
+    assert 0.9 < own["weight_bytes"] / of_onnx["weight_bytes"] < 1.1
+    (folder / "cut.tflite").write_bytes((folder / "model.tflite").read_bytes()[:3000])
+    with pytest.raises(InvalidInputError, match="is not a .tflite file, or is damaged"):
+        inspect_model(folder / "cut.tflite")
+
+
 def test_its_accuracy_is_that_of_the_onnx_file(folder):
     examples = Examples.of(load_digits((), seed=0, max_size=64), None)
     examples = replace(examples, split=examples.split.take(np.arange(60)))
@@ -116,5 +135,3 @@ def test_what_cannot_be_judged_says_why(folder, tmp_path):
         check(tmp_path / "none.tflite", device)
     with pytest.raises(InvalidInputError, match="--input-shape is for ONNX files"):
         check(folder / "model.tflite", device, input_shapes=["1,1,32,32"])
-    with pytest.raises(InvalidInputError, match="MACs are counted in ONNX files"):
-        check(folder / "model.tflite", device, limits={"macs": 1e9})

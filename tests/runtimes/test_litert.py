@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -274,6 +276,8 @@ def test_an_operator_that_is_lacking_is_named_before_anything_runs(tmp_path):
         ([node("Conv", noise(4, 4, 3), pads=[1, 1])], "has not two dimensions"),
         ([node("Pad", np.array([0, 0, 1, 1, 0, 0, 1, 1]), mode="reflect")], "more than zeros"),
         ([node("Softmax", axis=1)], "not over the last axis"),
+        ([node("Add", noise(2), noise(2), inputs=())], "constants alone"),
+        ([node("Relu", noise(2), inputs=())], "constants alone"),
         ([node("MaxPool", kernel_shape=[2, 2], dilations=[2, 2])], "dilated"),
     ],
 )
@@ -296,6 +300,10 @@ def test_random_weights_are_drawn_on_a_device_elsewhere(tmp_path):
     parcel = Parcel.of([path], model)
     assert len(parcel.literal) < path.stat().st_size / 20
     assert join(parcel.parts, parcel.literal) == path.read_bytes()
+
+
+def test_installing_what_is_there(tmp_path):
+    assert RUNTIME.install() == (Path(sys.prefix), False)
 
 
 def test_a_missing_package_says_what_to_type(monkeypatch):
