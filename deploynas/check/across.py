@@ -190,4 +190,4 @@ def _advice(standings: Mapping[str, Standing]) -> str:
     if not right:
         return "take none: all answer otherwise than ONNX Runtime"
     near = [name for name, one in right.items() if one.ratio is None or one.ratio.low <= 1]
-    return f"take {' or '.join(near)}" + ("" if len(near) == 1 else ": they are equally fast")
+    return f"take {' or '.join(near)}" + ("" if len(near) == 1 else ": they cannot be told apart")
