@@ -132,7 +132,7 @@ def check(
     from deploynas.check.verdict import load_target
     from deploynas.device import open_device, open_same
     from deploynas.errors import InvalidInputError, require_positive
-    from deploynas.runtimes import of_file
+    from deploynas.runtimes import by_device, of_file
 
     flags = {"latency_ms": latency_ms, "file_bytes": max_size, "peak_memory_bytes": max_memory}
     limits = limits_from(
@@ -213,6 +213,8 @@ def check(
         device = device or next(iter(own.devices))
         if "," in device and not device.startswith("exec:"):
             raise InvalidInputError("a fleet shares a profile's work; check on one of its devices")
+        if device not in by_device():  # elsewhere it runs what the file is of
+            runtime = runtime or own.name
         target_device = open_device(device, threads or 1, provider, runtime)
     reach(target_device, device, quiet)
     with progress(quiet) as on_progress:

@@ -51,7 +51,7 @@ def difference_of(device: Device, path: Path, model: Path) -> float:
     """How far a file's answers on ``device`` are from its ONNX file's by ONNX Runtime.
 
     The largest difference over :data:`NUM_PROBES` inputs of noise, relative to the deviation of
-    what is expected; infinite where the outputs have other shapes.
+    what is expected, where that is not 0; infinite where the outputs have other shapes.
     """
     feeds = probes(ModelFile(model).inputs, NUM_PROBES)
     answers = [flat(outputs) for outputs in device.answers(path, feeds)]
@@ -59,4 +59,4 @@ def difference_of(device: Device, path: Path, model: Path) -> float:
     if [a.shape for a in answers] != [e.shape for e in expected]:
         return float("inf")
     largest = max(float(np.abs(a - e).max()) for a, e in zip(answers, expected, strict=True))
-    return largest / float(np.concatenate(expected).std())
+    return largest / (float(np.concatenate(expected).std()) or 1.0)

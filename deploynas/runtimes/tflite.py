@@ -47,7 +47,7 @@ def converted(path: Path) -> bytes:
     """
     try:
         model = onnx.load(path, format="protobuf")
-        lacking = next((n for n in model.graph.node if n.op_type not in OPERATORS), None)
+        lacking = next((n for n in model.graph.node if not _is_known(n)), None)
         if lacking is not None:
             refuse(lacking, "is not converted for LiteRT")
         whole = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
@@ -64,7 +64,12 @@ def refuse(node: onnx.NodeProto, reason: str) -> NoReturn:
     Raises:
         InvalidInputError: Always.
     """
-    raise InvalidInputError(f"the operator {node.op_type} of node {node.name!r} {reason}")
+    name = node.name or node.output[0]
+    raise InvalidInputError(f"the operator {node.op_type} of node {name!r} {reason}")
+
+
+def _is_known(node: onnx.NodeProto) -> bool:
+    return node.domain in ("", "ai.onnx") and node.op_type in OPERATORS
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,8 @@ class Node:
         """The first input."""
         first = self._inputs[0]
         assert first is not None
+        if first.value is not None:
+            refuse(self.proto, "reads constants alone, which is not converted for LiteRT")
         return first
 
     @property
@@ -547,7 +554,7 @@ def _binary(kind: str, options: str | None) -> Operator:
     def write(writer: Writer, node: Node) -> None:
         computed = [one for one in node.inputs if one.value is None]
         if not computed:
-            refuse(node.proto, "has constants alone, which is not converted for LiteRT")
+            refuse(node.proto, "reads constants alone, which is not converted for LiteRT")
         ranks = [len(one.shape) for one in node.inputs]
         turned = max(ranks) == 4 and any(one.turned for one in computed)
         inputs = [writer.index(node, one, turned) for one in node.inputs]
@@ -677,7 +684,7 @@ def _transpose(writer: Writer, node: Node) -> None:
 
 def _concat(writer: Writer, node: Node) -> None:
     turned = any(one.turned for one in node.inputs)
-    axis = node.attributes["axis"] % len(node.x.shape)
+    axis = node.attributes["axis"] % len(writer.shape(node.output))
     inputs = [writer.index(node, one, turned) for one in node.inputs]
     options = ("ConcatenationOptions", {"axis": LAST.index(axis) if turned else axis})
     writer.write(node, "CONCATENATION", inputs, turned, options)

@@ -276,6 +276,8 @@ def test_an_operator_that_is_lacking_is_named_before_anything_runs(tmp_path):
         ([node("Conv", noise(4, 4, 3), pads=[1, 1])], "has not two dimensions"),
         ([node("Pad", np.array([0, 0, 1, 1, 0, 0, 1, 1]), mode="reflect")], "more than zeros"),
         ([node("Softmax", axis=1)], "not over the last axis"),
+        ([node("Add", noise(2), noise(2), inputs=())], "constants alone"),
+        ([node("Relu", noise(2), inputs=())], "constants alone"),
         ([node("MaxPool", kernel_shape=[2, 2], dilations=[2, 2])], "dilated"),
     ],
 )
