@@ -23,6 +23,7 @@ from typing import IO, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from deploynas.contents import require_own
 from deploynas.errors import InvalidInputError, MissingFileError, OutputError
 from deploynas.onboard.folders import lock
 
@@ -128,15 +129,19 @@ def read_json(path: Path) -> object:
     except IsADirectoryError:
         raise InvalidInputError(f"{path} is a directory, not a file") from None
     except UnicodeDecodeError:
+        require_own(path, "a JSON file")
         raise InvalidInputError(f"{path} is not a JSON file") from None
     except OSError as error:
         raise InvalidInputError(f"cannot read {path}: {error.strerror or error}") from None
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
+        require_own(path, "a JSON file")
         raise InvalidInputError(
             f"{path} is truncated or not JSON (line {error.lineno}: {error.msg})"
         ) from None
+    except ValueError:  # Python reads no integer of thousands of digits
+        raise InvalidInputError(f"{path} holds a number that is too long") from None
     except RecursionError:
         raise InvalidInputError(f"{path} is nested too deeply to be one of our files") from None
 

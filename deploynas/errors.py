@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 EXIT_PASS = 0
@@ -24,13 +24,15 @@ class DeploynasError(Exception):
     Args:
         message: One line: what is wrong.
         hint: What to type next, where there is something to type.
+        details: What the line sums up: files, mostly.
     """
 
     kind = "error"
     exit_code = EXIT_ERROR
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None, details: Sequence[str] = ()) -> None:
         super().__init__(message if hint is None else f"{message} ({hint})")
+        self.details = tuple(details)
 
 
 class InvalidInputError(DeploynasError, ValueError):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from deploynas.check.accuracy import Examples, Recipe
 from deploynas.check.across import Across, Standing, across
 from deploynas.check.regression import Baseline, LatencyRecord, percentage
 from deploynas.check.summary import junit, markdown
-from deploynas.check.verdict import EXIT_CODES, CheckResult, Examples, Gate, check
+from deploynas.check.verdict import EXIT_CODES, CheckResult, Gate, check
 
 __all__ = [
     "EXIT_CODES",
@@ -15,6 +16,7 @@ __all__ = [
     "Examples",
     "Gate",
     "LatencyRecord",
+    "Recipe",
     "Standing",
     "across",
     "check",

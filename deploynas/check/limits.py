@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from deploynas.check.model_file import ModelFile, RuntimeFile
+from deploynas.check.model_file import RuntimeFile, macs_of
 from deploynas.costs import COSTS, Cost
 from deploynas.device import Device
 from deploynas.errors import InvalidInputError, UnknownNameError
+from deploynas.graph.model_file import ModelFile
 
 FILE_BYTES, MEMORY, MACS, LATENCY = "file_bytes", "peak_memory_bytes", "macs", "latency_ms"
 TITLES = {FILE_BYTES: "size", MEMORY: "memory", MACS: "MACs"}  # of gates
@@ -54,11 +55,11 @@ def measured(
     """
     found: dict[str, float | None] = {}
     if FILE_BYTES in limits:
-        found[FILE_BYTES] = sum(part.stat().st_size for part in [whole.path, *whole.external])
+        found[FILE_BYTES] = whole.num_bytes
     if MEMORY in limits:
         found[MEMORY] = device.examine(model).peak_bytes
     if MACS in limits:
-        found[MACS] = whole.macs(model)
+        found[MACS] = macs_of(model)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -15,6 +15,7 @@ from deploynas.artifacts import Artifact, sha256
 from deploynas.check.model_file import open_file
 from deploynas.device import Device, Estimate, Identity, Level, Samples, StopRule, measure
 from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
+from deploynas.graph.model_file import ModelFile
 from deploynas.onboard.timing import estimate
 from deploynas.profile.device_profile import LevelRecord, SampleRecord
 
@@ -24,6 +25,7 @@ MAX_ERROR = 0.05  # that the interval of any look misses the truth
 SESSION = StopRule(min_sessions=1, max_sessions=1, rounds=16)
 EXAMINATIONS = 3  # of each model, for the nodes that are slower
 NUM_SLOWER = 5
+SAME_NAMES = 0.5  # share of the nodes that must have their names in common, to be compared by them
 RECORD_MARGIN = 0.015  # what the reference level leaves of the machine's drift between two runs
 
 
@@ -77,11 +79,24 @@ class Baseline:
 
 @dataclass(frozen=True)
 class SlowerLayer:
-    """A node of the model, as the runtime runs it, beside that of the same name before."""
+    """A node of the model, as the runtime runs it, beside that of the same name before.
+
+    Attributes:
+        name: With the name of the other, where few are the same and they are paired by their
+            kind and order.
+        before_ms: None where the baseline has no such node.
+    """
 
     name: str
-    before_ms: float
+    before_ms: float | None
     now_ms: float
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        if self.before_ms is None:
+            return f"{self.name}: new, {self.now_ms:.4f} ms"
+        return f"{self.name}: {self.before_ms:.4f} -> {self.now_ms:.4f} ms"
 
 
 @dataclass(frozen=True)
@@ -162,11 +177,11 @@ def against(
         )
     models = {"candidate": model}
     if record is None:
-        shapes = [list(open_file(one).inputs.values()) for one in (model, path)]
-        if shapes[0] != shapes[1]:
+        takes = [[(i.type, list(i.shape)) for i in open_file(one).inputs] for one in (model, path)]
+        if takes[0] != takes[1]:
             raise InvalidInputError(
-                f"{model} takes {shapes[0]} and the baseline {path} {shapes[1]}: their times do "
-                "not compare"
+                f"{model} takes {_listed(takes[0])} and the baseline {path} {_listed(takes[1])}: "
+                "their times do not compare"
             )
         models["baseline"] = path
     samples: dict[str, Samples] = {}
@@ -198,6 +213,10 @@ def against(
     if differences:
         outcome, reason = "inconclusive", f"{reason}; but on another device"
     return Regression(outcome, reason, tuple(seen), samples["candidate"], differences)
+
+
+def _listed(takes: list[tuple[str, list[int | str]]]) -> str:
+    return ", ".join(f"{kind} {shape}" for kind, shape in takes) or "nothing"
 
 
 def decide(ratio: Estimate, max_regression: float) -> Outcome:
@@ -245,8 +264,9 @@ def _of_record(samples: Samples, record: LatencyRecord, confidence: float) -> Es
 def slower_layers(device: Device, model: Path, baseline: Path) -> list[SlowerLayer]:
     """The nodes that a model spends more time in than its baseline does, by name, worst first.
 
-    By the runtime's own per-node profile, the least of some processes of each in turn; nodes that
-    the baseline does not have count as 0 there. Empty where the device does not tell.
+    By the runtime's own per-node profile, the least of some processes of each in turn. Where few
+    names are the same, nodes are paired by their kind and order. Empty where the device does not
+    tell.
     """
     now: dict[str, float] = {}
     before: dict[str, float] = {}
@@ -258,9 +278,36 @@ def slower_layers(device: Device, model: Path, baseline: Path) -> list[SlowerLay
                 return []
             for name, ms in nodes.items():
                 found[name] = min(ms, found.get(name, ms))
-    layers = [SlowerLayer(name, before.get(name, 0.0), ms) for name, ms in now.items()]
-    slower = [layer for layer in layers if layer.now_ms > layer.before_ms]
-    return sorted(slower, key=lambda x: x.before_ms - x.now_ms)[:NUM_SLOWER]
+    partner = {name: name for name in now if name in before}
+    if len(partner) < SAME_NAMES * len(now):
+        partner = _paired_by_kind(now, before, ModelFile(model), ModelFile(baseline))
+    layers = [
+        SlowerLayer(
+            name if partner.get(name, name) == name else f"{name} (was {partner[name]})",
+            before[partner[name]] if name in partner else None,
+            ms,
+        )
+        for name, ms in now.items()
+    ]
+    slower = [layer for layer in layers if layer.now_ms > (layer.before_ms or 0.0)]
+    return sorted(slower, key=lambda x: (x.before_ms or 0.0) - x.now_ms)[:NUM_SLOWER]
+
+
+def _paired_by_kind(
+    now: Mapping[str, float], before: Mapping[str, float], model: ModelFile, baseline: ModelFile
+) -> dict[str, str]:
+    """Name of a node -> name of the baseline's, the first of a kind with the first of it."""
+    queues: dict[str, list[str]] = {}
+    kinds = {node.name: node.op_type for node in baseline.model.graph.node}
+    for name in before:
+        queues.setdefault(kinds.get(name, ""), []).append(name)
+    kinds = {node.name: node.op_type for node in model.model.graph.node}
+    pairs = {}
+    for name in now:
+        waiting = queues.get(kinds.get(name, ""), [])
+        if waiting:
+            pairs[name] = waiting.pop(0)
+    return pairs
 
 
 def percentage(text: str) -> float:

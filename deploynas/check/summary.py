@@ -34,8 +34,8 @@ def markdown(target: Path, device: str, result: CheckResult) -> str:
     if result.regression and result.regression.slower:
         lines += [
             "", "| slower layer | before | now |", "| --- | --- | --- |",
-            *(f"| {x.name} | {x.before_ms:.4f} ms | {x.now_ms:.4f} ms |"
-              for x in result.regression.slower),
+            *(f"| {x.name} | {'new' if x.before_ms is None else f'{x.before_ms:.4f} ms'} | "
+              f"{x.now_ms:.4f} ms |" for x in result.regression.slower),
         ]  # fmt: skip
     return "\n".join([*lines, ""])
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from deploynas.artifacts import sha256
+from deploynas.check.accuracy import Examples, file_accuracy
+from deploynas.check.inputs import MAX_SAMPLES, NOTHING, Given, RealInputs
 from deploynas.check.limits import LATENCY, TITLES, WORDS, kind_of, measured
-from deploynas.check.model_file import open_file
+from deploynas.check.model_file import RuntimeFile, open_file
 from deploynas.check.regression import Baseline, LatencyRecord, Regression, against, slower_layers
-from deploynas.data import ImageDataset, Source, framed, normalise
-from deploynas.device import Device, Estimate, Level, LocalDevice, Samples, StopRule, measure
+from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
 from deploynas.errors import (
     EXIT_FAILED,
     EXIT_INCONCLUSIVE,
@@ -25,12 +27,10 @@ from deploynas.errors import (
     MissingFileError,
 )
 from deploynas.export import Manifest
-from deploynas.export.probe import TOLERANCE, flat, open_session, probes
-from deploynas.graph.preprocess import centre
+from deploynas.export.probe import TOLERANCE, flat, probes
+from deploynas.graph.model_file import ModelFile
 from deploynas.onboard.folders import temporary_folder
-from deploynas.onboard.runtime import Array, Feeds
-from deploynas.runtimes import of_file
-from deploynas.spaces import Resolution
+from deploynas.onboard.runtime import Feeds
 
 Verdict = Literal["pass", "over-budget", "regressed", "failed-gate", "inconclusive"]
 INT8_TOLERANCE = 0.1  # of the largest recorded output
@@ -43,45 +43,6 @@ EXIT_CODES: dict[Verdict, int] = {
     "inconclusive": EXIT_INCONCLUSIVE,
 }
 GRAVITY: tuple[Verdict, ...] = ("failed-gate", "over-budget", "regressed", "inconclusive", "pass")
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Labelled test images, and how a model that takes them is fed.
-
-    Attributes:
-        split: The images, cropped.
-        mean: A value a channel, a fraction of 1, as ``std``.
-        num_classes: Of the data.
-        crop: What a model which crops keeps: see :meth:`Resolution.part_of`.
-        resolution: Of the network in such a model; None where a model takes whole images.
-    """
-
-    split: Source
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    num_classes: int
-    crop: float = 1.0
-    resolution: Resolution | None = None
-
-    @classmethod
-    def of(cls, dataset: ImageDataset, manifest: Manifest | None) -> Examples:
-        """A data set's test images, prepared as the manifest says where there is one.
-
-        Raises:
-            InvalidInputError: The data has another number of classes than the network.
-        """
-        if manifest is None:
-            return cls(dataset.test, dataset.mean, dataset.std, dataset.num_classes)
-        if dataset.num_classes != len(manifest.classes):
-            raise InvalidInputError(
-                f"{dataset.source} has {dataset.num_classes} classes, the network "
-                f"{len(manifest.classes)}"
-            )
-        prepared = dataset.with_channels(manifest.preprocessing.channels)
-        own = manifest.preprocessing
-        cropped = (own.crop, own.resolution) if own.image_size else ()
-        return cls(prepared.test, own.mean, own.std, dataset.num_classes, *cropped)
 
 
 @dataclass(frozen=True)
@@ -154,17 +115,6 @@ def load_target(target: Path) -> tuple[Path, Manifest | None]:
     return model, manifest
 
 
-def size_of(model: Path) -> Resolution | None:
-    """Of the image that a model takes; None where it takes none of a fixed size."""
-    shapes = list(open_file(model).inputs.values())
-    if len(shapes) != 1 or len(shapes[0]) not in (3, 4):
-        return None
-    *_, first, middle, last = shapes[0]
-    sides = (middle, last) if first in (1, 3) else (first, middle)
-    height, width = (side if isinstance(side, int) else 0 for side in sides)
-    return Resolution(height, width) if height and width else None
-
-
 def check(
     target: Path,
     device: Device,
@@ -173,7 +123,7 @@ def check(
     baseline: Baseline | None = None,
     examples: Examples | None = None,
     min_accuracy: float | None = None,
-    input_shapes: Sequence[str] = (),
+    given: Given = NOTHING,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> CheckResult:
     """Measure ``target`` on ``device`` and judge it by every gate that is given.
@@ -186,7 +136,7 @@ def check(
         baseline: What it must not be slower than.
         examples: Labelled images.
         min_accuracy: Fraction of them.
-        input_shapes: Of inputs whose own are dynamic; see :meth:`ModelFile.fixed`.
+        given: Shapes of open inputs, and real inputs.
         on_progress: Called with what is going on and its share done.
 
     Raises:
@@ -199,15 +149,20 @@ def check(
     budget = limits.pop(LATENCY, manifest.latency_budget_ms if manifest else None)
     regression, accuracy = None, None
     with temporary_folder() as folder:
-        model = whole.fixed(input_shapes, folder)
-        outputs = _outputs(model, file, manifest, device)
+        real = given.samples(whole)
+        model = given.model(whole, real, folder)
+        if examples is not None:  # first, as the images may not fit the model
+            accuracy = file_accuracy(model, examples, on_progress)
+        outputs = _outputs(model, file, manifest, device, real)
         taken = measured(limits, device, model, whole)
         if baseline is None:
             samples = measure_model(device, model, on_progress)
         else:
             if baseline.path.suffix != ".json":
                 (folder / "baseline").mkdir()
-                fixed = open_file(baseline.path).fixed(input_shapes, folder / "baseline")
+                before = open_file(baseline.path)
+                before.require_own_weights(whole)
+                fixed = given.model(before, real, folder / "baseline")
                 baseline = replace(baseline, path=fixed)
             regression = against(device, model, baseline, on_progress=on_progress)
             samples = regression.samples
@@ -216,8 +171,6 @@ def check(
                 with contextlib.suppress(DeploynasError):  # that it is slower stands without them
                     slower = slower_layers(device, model, baseline.path)
                     regression = replace(regression, slower=tuple(slower))
-        if examples is not None:
-            accuracy = file_accuracy(model, examples, on_progress)
     raw = samples.estimate()
     differences = manifest.device.differences(device.identity) if manifest else []
     normalised = None
@@ -241,17 +194,30 @@ def check(
     )  # fmt: skip
 
 
-def _outputs(model: Path, file: Path, manifest: Manifest | None, device: Device) -> Gate:
+def _outputs(
+    model: Path, file: Path, manifest: Manifest | None, device: Device, real: RealInputs
+) -> Gate:
     """Whether the answers to fixed inputs are numbers, and those that the export recorded."""
     try:
-        feeds = probes(open_file(model).tensors)
+        noise = probes(open_file(model).inputs)
     except ValueError as error:
-        raise InvalidInputError(f"{file}: {error}") from None
-    answers = [flat(outputs) for outputs in device.answers(model, feeds)]
-    if not all(np.isfinite(answer).all() for answer in answers):
-        return Gate("outputs", "failed-gate", "an output is not a number, or infinite")
+        raise InvalidInputError(f"{file}: {error}", "give real ones: --inputs NAME=FILE") from None
+    feeds: list[Feeds] = [
+        {**noise[i % len(noise)], **{name: arrays[i] for name, arrays in real.items()}}
+        for i in range(min(MAX_SAMPLES, *(len(arrays) for arrays in real.values())) if real else 0)
+    ] or noise
+    said = _unseen(open_file(model))
+    if not _are_finite(_answers(device, model, feeds)):
+        text = "an output is not a number, or infinite"
+        if real or manifest:
+            return Gate("outputs", "failed-gate", text)
+        said = f"; the input was noise: give real ones, --inputs NAME=FILE{said}"
+        if not _are_finite(_answers(device, model, [_positive(one) for one in noise])):
+            return Gate("outputs", "failed-gate", text + said)
+        return Gate("outputs", "pass", f"outputs are finite for positive numbers alone{said}")
     if manifest is None or not manifest.recorded_outputs:
-        return Gate("outputs", "pass", "outputs are finite")
+        return Gate("outputs", "pass", f"outputs are finite{said}")
+    answers = _answers(device, model, noise)
     expected = [np.array(one) for one in manifest.recorded_outputs]
     if [a.shape for a in answers] != [e.shape for e in expected]:
         return Gate("outputs", "failed-gate", "other outputs than the export recorded")
@@ -262,6 +228,26 @@ def _outputs(model: Path, file: Path, manifest: Manifest | None, device: Device)
     kept = difference <= limit
     text = f"{difference:.1e} from the outputs that the export recorded, allowed {limit:.1e}"
     return Gate("outputs", "pass" if kept else "failed-gate", text)
+
+
+def _answers(device: Device, model: Path, feeds: list[Feeds]) -> list[npt.NDArray[np.float64]]:
+    return [flat(outputs) for outputs in device.answers(model, feeds)]
+
+
+def _are_finite(answers: list[npt.NDArray[np.float64]]) -> bool:
+    return all(np.isfinite(answer).all() for answer in answers)
+
+
+def _positive(feeds: Feeds) -> Feeds:
+    """Noise above a half, for what takes logarithms or roots."""
+    return {
+        n: np.abs(x) + x.dtype.type(0.5) if x.dtype.kind == "f" else x for n, x in feeds.items()
+    }
+
+
+def _unseen(file: ModelFile | RuntimeFile) -> str:
+    """Which outputs are no numbers, as the end of a sentence."""
+    return f"; not looked at, as it is text: {', '.join(file.texts)}" if file.texts else ""
 
 
 def _limited(name: str, value: float | None, limit: float) -> Gate:
@@ -306,68 +292,3 @@ def measure_bytes(device: Device, content: bytes) -> Samples:
         path = folder / "model.onnx"
         path.write_bytes(content)
         return measure_model(device, path, lambda text, share: None)
-
-
-@contextlib.contextmanager
-def _answering(model: Path) -> Iterator[Callable[[Feeds], Array]]:
-    """A model's first output for a batch of one, by its own runtime on this machine."""
-    runtime = of_file(model)
-    if runtime.suffix != ".onnx":
-        with LocalDevice(next(iter(runtime.devices))).opened([model]) as worker:
-            yield lambda feeds: worker.answers(0, feeds)[0]
-        return
-    session = open_session(model, str(model))
-
-    def answer(feeds: Feeds) -> Array:
-        try:
-            return np.asarray(session.run(None, dict(feeds))[0])
-        except Exception as error:  # the runtime's own kinds have no common base
-            line = str(error).strip().splitlines()[0]
-            (image,) = feeds.values()
-            raise InvalidInputError(
-                f"{model} cannot be run on an image of shape {list(image.shape)} and type "
-                f"{image.dtype}: {line}"
-            ) from None
-
-    yield answer
-
-
-def file_accuracy(
-    model: Path, examples: Examples, on_progress: Callable[[str, float], None]
-) -> float:
-    """Top-1 accuracy of the file on the test split, image by image, through its runtime here.
-
-    A model that takes floats, channels first, gets normalised images; one that takes uint8,
-    channels last, gets pixels, those of its own crop in the centre of a frame.
-    """
-    image, *others = open_file(model).tensors
-    channels = examples.split.channels
-    if others or len(image.shape) != 4:
-        raise InvalidInputError(f"{model} does not take one batch of images: no accuracy of it")
-    takes_pixels = image.type == "uint8" and image.shape[3] == channels
-    height, width = image.shape[1:3] if takes_pixels else image.shape[2:]
-    if not (isinstance(height, int) and isinstance(width, int)) or (
-        not takes_pixels and image.shape[1] != channels
-    ):
-        raise InvalidInputError(
-            f"{model} takes an image of shape {list(image.shape)}, the data has "
-            f"{channels} channels"
-        )
-    num_classes = examples.num_classes
-    box = centre(height, width, examples.crop, examples.resolution or Resolution(height, width))
-    images, labels = examples.split, examples.split.labels
-    correct = 0
-    with _answering(model) as answer_to:
-        for start in range(0, len(images), 500):
-            rows = np.arange(start, min(start + 500, len(images)))
-            pixels = framed(images.batch(rows, *box.size), height, width, *box)
-            batch = pixels if takes_pixels else normalise(pixels, examples.mean, examples.std)
-            for x, label in zip(batch, labels[start : start + 500], strict=True):
-                answer = answer_to({image.name: x[None]})
-                if answer.size != num_classes:
-                    raise InvalidInputError(
-                        f"{model} tells {answer.size} classes apart, the data has {num_classes}"
-                    )
-                correct += int(np.argmax(answer) == label)
-            on_progress("test images", min(1.0, (start + 500) / len(images)))
-    return correct / len(images)

@@ -24,10 +24,11 @@ from deploynas.cli.console import (
 IMAGENET_PER_CLASS = 10  # images whose accuracy is measured
 
 if TYPE_CHECKING:
-    from deploynas.check import Examples
+    from collections.abc import Mapping, Sequence
+
+    from deploynas.check import Examples, Recipe
     from deploynas.device import Estimate
     from deploynas.export import Manifest
-    from deploynas.spaces import Resolution
 
 
 def register(app: typer.Typer) -> None:
@@ -97,19 +98,38 @@ def check(
     input_shape: Annotated[
         list[str] | None, typer.Option(help="Of a dynamic input: 1,3,224,224 or NAME=1,3,...")
     ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE", help="Real inputs in place of noise: .npy, .npz, or a folder."
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Test images; else the manifest's.")] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Text file: the class of every output of a foreign model, one a line."),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(help="That a foreign model takes off: 0.485,0.456,0.406; else the data's."),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="That it divides by; else the data's.")] = None,
+    crop: Annotated[
+        float | None, typer.Option(help="Share of the shorter side that it is shown; 1.")
+    ] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Fraction, 0 to 1.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure on the device; exit 0 within every limit, 3 beyond one, 4 if it cannot be told."""
     from deploynas.artifacts import EXPORTS, ensure_writable, newest, open_atomic
-    from deploynas.check import EXIT_CODES, Baseline, markdown, percentage
+    from deploynas.check import EXIT_CODES, Baseline, Recipe, markdown, percentage
     from deploynas.check import check as run_check
     from deploynas.check import junit as as_xml
+    from deploynas.check.inputs import Given
     from deploynas.check.limits import limits_from
     from deploynas.check.model_file import open_file
-    from deploynas.check.verdict import load_target, size_of
+    from deploynas.check.verdict import load_target
     from deploynas.device import open_device, open_same
     from deploynas.errors import InvalidInputError, require_positive
     from deploynas.runtimes import by_device, of_file
@@ -121,6 +141,10 @@ def check(
             *(limit or []),
         ]
     )
+    given = Given(input_shape or (), inputs or ())
+    recipe = Recipe.parse(classes, mean, std, crop)
+    if min_accuracy is not None and not 0 <= min_accuracy <= 1:
+        raise InvalidInputError(f"--min-accuracy is a fraction, 0 to 1, got {min_accuracy}")
     if baseline is None:
         for option, value in (
             ("--max-regression", max_regression), ("--timeout", timeout),
@@ -129,12 +153,13 @@ def check(
             if value is not None:
                 raise InvalidInputError(f"{option} goes with --baseline")
     if on is not None:
-        for option, given in (
+        for option, typed in (
             ("--device", device), ("--runtime", runtime), ("--provider", provider),
             ("--baseline", baseline), ("--record", record), ("--data", data),
             ("--min-accuracy", min_accuracy), ("--summary", summary), ("--junit", junit),
+            ("--inputs", inputs),
         ):  # fmt: skip
-            if given is not None:
+            if typed is not None:
                 raise InvalidInputError(f"--on compares devices by latency: leave out {option}")
         if set(limits) - {"latency_ms"}:
             raise InvalidInputError("--on takes no limit but --latency-ms")
@@ -165,17 +190,19 @@ def check(
                 f"{written} is a file that is checked", "write to another file"
             )
     examples: Examples | None = None
-    if data is not None:
-        examples = _examples(data, manifest, size_of(file))
+    if not recipe.is_empty and (manifest is not None or data is None):
+        why = "need --data" if manifest is None else "are those of the export's manifest"
+        raise InvalidInputError(f"--classes, --mean, --std and --crop {why}")
+    if data is not None and manifest is None:
+        examples = _foreign_examples(data, file, open_file(file).shapes(input_shape or ()), recipe)
+    elif data is not None and manifest is not None:
+        examples = _examples(data, manifest)
     elif manifest is not None:
         examples = _own_examples(manifest)
         if examples is None:
             warn(f"accuracy not measured: {manifest.data_source} is not here; pass --data")
-    if min_accuracy is not None:
-        if not 0 <= min_accuracy <= 1:
-            raise InvalidInputError(f"--min-accuracy is a fraction, 0 to 1, got {min_accuracy}")
-        if examples is None:
-            raise InvalidInputError("--min-accuracy needs test images", "pass --data")
+    if min_accuracy is not None and examples is None:
+        raise InvalidInputError("--min-accuracy needs test images", "pass --data")
     own = of_file(file)
     of_runtime = f"{own.name} " if own.suffix != ".onnx" else ""
     is_own = manifest is not None and manifest.device.runtime.startswith(of_runtime)
@@ -193,7 +220,7 @@ def check(
     with progress(quiet) as on_progress:
         result = run_check(
             target, target_device, limits=limits, baseline=against, examples=examples,
-            min_accuracy=min_accuracy, input_shapes=input_shape or (), on_progress=on_progress,
+            min_accuracy=min_accuracy, given=given, on_progress=on_progress,
         )  # fmt: skip
     warn_notes(target_device)
     if record is not None:
@@ -224,6 +251,7 @@ def check(
             document["prediction_error"] = result.manifest.prediction_error
         if result.accuracy is not None:
             document["accuracy"] = result.accuracy
+            document["preprocessing"] = examples.told if examples else ""
         if result.regression:
             document["ratio"] = _estimate(result.regression.ratio)
             document["looks"] = [
@@ -257,30 +285,51 @@ def check(
         if result.regression:
             say(f"baseline: {result.regression.reason}")
             for layer in result.regression.slower:
-                say(f"  {layer.name}: {layer.before_ms:.4f} -> {layer.now_ms:.4f} ms")
+                say(f"  {layer.words}")
         if result.accuracy is not None:
             say(f"test accuracy of the file {result.accuracy:.2%}")
+            say(f"images: {examples.told}" if examples else "")
         say(f"{result.verdict}: {result.reason}")
     raise typer.Exit(EXIT_CODES[result.verdict])
 
 
-def _examples(data: Path, manifest: Manifest | None, size: Resolution | None) -> Examples:
-    """Test images of ``data``, no smaller than the model's, prepared as the network expects."""
+def _foreign_examples(
+    data: Path, model: Path, shapes: Mapping[str, Sequence[int]], recipe: Recipe
+) -> Examples:
+    """Test images of ``data``, no smaller than the model's, prepared as somebody says."""
+    from deploynas.check import Examples
+    from deploynas.check.accuracy import ImageInput
+    from deploynas.data import load_dataset, native_size_for
+    from deploynas.spaces import Resolution
+
+    image = ImageInput.of(model, shapes)
+    share = recipe.crop or 1.0
+    size = Resolution(round(image.height / share), round(image.width / share))
+    dataset = load_dataset(data, max_size=native_size_for([size]))
+    for text in dataset.warnings:
+        warn(text)
+    return Examples.of(dataset.with_channels(image.channels), None, recipe)
+
+
+def _examples(data: Path, manifest: Manifest) -> Examples:
+    """Test images of ``data``, prepared as the export says."""
     from deploynas.check import Examples
     from deploynas.data import Split, load_dataset, native_size_for
-    from deploynas.data.imagenet import load_imagenet
+    from deploynas.data.imagenet import CROP, load_imagenet
 
-    own = [] if size is None else [size]
-    if manifest is None:
-        return Examples.of(load_dataset(data, max_size=native_size_for(own)), None)
     if manifest.weights == "published":
         preprocessing = manifest.preprocessing
         split = Split(*load_imagenet(data, preprocessing.resolution.height, IMAGENET_PER_CLASS))
         num_classes = len(manifest.classes)
-        return Examples(split, preprocessing.mean, preprocessing.std, num_classes)
-    sides = [max(one.size) for one in own]
-    loaded = native_size_for([manifest.data_size, *sides])
-    return Examples.of(load_dataset(data, max_size=loaded), manifest)
+        return Examples(
+            split, preprocessing.mean, preprocessing.std, num_classes,
+            told=f"ImageNet's, the centre {CROP:.1%} kept, as the weights expect",
+        )  # fmt: skip
+    sizes = [manifest.data_size, *(manifest.preprocessing.image_size or ())]
+    dataset = load_dataset(data, max_size=native_size_for(sizes))
+    for text in dataset.warnings:
+        warn(text)
+    return Examples.of(dataset, manifest)
 
 
 def _own_examples(manifest: Manifest) -> Examples | None:

@@ -35,11 +35,15 @@ def inspect(
         str | None,
         typer.Option(metavar="PX|HxW", help="Where the file names none; 224."),
     ] = None,
+    input_shape: Annotated[
+        list[str] | None, typer.Option(help="Of an open input: 1,3,224,224 or NAME=1,3,...")
+    ] = None,
     show_all: Annotated[bool, typer.Option("--all", help="Every row of a long table.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Print MACs, params, memory and, with a profile, latency of every layer."""
+    from deploynas.graph.model_file import is_model
     from deploynas.runtimes import of_file
     from deploynas.workflows.inspect import inspect_layers, inspect_model
 
@@ -48,9 +52,9 @@ def inspect(
 
         profile = locate(profile)
     manifest = target / "manifest.json"
-    is_model = target.suffix == ".onnx" or of_file(target).suffix != ".onnx"
-    if is_model or (target / "model.onnx").is_file():
-        document = inspect_model(target)
+    is_file = is_model(target) or of_file(target).suffix != ".onnx"
+    if is_file or (target / "model.onnx").is_file():
+        document = inspect_model(target, input_shape or ())
         if profile is not None:
             if not manifest.is_file():
                 raise typer.BadParameter("a profile prices layers of a space, not an ONNX file")
@@ -68,31 +72,35 @@ def _print(document: dict[str, Any], show_all: bool) -> None:
     rows = document["layers"]
     timed = "latency_ms" in rows[0]
     shown = rows if show_all else rows[:MAX_ROWS]
-    shapes = [" > ".join("x".join(map(str, r[end])) for end in ("input", "output")) for r in rows]
+    shapes = [" > ".join(_shape(r[end]) for end in ("input", "output")) for r in rows]
     width, shape_width = max(len(r["name"]) for r in shown), max(map(len, shapes)) + 2
-    heads = f"{'input > output':>{shape_width}}{'MACs':>13}{'params':>11}"
+    heads = f"{'input > output':>{shape_width}}{'MACs':>15}{'params':>13}"
     heads += f"{'weights, kB':>13}{'output, kB':>12}"
     if timed:
         heads += f"{'alone, ms':>11}{'share':>8}"
     say(f"{'layer':{width}}{heads}")
     for r, shape in zip(shown, shapes, strict=False):
         line = (
-            f"{r['name']:{width}}{shape:>{shape_width}}{r['macs']:>13,}{r['params']:>11,}"
-            f"{r['weight_bytes'] / 1e3:>13,.1f}{r['activation_bytes'] / 1e3:>12,.1f}"
+            f"{r['name']:{width}}{shape:>{shape_width}}{r['macs']:>15,}{r['params']:>13,}"
+            f"{r['weight_bytes'] / 1e3:>13,.1f}{_kilobytes(r['activation_bytes']):>12}"
         )
         if timed:
             line += f"{r['latency_ms']:>11.4f}{r['latency_share']:>8.1%}"
         say(line)
     if len(shown) < len(rows):
         say(f"... and {len(rows) - len(shown)} more: --all shows them")
+    peak, most = document["peak_activation_bytes"], ""
+    if peak is not None:
+        most = f", feature maps at most {peak / 1e6:.2f} MB at once (in the order of the table)"
     say(
         f"{document['macs'] / 1e6:.2f} M MACs, {document['params'] / 1e6:.3f} M params, weights "
-        f"{document['weight_bytes'] / 1e6:.2f} MB, feature maps at most "
-        f"{document['peak_activation_bytes'] / 1e6:.2f} MB at once (run in the order of the table)"
+        f"{document['weight_bytes'] / 1e6:.2f} MB{most}"
     )
     if "params_before_folding" in document:
         before = document["params_before_folding"] / 1e6
         say(f"{before:.3f} M params before the batch norms were folded; the manifest agrees")
+    if document.get("unknown_shapes"):
+        warn(f"the shapes of {document['unknown_shapes']} outputs are not known: shown as ?")
     if document.get("uncounted"):
         warn(f"multiply-adds inside these are not counted: {', '.join(document['uncounted'])}")
     if "predicted_latency_ms" in document:
@@ -102,3 +110,11 @@ def _print(document: dict[str, Any], show_all: bool) -> None:
         )
     if timed:
         say(f"layers timed alone add up to {document['sum_of_layers_ms']:.3f} ms")
+
+
+def _shape(sides: list[int] | None) -> str:
+    return "?" if sides is None else "x".join(map(str, sides))
+
+
+def _kilobytes(num_bytes: int | None) -> str:
+    return "?" if num_bytes is None else f"{num_bytes / 1e3:,.1f}"

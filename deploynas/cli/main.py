@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import os
+import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
@@ -33,6 +35,8 @@ VERBS = (
     "spaces", "devices", "profile", "profiles", "train", "search", "retrain", "export", "check",
     "inspect", "compare", "strategies", "demo",
 )  # fmt: skip
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+MAX_DETAILS = 20  # lines below an error
 for verb in VERBS:
     import_module(f"deploynas.cli.{verb}").register(app)
 
@@ -63,15 +67,17 @@ def main() -> None:
             code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except DeploynasError as error:
-        _fail(error.kind, str(error), error.exit_code, as_json)
+        _say(error.kind, str(error), as_json, error.details)
+        sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "deploynas":
             raise
         message = f"this needs the package {error.name} (pip install 'deploynas[search]')"
         _fail("missing-dependency", message, EXIT_ERROR, as_json)
-    except OSError as error:  # a full disk, mostly
+    except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        _fail("system", f"cannot write{where}: {error.strerror}", EXIT_ERROR, as_json)
+        does = "write" if error.errno in UNWRITABLE else "use"
+        _fail("system", f"cannot {does}{where}: {error.strerror or error}", EXIT_ERROR, as_json)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
@@ -129,8 +135,15 @@ def _signals(as_json: bool) -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _document(kind: str, message: str) -> dict[str, dict[str, str]]:
-    return {"error": {"kind": kind, "message": message}}
+def _document(kind: str, message: str, details: Sequence[str] = ()) -> dict[str, Any]:
+    error: dict[str, Any] = {"kind": kind, "message": _printable(message)}
+    return {"error": {**error, "details": list(details)} if details else error}
+
+
+def _printable(message: str) -> str:
+    """Names of files may hold bytes that are no text; messages of others, colours."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", message)
+    return plain.encode("utf-8", "backslashreplace").decode()
 
 
 def _fail(kind: str, message: str, code: int, as_json: bool) -> NoReturn:
@@ -138,7 +151,11 @@ def _fail(kind: str, message: str, code: int, as_json: bool) -> NoReturn:
     sys.exit(code)
 
 
-def _say(kind: str, message: str, as_json: bool) -> None:
+def _say(kind: str, message: str, as_json: bool, details: Sequence[str] = ()) -> None:
     if as_json:
-        print_json(_document(kind, message))
-    typer.echo(f"error: {message}", err=True)
+        print_json(_document(kind, message, details))
+    typer.echo(f"error: {_printable(message)}", err=True)
+    for line in details[:MAX_DETAILS]:
+        typer.echo(f"  {line}", err=True)
+    if len(details) > MAX_DETAILS:
+        typer.echo(f"  and {len(details) - MAX_DETAILS:,} more: --json lists all", err=True)

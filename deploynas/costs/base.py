@@ -189,6 +189,14 @@ class Cost(abc.ABC):
         return value
 
     @classmethod
+    def meant(cls, limit: float, low: float, high: float) -> str | None:
+        """The same number with a suffix, where that lies within ``low`` and ``high``."""
+        for suffix, worth in cls.suffixes.items():
+            if suffix and low <= limit * worth <= high:
+                return f"did you mean {limit:g}{suffix}?"
+        return None
+
+    @classmethod
     def _example(cls, what: str) -> str:
         suffix = cls.shown[0].split(" ")[0] if cls.shown[0].split(" ")[0] in cls.suffixes else ""
         return f"for example {what}=5{suffix}"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deploynas.data.decode import Progress, decode, look_at
-from deploynas.data.folder import SUFFIXES
+from deploynas.data.decode import Decoded, Progress, decode, look_at
+from deploynas.data.folder import class_folders, faults_of, images_below
 from deploynas.data.images import Labels
 from deploynas.data.pixels import Pixels
 from deploynas.errors import InvalidInputError, MissingFileError
@@ -22,7 +22,6 @@ from deploynas.spaces import Resolution
 NUM_CLASSES = 1000
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = 0.875
-MAX_CORRUPT = 0.01
 
 
 def load_unlabelled(
@@ -45,12 +44,12 @@ def load_unlabelled(
     """
     if not folder.is_dir():
         raise MissingFileError(f"{folder} is not a folder of images")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    paths, _ = images_below(folder)
     if not paths:
         raise InvalidInputError(f"{folder} holds no images")
     picked = np.random.default_rng(seed).permutation(len(paths))[:num_images]
-    pixels, readable = _decode([paths[i] for i in picked], size, folder, progress)
-    kept: Pixels = pixels[readable]
+    decoded = _decode([paths[i] for i in picked], size, folder, progress)
+    kept: Pixels = decoded.pixels[decoded.readable]
     return kept
 
 
@@ -77,7 +76,7 @@ def load_imagenet(
     if not folder.is_dir():
         raise MissingFileError(f"{folder} is not a folder of images")
     root = folder / "val" if (folder / "val").is_dir() else folder
-    classes = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    classes = class_folders(root)
     if len(classes) != NUM_CLASSES:
         raise InvalidInputError(
             f"{root} holds {len(classes)} class folders, ImageNet has {NUM_CLASSES}",
@@ -87,27 +86,20 @@ def load_imagenet(
     paths: list[Path] = []
     labels: list[int] = []
     for label, one in enumerate(classes):
-        files = sorted(p for p in one.iterdir() if p.suffix.lower() in SUFFIXES)
+        files, _ = images_below(one)
         if not files:
             raise InvalidInputError(f"class folder {one} holds no images")
         picked = rng.permutation(len(files))[:per_class]
         paths += [files[i] for i in picked]
         labels += [label] * len(picked)
     order = rng.permutation(len(paths))
-    pixels, readable = _decode([paths[i] for i in order], size, root, progress)
-    return pixels[readable], np.array(labels, np.int64)[order][readable]
+    decoded = _decode([paths[i] for i in order], size, root, progress)
+    readable = decoded.readable
+    return decoded.pixels[readable], np.array(labels, np.int64)[order][readable]
 
 
-def _decode(
-    paths: Sequence[Path], size: int, folder: Path, progress: Progress | None
-) -> tuple[Pixels, np.ndarray]:
+def _decode(paths: Sequence[Path], size: int, folder: Path, progress: Progress | None) -> Decoded:
     look = replace(look_at(paths[:32], size), size=Resolution(size, size), channels=3, crop=CROP)
-    pixels, readable = decode(paths, look, progress)
-    bad = np.flatnonzero(~readable)
-    if len(bad) > MAX_CORRUPT * len(paths):
-        raise InvalidInputError(
-            f"{len(bad):,} of {len(paths):,} images in {folder} could not be read, the first is "
-            f"{paths[bad[0]].relative_to(folder)}",
-            "replace or delete them",
-        )
-    return pixels, readable
+    decoded = decode(paths, look, progress)
+    faults_of(folder, paths, decoded)
+    return decoded

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from deploynas.contents import home, shown
 from deploynas.data.dataset import ImageDataset, build_dataset
 from deploynas.data.decode import Progress, native_size
 from deploynas.data.idx import find_idx, load_idx
@@ -89,6 +90,11 @@ def load_dataset(
     native_size(MIN_SIZE, max_size)  # refuses a bad one before any work
     if path is None:
         return _load_default(download=download, seed=seed, max_size=max_size)
+    if shown(path.resolve()) != str(path.resolve()):
+        raise InvalidInputError(
+            f"the name of {shown(path)} is not UTF-8: what is written of it could not be read",
+            "rename the folder",
+        )
     if not path.exists():
         raise MissingFileError(f"data set {path} does not exist")
     names = (name for name in _reader_names() if READERS.load(name).reads(path))
@@ -138,7 +144,7 @@ def _fashion_directory() -> Path:
 
 def _cache_directory() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "deploynas" / "fashion-mnist"
+    return (Path(base) if base else home() / ".cache") / "deploynas" / "fashion-mnist"
 
 
 def _download(cache: Path) -> Path:

@@ -14,7 +14,7 @@ from deploynas.device.reference import write_references
 from deploynas.errors import InvalidInputError, MissingDependencyError, ModelError
 from deploynas.onboard.conversation import Examination, Worker, open_worker
 from deploynas.onboard.folders import temporary_folder
-from deploynas.onboard.runtime import Array, Feeds, Input, Runtime
+from deploynas.onboard.runtime import Array, Feeds, Input, Runtime, inputs_beside
 from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
 from deploynas.runtimes import DEFAULT, RUNTIMES, by_device, of_file
 
@@ -125,6 +125,9 @@ def converted(runtime: Runtime, models: Mapping[str, Path], folder: Path) -> dic
     for name, path in models.items():
         try:
             ready[name] = _ready(runtime, path, folder)
+            given = inputs_beside(path)
+            if given.is_file() and ready[name] != path:
+                inputs_beside(ready[name]).write_bytes(given.read_bytes())
         except InvalidInputError as error:
             raise ModelError(runtime.name, name, str(error)) from None
     return ready

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from deploynas.artifacts import Artifact
+from deploynas.contents import home
 from deploynas.errors import InvalidInputError, UnknownNameError
 
 NUM_TYPED = 50
@@ -68,5 +69,5 @@ class NamedDevices(Artifact):
 
 def devices_file() -> Path:
     """Where the names are kept."""
-    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(home) / "deploynas" / "devices.json"
+    base = os.environ.get("XDG_CONFIG_HOME") or home() / ".config"
+    return Path(base) / "deploynas" / "devices.json"

@@ -10,8 +10,11 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
+from onnx.external_data_helper import uses_external_data
 
+from deploynas.errors import InvalidInputError
 from deploynas.graph.emit import RANDOM_SEED, random_range
+from deploynas.graph.model_file import tensors_of
 from deploynas.onboard.parts import Part, draw, drawn
 
 WORTH_BYTES = 256  # of a tensor: a smaller one is sent
@@ -36,13 +39,24 @@ class Parcel:
         Args:
             paths: Files of a network.
             source: The ONNX file that they were made of, whose tensors are looked for.
+
+        Raises:
+            InvalidInputError: The ONNX file itself is to be sent, and keeps its weights elsewhere.
         """
         contents = [path.read_bytes() for path in paths]
         files = [(path.suffix, len(one)) for path, one in zip(paths, contents, strict=True)]
         content = b"".join(contents)
+        model = _parsed(source.read_bytes())
+        is_apart = model is not None and any(uses_external_data(x) for x in tensors_of(model))
+        if is_apart and source in paths:
+            raise InvalidInputError(
+                f"{source} keeps its weights in a file beside it, and both are too large to be "
+                "sent",
+                "check it where it is: copy it to the device, and use --device cpu there",
+            )
         parts: list[Part] = []
         literal, place = [], 0
-        for start, end, part in _holes(content, source):
+        for start, end, part in _holes(content, model):
             literal.append(content[place:start])
             parts += [start - place, part]
             place = end
@@ -51,11 +65,17 @@ class Parcel:
         return cls(hashlib.sha256(content).hexdigest(), files, parts, b"".join(literal))
 
 
-def _holes(content: bytes, source: Path) -> list[tuple[int, int, Part]]:
-    """Where the random tensors of ``source`` are in ``content``, and what draws them."""
+def _parsed(content: bytes) -> onnx.ModelProto | None:
+    """The model of a file; other runtimes have files of other kinds."""
     try:
-        model = onnx.load_from_string(source.read_bytes())
+        return onnx.load_from_string(content)
     except DecodeError:
+        return None
+
+
+def _holes(content: bytes, model: onnx.ModelProto | None) -> list[tuple[int, int, Part]]:
+    """Where in a file random tensors are, and what draws them."""
+    if model is None:
         return []
     seeds = [p.value for p in model.metadata_props if p.key == RANDOM_SEED]
     if not seeds or not seeds[0].isdecimal():

@@ -10,7 +10,8 @@ import numpy as np
 from deploynas.device import Device, LocalDevice
 from deploynas.errors import ParityError
 from deploynas.export.manifest import ONNX_NAME, Converted
-from deploynas.export.probe import flat, inputs_of, probe_answers, probes
+from deploynas.export.probe import flat, probe_answers, probes
+from deploynas.graph.model_file import ModelFile
 from deploynas.onboard.folders import temporary_folder
 from deploynas.onboard.runtime import Runtime
 
@@ -50,12 +51,12 @@ def difference_of(device: Device, path: Path, model: Path) -> float:
     """How far a file's answers on ``device`` are from its ONNX file's by ONNX Runtime.
 
     The largest difference over :data:`NUM_PROBES` inputs of noise, relative to the deviation of
-    what is expected; infinite where the outputs have other shapes.
+    what is expected, where that is not 0; infinite where the outputs have other shapes.
     """
-    feeds = probes(inputs_of(model), NUM_PROBES)
+    feeds = probes(ModelFile(model).inputs, NUM_PROBES)
     answers = [flat(outputs) for outputs in device.answers(path, feeds)]
     expected = probe_answers(model, feeds)
     if [a.shape for a in answers] != [e.shape for e in expected]:
         return float("inf")
     largest = max(float(np.abs(a - e).max()) for a, e in zip(answers, expected, strict=True))
-    return largest / float(np.concatenate(expected).std())
+    return largest / (float(np.concatenate(expected).std()) or 1.0)

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import onnx
 
 from deploynas.errors import InvalidInputError
+from deploynas.graph.model_file import inputs_of
 from deploynas.onboard.parts import draw
-from deploynas.onboard.runtime import Array, Feeds, Input
+from deploynas.onboard.runtime import Array, Feeds, Input, numbers
 from deploynas.onboard.worker import random_input
 
 NUM_PROBES = 2
@@ -31,39 +32,9 @@ def probes(inputs: Sequence[Input], count: int = NUM_PROBES) -> list[Feeds]:
     ]
 
 
-def inputs_of(model: Path | bytes) -> list[Input]:
-    """What an ONNX file takes; a dynamic side is its name, or empty."""
-    content = (
-        onnx.load_from_string(model)
-        if isinstance(model, bytes)
-        else onnx.load(model, format="protobuf", load_external_data=False)
-    )
-    graph = content.graph
-    constants = {one.name for one in graph.initializer}
-    return [
-        Input(
-            one.name,
-            [
-                side.dim_value if side.HasField("dim_value") else side.dim_param
-                for side in one.type.tensor_type.shape.dim
-            ],
-            _type(one.type.tensor_type.elem_type),
-        )
-        for one in graph.input
-        if one.name not in constants
-    ]
-
-
-def _type(elem_type: int) -> str:
-    try:
-        return onnx.helper.tensor_dtype_to_np_dtype(elem_type).name
-    except KeyError:
-        return "no tensor"
-
-
 def flat(outputs: Sequence[Array]) -> npt.NDArray[np.float64]:
-    """The outputs of one answer one after the other."""
-    return np.concatenate([np.ravel(x).astype(np.float64) for x in outputs])
+    """The outputs of one answer one after the other; none where none are numbers."""
+    return np.concatenate([np.zeros(0), *(np.ravel(x).astype(np.float64) for x in outputs)])
 
 
 def probe(content: bytes) -> list[npt.NDArray[np.float64]]:
@@ -72,7 +43,7 @@ def probe(content: bytes) -> list[npt.NDArray[np.float64]]:
     Raises:
         InvalidInputError: ONNX Runtime cannot load or run it.
     """
-    return probe_answers(content, probes(inputs_of(content)))
+    return probe_answers(content, probes(inputs_of(onnx.load_from_string(content))))
 
 
 def probe_answers(model: Path | bytes, feeds: Sequence[Feeds]) -> list[npt.NDArray[np.float64]]:
@@ -83,7 +54,7 @@ def probe_answers(model: Path | bytes, feeds: Sequence[Feeds]) -> list[npt.NDArr
     """
     session = open_session(model)
     try:
-        return [flat(session.run(None, dict(one))) for one in feeds]
+        return [flat(numbers(session.run(None, dict(one)))) for one in feeds]
     except Exception as error:  # the runtime's errors share no class of their own
         raise _refused(error, "the model") from None
 

@@ -5,6 +5,9 @@ count. *Weights* are the constants that the file stores: in a file whose batch n
 each norm of C channels is a bias of C numbers, where :func:`deploynas.spaces.layers.params`
 counts its scale and shift, 2 C. The arguments of an operator that holds no weights, such as the
 limits of a Clip, are constants too, and counted.
+
+Functions are inlined. A node with bodies is one row: an If costs its dearest branch and stores the
+weights of all; a Loop or Scan costs its body as often as it runs, once where that is not said.
 """
 
 from __future__ import annotations
@@ -15,21 +18,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+import onnx.inliner
 from onnx import numpy_helper
 
-from deploynas.errors import InvalidInputError, MissingFileError
+from deploynas.errors import InvalidInputError
+from deploynas.graph.model_file import ModelFile, attribute_tensors, num_bytes
 
 Shape = tuple[int, ...]
 Name = TypeVar("Name")
 CONVOLUTIONS = ("Conv", "ConvInteger", "QLinearConv")
 PRODUCTS = ("MatMul", "MatMulInteger", "QLinearMatMul")
+STANDARD = ("", "ai.onnx")
 # Standard operators that multiply and add but are not counted; so may any of another domain.
 UNCOUNTED = frozenset(
-    ("Attention", "DeformConv", "Einsum", "GRU", "GroupQueryAttention", "If", "LSTM", "Loop",
-     "RNN", "Scan")
-)  # fmt: skip
+    ("Attention", "DeformConv", "Einsum", "GRU", "GroupQueryAttention", "LSTM", "RNN")
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,8 @@ class NodeCost:
         counted: False where the operator may hold multiply-adds that are not in ``macs``.
         num_weights: Constants that feed the node, counted where they are first used.
         weight_bytes: Their bytes.
-        input_shape, output_shape: Of the first input and output.
-        output_bytes: Of all outputs.
+        input_shape, output_shape: Of the first input and output; None where it is not known.
+        output_bytes: Of all outputs; None where one is not known.
     """
 
     name: str
@@ -51,127 +56,214 @@ class NodeCost:
     counted: bool
     num_weights: int
     weight_bytes: int
-    input_shape: Shape
-    output_shape: Shape
-    output_bytes: int
+    input_shape: Shape | None
+    output_shape: Shape | None
+    output_bytes: int | None
 
 
-def read_model(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file.
+@dataclass
+class _Scope:
+    """What is known of the values that a graph and its bodies can see.
 
-    Raises:
-        MissingFileError: No such file.
-        InvalidInputError: Not an ONNX model, a truncated one, or one without nodes.
+    Attributes:
+        shapes: Of values that are known; empty sides and all.
+        bytes: Of the same.
+        weights: Constants by name.
+        used: Those that were counted by their identity, shared with the bodies.
     """
-    if not path.is_file():
-        raise MissingFileError(f"{path} does not exist")
-    try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InvalidInputError(f"{path} is not a valid ONNX model: {first}") from None
-    if not model.graph.node:
-        raise InvalidInputError(f"{path} holds no operators")
-    return model
+
+    shapes: dict[str, Shape]
+    bytes: dict[str, int]
+    weights: dict[str, onnx.TensorProto]
+    used: dict[int, onnx.TensorProto]
 
 
-def node_costs(path: Path) -> tuple[list[NodeCost], int]:
+def node_costs(path: Path, input_shapes: Sequence[str] = ()) -> tuple[list[NodeCost], int | None]:
     """Every node's cost, in order, and the peak bytes of live feature maps.
 
     A feature map lives from the node that makes it to the last that reads it, in the order of
-    the file; the input of the network counts.
+    the file; the input of the network counts. The peak is None where one of them is not known.
+
+    Args:
+        path: The file.
+        input_shapes: Of inputs that are open; see :meth:`ModelFile.shapes`.
 
     Raises:
-        MissingFileError, InvalidInputError: See :func:`read_model`; or a shape is dynamic or
-            cannot be inferred (the first such tensor is named).
+        MissingFileError, InvalidInputError: See :class:`ModelFile`; or an input's shape is open.
     """
-    model = onnx.shape_inference.infer_shapes(read_model(path))
-    graph = model.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    constants = set(weights)
+    file = ModelFile(path)
+    _require_valid(file)
+    given = file.with_shapes(input_shapes)
+    model = onnx.ModelProto()
+    model.CopyFrom(given)
+    model = file.with_small_weights(model)
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    try:
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError) as error:
+        raise InvalidInputError(f"{path}: its shapes contradict: {_first_line(error)}") from None
+    scope = _scope(model.graph, _Scope({}, {}, {}, {}))
+    costs = _costs(model.graph, scope)
+    constants = set(scope.weights)
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            constants.update(node.output)
+    steps = [(_reads(node), set(node.output) - constants - {""}) for node in model.graph.node]
+    takes = {info.name for info in model.graph.input} - constants
+    gives = {info.name for info in model.graph.output}
+    if not takes.union(*(made for _, made in steps)) <= scope.bytes.keys():
+        return costs, None
+    return costs, peak_bytes(steps, scope.bytes, takes, gives)
+
+
+def _require_valid(file: ModelFile) -> None:
+    """Refuse what the checker refuses; it reads a file of any size, and no weights beside it."""
+    try:
+        onnx.checker.check_model(str(file.path))
+    except (onnx.checker.ValidationError, RuntimeError) as error:
+        raise InvalidInputError(
+            f"{file.path} is not a valid ONNX model: {_first_line(error)}"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _scope(graph: onnx.GraphProto, outer: _Scope) -> _Scope:
+    """What a graph sees: its own values, and what its surroundings know."""
+    scope = _Scope(dict(outer.shapes), dict(outer.bytes), dict(outer.weights), outer.used)
+    for tensor in graph.initializer:
+        scope.weights[tensor.name] = tensor
     for node in graph.node:
         if node.op_type == "Constant":
-            constants.add(node.output[0])
-            if node.attribute[0].name == "value":
-                weights[node.output[0]] = node.attribute[0].t
-    sizes: dict[str, tuple[Shape, int]] = {
-        name: (tuple(tensor.dims), numpy_helper.to_array(tensor).nbytes)
-        for name, tensor in weights.items()
-    }
-    for info in graph.input:
-        if info.name not in sizes:
-            sizes[info.name] = _size(path, info, _fixing(path, info))
-    for info in [*graph.value_info, *graph.output]:
-        if info.name not in sizes:
-            sizes[info.name] = _size(path, info)
-    counted: set[str] = set()
-    costs = []
-    for index, node in enumerate(graph.node):
-        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                for tensor in attribute_tensors(attribute):
+                    scope.weights[node.output[0]] = tensor
+    for name, tensor in scope.weights.items():
+        scope.shapes[name], scope.bytes[name] = tuple(tensor.dims), num_bytes(tensor)
+    for info in [*graph.input, *graph.value_info, *graph.output]:
+        tensor_type = info.type.tensor_type
+        known = info.type.HasField("tensor_type") and tensor_type.HasField("shape")
+        sides = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor_type.shape.dim]
+        if info.name in scope.weights or not known or min(sides, default=0) < 0:
             continue
-        missing = [n for n in [*node.input, *node.output] if n and n not in sizes]
-        if missing:
-            raise InvalidInputError(f"{path}: the shape of {missing[0]!r} cannot be inferred")
-        own = [n for n in node.input if n in weights and n not in counted]
-        counted.update(own)
-        inputs = [sizes[n][0] for n in node.input if n]
-        costs.append(
-            NodeCost(
-                name=node.name or f"{node.op_type}_{index}",
-                kind=node.op_type,
-                macs=_macs(node, inputs, sizes[node.output[0]][0]),
-                counted=node.domain in ("", "ai.onnx") and node.op_type not in UNCOUNTED,
-                num_weights=sum(math.prod(sizes[n][0]) for n in own),
-                weight_bytes=sum(sizes[n][1] for n in own),
-                input_shape=inputs[0] if inputs else (),
-                output_shape=sizes[node.output[0]][0],
-                output_bytes=sum(sizes[n][1] for n in node.output if n),
-            )
-        )
-    steps = [(set(node.input), set(node.output) - constants - {""}) for node in graph.node]
-    ends = {info.name for info in graph.input} - constants, {info.name for info in graph.output}
-    return costs, peak_bytes(steps, {n: size for n, (_, size) in sizes.items()}, *ends)
+        kind = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
+        scope.shapes[info.name] = tuple(sides)
+        scope.bytes[info.name] = math.prod(sides) * kind.itemsize
+    return scope
 
 
-def _size(path: Path, info: onnx.ValueInfoProto, hint: str | None = None) -> tuple[Shape, int]:
-    if not info.type.HasField("tensor_type"):
-        raise InvalidInputError(f"{path}: {info.name!r} is not a tensor, so it has no size")
-    tensor = info.type.tensor_type
-    if not tensor.HasField("shape") or any(not d.HasField("dim_value") for d in tensor.shape.dim):
-        raise InvalidInputError(f"{path}: {info.name!r} has a dynamic shape", hint)
-    shape = tuple(d.dim_value for d in tensor.shape.dim)
-    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    return shape, math.prod(shape) * kind.itemsize
-
-
-def _fixing(path: Path, info: onnx.ValueInfoProto) -> str:
-    """The command that fixes an input's shape: one image where the file leaves a side open."""
-    usual = (1, 3, 224, 224)
-    sides = [
-        str(d.dim_value if d.HasField("dim_value") else usual[min(axis, 3)])
-        for axis, d in enumerate(info.type.tensor_type.shape.dim)
+def _costs(graph: onnx.GraphProto, scope: _Scope) -> list[NodeCost]:
+    return [
+        _cost(node, scope, index)
+        for index, node in enumerate(graph.node)
+        if node.op_type != "Constant"
     ]
-    return (
-        "fix it: python -m onnxruntime.tools.make_dynamic_shape_fixed "
-        f"--input_name {info.name} --input_shape {','.join(sides)} "
-        f"{path} {path.with_stem(path.stem + '-fixed')}"
+
+
+def _cost(node: onnx.NodeProto, scope: _Scope, index: int) -> NodeCost:
+    own = _unused([scope.weights[n] for n in node.input if n in scope.weights], scope)
+    attributes = [t for attribute in node.attribute for t in attribute_tensors(attribute)]
+    own += _unused(attributes, scope)
+    inputs = [scope.shapes.get(n) for n in node.input]
+    outputs = [n for n in node.output if n]
+    output = scope.shapes.get(outputs[0]) if outputs else None
+    macs, counted = _macs(node, inputs, output, scope)
+    count = sum(math.prod(tensor.dims) for tensor in own)
+    stored = sum(num_bytes(tensor) for tensor in own)
+    bodies = [_costs(g, _scope(g, scope)) for a in node.attribute for g in _graphs(a)]
+    if bodies:
+        sums = [sum(row.macs for row in body) for body in bodies]
+        times = _times(node, inputs, scope)
+        macs = max(sums) * (times or 1)
+        rows = [row for body in bodies for row in body]
+        # whether there was something to count, and how often, is known
+        counted = all(row.counted for row in rows) and (times is not None or not any(sums))
+        count += sum(row.num_weights for row in rows)
+        stored += sum(row.weight_bytes for row in rows)
+    known = all(n in scope.bytes for n in outputs)
+    return NodeCost(
+        name=node.name or f"{node.op_type}_{index}",
+        kind=node.op_type,
+        macs=macs,
+        counted=counted,
+        num_weights=count,
+        weight_bytes=stored,
+        input_shape=inputs[0] if inputs else (),
+        output_shape=output,
+        output_bytes=sum(scope.bytes[n] for n in outputs) if known else None,
     )
 
 
-def _macs(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
-    """Multiply-adds; biases are not counted, as in papers."""
+def _unused(tensors: Sequence[onnx.TensorProto], scope: _Scope) -> list[onnx.TensorProto]:
+    """Those that no node before has."""
+    found = []
+    for tensor in tensors:
+        if id(tensor) not in scope.used:
+            scope.used[id(tensor)] = tensor
+            found.append(tensor)
+    return found
+
+
+def _graphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
+    return [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+
+
+def _times(node: onnx.NodeProto, inputs: Sequence[Shape | None], scope: _Scope) -> int | None:
+    """How often the bodies of a node run; None where the file does not say."""
+    if node.op_type == "Scan":
+        (bodies,) = [a.g for a in node.attribute if a.name == "body"]
+        (scanned,) = [a.i for a in node.attribute if a.name == "num_scan_inputs"]
+        shape = inputs[len(bodies.input) - scanned]
+        return shape[0] if shape and not any("axes" in a.name for a in node.attribute) else None
+    if node.op_type == "Loop":
+        trips = scope.weights.get(node.input[0])
+        ends = node.input[1] if len(node.input) > 1 else ""
+        value = None if trips is None else _value(trips)
+        return value if value is not None and not ends else None
+    return 1
+
+
+def _value(tensor: onnx.TensorProto) -> int | None:
+    if math.prod(tensor.dims) != 1 or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return None
+    return int(np.ravel(numpy_helper.to_array(tensor))[0])
+
+
+def _macs(
+    node: onnx.NodeProto, inputs: Sequence[Shape | None], output: Shape | None, scope: _Scope
+) -> tuple[int, bool]:
+    """Multiply-adds, biases not counted, as in papers; and whether these are all."""
+    if node.domain not in STANDARD or node.op_type in UNCOUNTED:
+        return 0, False
     if node.op_type in CONVOLUTIONS:
-        weight = inputs[3] if node.op_type == "QLinearConv" else inputs[1]
-        return math.prod(output) * math.prod(weight[1:])
-    if node.op_type == "ConvTranspose":
-        return math.prod(inputs[0]) * math.prod(inputs[1][1:])
-    if node.op_type == "Gemm":
+        weight = inputs[3 if node.op_type == "QLinearConv" else 1]
+        factors = [output, weight and weight[1:]]
+    elif node.op_type == "ConvTranspose":
+        factors = [inputs[0], inputs[1] and inputs[1][1:]]
+    elif node.op_type == "Gemm":
         transposed = any(a.name == "transA" and a.i for a in node.attribute)
-        return math.prod(output) * inputs[0][0 if transposed else 1]
-    if node.op_type in PRODUCTS:
-        return math.prod(output) * inputs[0][-1]
-    return 0
+        factors = [output, inputs[0] and inputs[0][0 if transposed else 1 :][:1]]
+    elif node.op_type in PRODUCTS:
+        factors = [output, inputs[0] and inputs[0][-1:]]
+    else:
+        return 0, True
+    if any(shape is None for shape in factors):
+        return 0, False
+    macs = math.prod(side for shape in factors for side in shape or ())
+    return macs, macs > 0
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """What a node takes, and what its bodies take from around it."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for graph in _graphs(attribute):
+            for inner in graph.node:
+                names |= _reads(inner)
+    return names
 
 
 def peak_bytes(

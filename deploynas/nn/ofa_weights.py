@@ -11,13 +11,19 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deploynas.errors import InvalidInputError, MissingFileError
+from deploynas.contents import head, require_own
+from deploynas.errors import InvalidInputError
 from deploynas.nn.state import misfits, require_finite
 
+_PLACES = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.", "module.")
 _PARTS = {"inverted_bottleneck": "expand", "depth_conv": "depthwise", "point_linear": "project"}
 _UNWRAPPED = ((".mobile_inverted_conv.", ".conv."), (".bn.bn.", ".bn."),
               (".conv.conv.", ".conv."), (".linear.linear.", ".linear."))  # fmt: skip
@@ -27,7 +33,7 @@ def load_published(path: Path, module: nn.Module, prefix: str, num_layers: int) 
     """Read a published checkpoint into ``module``.
 
     Args:
-        path: A ``.pth`` file: a state dict, or one under ``state_dict``.
+        path: A ``.pth`` or safetensors file; see :func:`_read`.
         module: Takes the tensors; replaced only when all of them fit.
         prefix: Of the names of a layer's tensors, with ``{}`` for its number.
         num_layers: Layers of the module, stem and head included.
@@ -58,17 +64,50 @@ def load_published(path: Path, module: nn.Module, prefix: str, num_layers: int) 
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise MissingFileError(f"{path} does not exist")
+    """The tensors of a checkpoint, in single precision, under the names of the network itself.
+
+    A ``.pth`` or safetensors file, told by its content: a state dict, or one under any of
+    :data:`_PLACES`, the averaged one first; ``module.`` before every name is what data-parallel
+    training leaves.
+    """
+    require_own(path, "a checkpoint")
+    document = _tensors(path)
+    for place in _PLACES:
+        if isinstance(document, dict) and isinstance(document.get(place), dict):
+            document = document[place]
+            break
+    is_state = isinstance(document, dict) and all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in document.items()
+    )
+    if not is_state or not document:
+        raise InvalidInputError(
+            f"{path} is not a checkpoint of tensors",
+            f"it needs a state dict, or one under {', '.join(_PLACES)}",
+        )
+    state = dict(document)
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def _tensors(path: Path) -> Any:
+    """What a file holds; no code of it is run."""
+    if head(path)[8:9] == b"{":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError):
+            raise InvalidInputError(f"{path} is a safetensors file, cut off or damaged") from None
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InvalidInputError(f"{path} is not a checkpoint of tensors: {reason}") from None
-    state = document.get("state_dict", document) if isinstance(document, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InvalidInputError(f"{path} is not a checkpoint of tensors")
-    return state
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        reason = "it is cut off, damaged, or holds Python objects, which are never loaded"
+    except Exception:  # whatever bytes that are none make the reader raise
+        reason = "it is cut off, damaged, or something else"
+    raise InvalidInputError(
+        f"{path} is not a checkpoint of tensors: {reason}",
+        "save its state_dict() alone, as safetensors or .pth",
+    )
 
 
 def _unwrapped(name: str) -> str:

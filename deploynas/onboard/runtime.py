@@ -288,6 +288,26 @@ def load(file: Path) -> PythonRuntime:
     return cast(PythonRuntime, module.RUNTIME)
 
 
+def inputs_beside(model: Path) -> Path:
+    """Where inputs lie that a model file is to be timed with: an ``.npz`` of arrays by name."""
+    return model.with_name(f"{model.name}.inputs.npz")
+
+
+def numbers(outputs: Sequence[Any]) -> list[Array]:
+    """The arrays of numbers in what a network answers, those in sequences and maps too."""
+    found: list[Array] = []
+    for one in outputs:
+        if isinstance(one, (list, tuple)):
+            found += numbers(one)
+        elif isinstance(one, Mapping):
+            found += numbers(list(one.values()))
+        elif isinstance(one, (np.ndarray, np.generic, int, float)):
+            array = np.asarray(one)
+            if array.dtype.kind in "biuf":
+                found.append(array)
+    return found
+
+
 def packed(feeds: Feeds) -> dict[str, Any]:
     """Arrays as JSON: what a worker is fed with and answers."""
     return {

@@ -27,6 +27,7 @@ if __name__ == "__main__":
     sys.modules["deploynas"] = package
 
 EXAMINED_RUNS = 3
+WHOLE = ("bool", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")
 
 
 def main() -> None:
@@ -90,7 +91,7 @@ class Networks:
         if "load" in question:
             session = self._open(question["load"])
             self._sessions.append(session)
-            self._calls.append(session.prepared(self._feeds(session)))
+            self._calls.append(session.prepared(self._feeds(session, question["load"])))
             return {"loaded": len(self._sessions)}
         if "examine" in question:
             return self._examine(question["examine"], Path(question["folder"]))
@@ -105,17 +106,26 @@ class Networks:
     def _open(self, path: str) -> Any:
         return self._runtime.open(path, self._provider, self._threads)
 
-    def _feeds(self, session: Any) -> dict[str, Any]:
-        return {one.name: random_input(self._rng, one) for one in session.inputs}
-
-    def _answers(self, session: Any, feeds: dict[str, Any]) -> dict[str, Any]:
+    def _feeds(self, session: Any, path: str) -> dict[str, Any]:
+        """The inputs that lie beside a model, noise for the others."""
         import numpy as np
 
-        from deploynas.onboard.runtime import packed, unpacked
+        from deploynas.onboard.runtime import inputs_beside
 
-        outputs = session.answers(unpacked(feeds))
-        arrays = {str(i): x for i, x in enumerate(outputs) if isinstance(x, np.ndarray)}
-        return {"outputs": packed(arrays)}
+        given: dict[str, Any] = {}
+        if inputs_beside(Path(path)).is_file():
+            with np.load(inputs_beside(Path(path)), allow_pickle=False) as file:
+                given = dict(file)
+        return {
+            one.name: given[one.name] if one.name in given else random_input(self._rng, one)
+            for one in session.inputs
+        }
+
+    def _answers(self, session: Any, feeds: dict[str, Any]) -> dict[str, Any]:
+        from deploynas.onboard.runtime import numbers, packed, unpacked
+
+        arrays = numbers(session.answers(unpacked(feeds)))
+        return {"outputs": packed({str(i): x for i, x in enumerate(arrays)})}
 
     def _examine(self, path: str, folder: Path) -> dict[str, Any]:
         """What a model takes beside time: memory, and which of its nodes the time goes to.
@@ -124,7 +134,7 @@ class Networks:
         """
         before = peak_bytes(reset=True)
         session = self._open(path)
-        feeds = self._feeds(session)
+        feeds = self._feeds(session, path)
         call = session.prepared(feeds)
         for _ in range(EXAMINED_RUNS):
             call()
@@ -148,15 +158,23 @@ def peak_bytes(reset: bool = False) -> int | None:
 
 
 def random_input(rng: Any, one: Any) -> Any:
-    """A fixed-shape input: normal numbers, the timing of which is that of real images."""
+    """A fixed-shape input: normal numbers, the timing of which is that of real images.
+
+    Whole numbers are 0 or 1, which any table of a model that looks them up has; pixels are any.
+    """
     import numpy as np
 
     if not all(isinstance(side, int) for side in one.shape):
         raise ValueError(f"input {one.name!r} has the dynamic shape {list(one.shape)}")
-    if one.type not in ("float32", "uint8", "float64"):
-        raise ValueError(f"input {one.name!r} has the unsupported type {one.type}")
     if one.type == "uint8":
         return rng.integers(0, 256, one.shape, dtype=np.uint8)
+    if one.type in WHOLE:
+        return rng.integers(0, 2, one.shape).astype(one.type)
+    if one.type == "bfloat16":  # its bits: the upper half of a float32
+        bits = np.ascontiguousarray(rng.standard_normal(one.shape).astype(np.float32))
+        return (bits.view(np.uint32) >> 16).astype(np.uint16)
+    if one.type not in ("float16", "float32", "float64"):
+        raise ValueError(f"input {one.name!r} has the unsupported type {one.type}")
     return rng.standard_normal(one.shape).astype(one.type)
 
 

@@ -27,6 +27,7 @@ class Ncnn(PythonRuntime):
 
     name = "ncnn"
     package = "ncnn"
+    installs = "ncnn, by pip (some 30 MB)"
     devices: ClassVar[Mapping[str, str]] = {"ncnn": "this machine through ncnn"}
     suffix = ".param"
     beside = (".bin",)

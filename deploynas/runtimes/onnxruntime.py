@@ -13,6 +13,7 @@ from deploynas.onboard.runtime import Feeds, Input, PythonRuntime, Session
 
 TRACED_RUNS = 20
 TRACE_SECONDS = 1.0  # of a slow model fewer runs are enough
+_BFLOAT16 = 16  # ONNX's number of the type
 _TYPES = {"float": "float32", "double": "float64"}  # what numpy calls them
 
 
@@ -94,12 +95,24 @@ class OnnxSession(Session):
         return [Input(one.name, one.shape, _type(one.type)) for one in self._session.get_inputs()]
 
     def prepared(self, feeds: Feeds) -> Callable[[], object]:
-        """See :class:`~deploynas.onboard.runtime.Session`."""
-        return functools.partial(self._session.run, None, dict(feeds))
+        """See :class:`~deploynas.onboard.runtime.Session`; bfloat16 comes as its bits."""
+        halves = [one.name for one in self.inputs if one.type == "bfloat16"]
+        if not halves:
+            return functools.partial(self._session.run, None, dict(feeds))
+        import onnxruntime as ort
+
+        values = {
+            name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _BFLOAT16)
+            if name in halves
+            else ort.OrtValue.ortvalue_from_numpy(array)
+            for name, array in feeds.items()
+        }
+        return functools.partial(self._session.run_with_ort_values, None, values)
 
     def answers(self, feeds: Feeds) -> list[Any]:
         """See :class:`~deploynas.onboard.runtime.Session`."""
-        return list(self._session.run(None, dict(feeds)))
+        found: Any = self.prepared(feeds)()
+        return [one.numpy() if hasattr(one, "numpy") else one for one in found]
 
     def end_trace(self) -> str:
         """The file with the times of its nodes."""

@@ -127,7 +127,8 @@ class Problem:
                 end = "highest" if cost.at_least else "lowest"
                 raise InfeasibleBudgetError(
                     f"no network of {self.space.name} keeps {name} {cost.format(limit)}: the "
-                    f"{end} reachable is {reached[name]}"
+                    f"{end} reachable is {reached[name]}",
+                    cost.meant(limit, best, worst),
                 )
             if worst >= limit if cost.at_least else worst <= limit:
                 not_binding.append(name)

@@ -19,6 +19,14 @@ from deploynas.spaces.layers import Layer
 from deploynas.spaces.staged import Block, StagedSpace
 from deploynas.spaces.tree import All, Leaf, One, Tree
 
+PUBLISHED = {"ks": "kernel_sizes", "e": "expand_ratios", "d": "depths", "r": "resolution"}
+"""What once-for-all's published code calls the parts of an architecture."""
+
+
+def is_published_form(arch: Mapping[str, object]) -> bool:
+    """Whether an architecture is a dict of once-for-all's: ``{"ks": ..., "e": ..., "d": ...}``."""
+    return any(key in arch for key in ("ks", "e", "d")) and "depths" not in arch
+
 
 class MobileSpace(StagedSpace):
     """A once-for-all space built from a stage table.
@@ -133,13 +141,21 @@ class MobileSpace(StagedSpace):
     def _encode_one(self, arch: ArchDict) -> list[int]:
         num_stages, num_blocks = len(self._depth_columns), len(self._kernel_columns)
         lengths = {"depths": num_stages, "kernel_sizes": num_blocks, "expand_ratios": num_blocks}
-        values: list[object] = [arch.get("resolution")]
-        for key, length in lengths.items():
+        is_published = is_published_form(arch)
+        own = {long: short for short, long in PUBLISHED.items()} if is_published else {}
+        if is_published and arch.get("wid") not in (None, [None]):
+            raise InvalidInputError(f"{self.name} has no elastic width, got 'wid' {arch['wid']!r}")
+        side = arch.get(own.get("resolution", ""), arch.get("resolution"))
+        values: list[object] = [side[0] if isinstance(side, list) and len(side) == 1 else side]
+        for name, length in lengths.items():
+            key = own.get(name, name)
             given = arch.get(key)
+            if is_published and type(given) is int:  # one for all
+                given = [given] * length
             if not isinstance(given, list | tuple):
                 raise InvalidInputError(f"an architecture of {self.name} needs the list {key!r}")
             given = list(given)
-            if key == "depths" and len(given) == num_stages - 1:
+            if name == "depths" and len(given) == num_stages - 1:
                 last = self.stages[-1].depths  # published configs leave out a fixed stage
                 given += list(last) if len(last) == 1 else []
             if len(given) != length:

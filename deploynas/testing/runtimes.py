@@ -12,8 +12,9 @@ from deploynas import spaces
 from deploynas.device import StopRule, measure, open_device
 from deploynas.errors import DeviceError, InvalidInputError, ModelError
 from deploynas.export.formats import TOLERANCE, difference_of
-from deploynas.export.probe import flat, inputs_of, probes
+from deploynas.export.probe import flat, probes
 from deploynas.graph.emit import RandomWeights, emit
+from deploynas.graph.model_file import ModelFile
 from deploynas.onboard.folders import temporary_folder
 from deploynas.onboard.runtime import Runtime
 from deploynas.runtimes import by_device, that_travels
@@ -115,7 +116,7 @@ def _check_elsewhere(name: str, runtime: Runtime, path: Path) -> None:
     here = open_device(name)
     differences = here.identity.differences(there.identity)
     require(not differences, f"elsewhere it is another one: {'; '.join(differences)}")
-    feeds = probes(inputs_of(path))
+    feeds = probes(ModelFile(path).inputs)
     same = zip(here.answers(path, feeds), there.answers(path, feeds), strict=True)
     require(
         all(np.array_equal(flat(a), flat(b)) for a, b in same), "elsewhere it answers otherwise"

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from deploynas.spaces.layers import Node
 
 
-def inspect_model(target: Path) -> dict[str, Any]:
+def inspect_model(target: Path, input_shapes: Sequence[str] = ()) -> dict[str, Any]:
     """Costs of a model's file, or of an export, whose file must agree with its manifest.
+
+    Args:
+        target: The file or folder.
+        input_shapes: Of inputs that are open: ``1,3,224,224``, or ``NAME=...`` each.
 
     Raises:
         MissingFileError, InvalidInputError: It is not there, unreadable, or does not agree.
@@ -30,7 +34,8 @@ def inspect_model(target: Path) -> dict[str, Any]:
         if (target / "manifest.json").is_file():
             _, manifest = load_target(target)
     own = of_file(model)
-    costs, peak_bytes = node_costs(model) if own.suffix == ".onnx" else own.costs(model)
+    is_onnx = own.suffix == ".onnx"
+    costs, peak_bytes = node_costs(model, input_shapes) if is_onnx else own.costs(model)
     rows = [
         _row(c.name, c.kind, (c.input_shape, c.output_shape), c.macs, c.num_weights,
              c.weight_bytes, c.output_bytes)
@@ -38,6 +43,7 @@ def inspect_model(target: Path) -> dict[str, Any]:
     ]  # fmt: skip
     document = _with_totals(str(model), rows, peak_bytes)
     document["uncounted"] = sorted({c.kind for c in costs if not c.counted})
+    document["unknown_shapes"] = sum(c.output_bytes is None for c in costs)
     if manifest is not None:
         stored = sum(c.weight_bytes for c in costs if c.kind not in ("Clip", "Slice"))
         _require_agreement(target, document["macs"], stored, manifest)
@@ -133,8 +139,10 @@ def _read(
         if spec["name"] is None:
             raise InvalidInputError(f"{path} is an architecture", "say of what: --space NAME")
         chosen, architecture = space(**spec), document
-        if given is not None:
-            architecture = {"resolution": given, **document}
+        if not {"resolution", "r"} & document.keys():
+            sides = [one for one in chosen.resolutions if one == 224]
+            architecture = {"resolution": given or (*sides, chosen.resolutions[-1])[0].plain}
+            architecture |= document
         one = architecture.get("resolution")
         if isinstance(one, int | str):
             chosen = chosen.with_resolutions([*chosen.resolutions, one])
@@ -150,7 +158,7 @@ def _is_architecture(document: dict[str, Any], space_name: str | None) -> bool:
     """Whether a file is an architecture in dict form; one of any family where a space is named."""
     if "blocks" in document or "net" in document:
         return False
-    return space_name is not None or any(k in document for k in ("depths", "ops", "normal"))
+    return space_name is not None or any(k in document for k in ("depths", "ops", "normal", "ks"))
 
 
 def _latency(
@@ -192,17 +200,17 @@ def _latency(
 def _row(
     name: str,
     kind: str,
-    shapes: tuple[Sequence[int], Sequence[int]],
+    shapes: tuple[Sequence[int] | None, Sequence[int] | None],
     macs: int,
     params: int,
     weight_bytes: int,
-    activation_bytes: int,
+    activation_bytes: int | None,
 ) -> dict[str, Any]:
     return {
         "name": name,
         "kind": kind,
-        "input": list(shapes[0]),
-        "output": list(shapes[1]),
+        "input": None if shapes[0] is None else list(shapes[0]),
+        "output": None if shapes[1] is None else list(shapes[1]),
         "macs": macs,
         "params": params,
         "weight_bytes": weight_bytes,
@@ -210,7 +218,7 @@ def _row(
     }
 
 
-def _with_totals(name: str, rows: list[dict[str, Any]], peak_bytes: int) -> dict[str, Any]:
+def _with_totals(name: str, rows: list[dict[str, Any]], peak_bytes: int | None) -> dict[str, Any]:
     return {
         "target": name,
         "layers": rows,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deploynas.check.accuracy import Examples, file_accuracy
 from deploynas.check.regression import Baseline, against
-from deploynas.check.verdict import Examples, file_accuracy
 from deploynas.data import ImageDataset, normalise
 from deploynas.device import Device
 from deploynas.errors import InvalidInputError

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import yaml
 
@@ -32,21 +33,34 @@ def git(folder, *arguments):
     return subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
 
 
+def write(path, nodes, seed, weights):
+    """A model, its weights in a file beside it where asked for."""
+    write_model(path, nodes, RandomWeights(seed))
+    if weights:
+        beside = path.with_name("model.onnx.data")
+        beside.unlink(missing_ok=True)
+        model = onnx.load(path)
+        onnx.save(model, path, save_as_external_data=True, location=beside.name)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
-@pytest.mark.parametrize(("change", "code"), [("none", 0), ("larger", 3)])
-def test_a_pull_request_is_gated(change, code, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "code", "weights"), [("none", 0, False), ("larger", 3, False), ("larger", 3, True)]
+)
+def test_a_pull_request_is_gated(change, code, weights, tmp_path):
+    """``weights``: in a file beside the model, of which the change makes another."""
     networks = space("mobile-small", 10, 3, [32])
     small, large = (networks.layers(a[0]) for a in (networks.smallest(), networks.largest()))
     upstream, repository = tmp_path / "upstream", tmp_path / "repository"
     upstream.mkdir()
     git(upstream, "init", "-b", "main")
-    write_model(upstream / "model.onnx", small, RandomWeights(0))
-    git(upstream, "add", "model.onnx")
+    write(upstream / "model.onnx", small, 0, weights)
+    git(upstream, "add", ".")
     git(upstream, "commit", "-m", "a model")
     git(tmp_path, "clone", str(upstream), str(repository))
     nodes, seed = (large, 1) if change == "larger" else (small, 0)
-    write_model(repository / "model.onnx", nodes, RandomWeights(seed))
+    write(repository / "model.onnx", nodes, seed, weights)
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     (bin_folder / "deploynas").write_text(

@@ -365,7 +365,8 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     manifest_path = tmp_path / exported["manifest"]
     written = manifest_path.read_text()
     document = json.loads(written)
-    document["device"]["device"] = "web"  # whose runtime is not installed in this home
+    # whose runtime is not installed in this home
+    document["device"] |= {"device": "web", "provider": "wasm"}
     manifest_path.write_text(json.dumps(document))
     done = run("check", exported["path"], cwd=tmp_path)
     assert done.returncode == 1

@@ -124,3 +124,8 @@ def test_a_budget_in_words():
     budget = budget_from(["macs=300M", "latency_ms=2", "web.latency_ms=9"])
     assert str(budget) == "latency_ms 2 ms, macs 300 M MACs, web.latency_ms 9 ms"
     assert Budget.model_validate_json(budget.model_dump_json()) == budget
+
+
+def test_a_limit_whose_suffix_was_forgotten_is_guessed():
+    assert COSTS.load("macs").meant(300, 1e8, 1e9) == "did you mean 300M?"
+    assert COSTS.load("macs").meant(300, 1e3, 2e3) is None

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import transforms
 
 import deploynas as dn
-from deploynas.check.verdict import Examples, file_accuracy
+from deploynas.check.accuracy import Examples, file_accuracy
 from deploynas.data import framed, normalise, resize
 from deploynas.data.sources import load_digits
 from deploynas.errors import InvalidInputError

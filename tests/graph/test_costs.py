@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import onnx
 import pytest
@@ -113,28 +110,14 @@ def test_what_cannot_be_counted(tmp_path):
     with pytest.raises(MissingFileError):
         node_costs(path)
     path.write_bytes(b"not a model")
-    with pytest.raises(InvalidInputError, match="not a valid ONNX model"):
+    with pytest.raises(InvalidInputError, match="not an ONNX file"):
         node_costs(path)
     path.write_bytes(b"")
-    with pytest.raises(InvalidInputError, match="not a valid ONNX model"):
+    with pytest.raises(InvalidInputError, match="is empty"):
         node_costs(path)
     onnx.save(model([], {"x": (1, 3)}, {"x": (1, 3)}), path)
     with pytest.raises(InvalidInputError, match="holds no operators"):
         node_costs(path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("first", ["n", None])
-def test_a_dynamic_shape_names_the_command_that_fixes_it(first, tmp_path):
-    path = tmp_path / "m.onnx"
-    relu = helper.make_node("Relu", ["x"], ["y"])
-    onnx.save(model([relu], {"x": (first, 3, 8, 8)}, {"y": (first, 3, 8, 8)}), path)
-    with pytest.raises(InvalidInputError, match="'x' has a dynamic shape") as caught:
-        node_costs(path)
-    command = str(caught.value).split("fix it: python ")[1].rstrip(")").split()
-    subprocess.run([sys.executable, *command], check=True, capture_output=True, cwd=tmp_path)
-    ((cost,), _) = node_costs(tmp_path / "m-fixed.onnx")
-    assert cost.input_shape == (1, 3, 8, 8)
 
 
 def test_operators_that_are_not_counted_are_told(tmp_path):
@@ -150,5 +133,5 @@ def test_what_is_no_tensor_has_no_size(tmp_path):
     made = model([helper.make_node("SequenceConstruct", ["x"], ["y"])], {"x": (1, 3)}, {})
     made.graph.output.append(helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None))
     onnx.save(made, path)
-    with pytest.raises(InvalidInputError, match="'y' is not a tensor"):
-        node_costs(path)
+    ((cost,), peak) = node_costs(path)
+    assert (cost.output_shape, cost.output_bytes, peak) == (None, None, None)

@@ -243,3 +243,20 @@ def test_no_classes_and_no_resolutions_are_refused() -> None:
         spaces.space("mobile-small", num_classes=0)
     with pytest.raises(InvalidInputError, match="at least one class"):
         spaces.space("mobile-small", resolutions=[])
+
+
+def test_the_published_form_of_an_architecture():
+    space = spaces.space("ofa-mbv3-w1.0")
+    ours = {"resolution": 224, "depths": [2, 3, 4, 3, 2], "kernel_sizes": [3] * 20,
+            "expand_ratios": [4] * 20}  # fmt: skip
+    theirs = {"ks": [3] * 20, "e": 4, "d": [2, 3, 4, 3, 2], "r": [224], "wid": None}
+    assert np.array_equal(space.encode([theirs]), space.encode([ours]))
+    for change, said in (
+        ({"ks": [9] * 20}, r"kernel_size of .* is one of \[3, 5, 7\], got 9"),
+        ({"ks": [3] * 10}, "'ks' of ofa-mbv3-w1.0 has 20 values, got 10"),
+        ({"e": None}, "needs the list 'e'"),
+        ({"e": True}, "needs the list 'e'"),
+        ({"wid": 1.2}, "no elastic width"),
+    ):
+        with pytest.raises(InvalidInputError, match=said):
+            space.encode([{**theirs, **change}])

@@ -5,7 +5,8 @@ const TICKS = 50;
 // Types of tensors that travel as JSON.
 const ARRAYS = {
   float32: Float32Array, float64: Float64Array, uint8: Uint8Array, int8: Int8Array,
-  int32: Int32Array, int64: BigInt64Array,
+  int16: Int16Array, uint16: Uint16Array, int32: Int32Array, uint32: Uint32Array,
+  int64: BigInt64Array, uint64: BigUint64Array, bool: Uint8Array,
 };
 
 export class Engine {
@@ -82,6 +83,11 @@ export class Engine {
     if (type === 'uint8') {
       const pixels = Uint8Array.from({ length: size }, () => Math.floor(256 * Math.random()));
       return new this.ort.Tensor(type, pixels, shape);
+    }
+    if (type in ARRAYS) {  // 0 or 1, which any table of a model that looks them up has
+      const number = type.endsWith('64') ? BigInt : Number;
+      const ids = ARRAYS[type].from({ length: size }, () => number(Math.floor(2 * Math.random())));
+      return new this.ort.Tensor(type, ids, shape);
     }
     throw new Error(`input '${name}' has the unsupported type ${type}`);
   }

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from deploynas.contents import home
 from deploynas.errors import DeviceError, MissingDependencyError, OutputError
 from deploynas.onboard.folders import temporary_folder
 
@@ -28,9 +29,9 @@ def runtime_version() -> str:
 def runtime_folder() -> Path:
     """Where this user's copy of the pinned runtime is, or would be."""
     if sys.platform == "darwin":
-        cache = Path.home() / "Library" / "Caches"
+        cache = home() / "Library" / "Caches"
     else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache")
     return cache / "deploynas" / f"onnxruntime-web-{runtime_version()}"
 
 
