@@ -10,6 +10,7 @@ import pytest
 from deploynas import spaces
 from deploynas.check import Baseline
 from deploynas.check.accuracy import Examples, ImageInput, file_accuracy
+from deploynas.check.inputs import Given
 from deploynas.check.model_file import macs_of
 from deploynas.check.verdict import check
 from deploynas.data.sources import load_digits
@@ -131,4 +132,4 @@ def test_what_cannot_be_judged_says_why(folder, tmp_path):
     with pytest.raises(MissingFileError):
         check(tmp_path / "none.tflite", device)
     with pytest.raises(InvalidInputError, match="--input-shape is for ONNX files"):
-        check(folder / "model.tflite", device, input_shapes=["1,1,32,32"])
+        check(folder / "model.tflite", device, given=Given(["1,1,32,32"]))
