@@ -148,7 +148,7 @@ def write(archs: Archs, accuracies: np.ndarray, errors: dict[str, float]) -> Non
     ImageNetRecord.model_validate(
         {
             "space": SPACE.name,
-            "resolutions": SPACE.resolutions,
+            "resolutions": [one.plain for one in SPACE.resolutions],
             "provenance": PROVENANCE,
             "num_networks": len(archs),
             "ceiling": fitted,

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="12 networks instead of 40")
     parser.add_argument("--space", default="ofa-mbv3-w1.0")
-    parser.add_argument("--resolution", type=int, action="append")
+    parser.add_argument("--resolution", action="append")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", choices=DEVICE_NAMES)
     parser.add_argument("--searched", action="store_true", help="networks that a search returns")
@@ -58,7 +58,7 @@ def main() -> None:
     document = {
         "space": options.space,
         "networks": "searched" if options.searched else "fresh",
-        "resolutions": list(space.resolutions),
+        "resolutions": [one.plain for one in space.resolutions],
         "device": options.device,
         "threads": options.threads,
         "layers_measured": num_layers,

@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="6 networks, 3 sessions, no gap")
     parser.add_argument("--space", default="ofa-mbv3-w1.0")
-    parser.add_argument("--resolution", type=int, default=None)
+    parser.add_argument("--resolution", default=None)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gap-seconds", type=float, default=120.0)
     parser.add_argument("--sessions", type=int, default=12)

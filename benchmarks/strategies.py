@@ -387,7 +387,7 @@ class Landscape:
         """The sum is the cost."""
         return terms
 
-    terms_of = ms_of
+    terms_of = within_ms = ms_of
 
 
 if __name__ == "__main__":

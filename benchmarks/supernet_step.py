@@ -88,11 +88,11 @@ def main() -> None:
 
 def train_over_plain(space: SearchSpace, batch_size: int, quick: bool) -> float:
     """Images a second of ``train_supernet`` over those of plain loops over the same subnets."""
-    side, rng = space.resolutions[-1], np.random.default_rng(0)
-    space = space.with_resolutions([side])
+    resolution, rng = space.resolutions[-1], np.random.default_rng(0)
+    space = space.with_resolutions([resolution])
     splits = [
         Split(
-            rng.integers(0, 256, (num, side, side, space.in_channels), np.uint8),
+            rng.integers(0, 256, (num, *resolution.size, space.in_channels), np.uint8),
             np.arange(num) % space.num_classes,
         )
         for num in (4_096, 100, 100)
@@ -102,7 +102,7 @@ def train_over_plain(space: SearchSpace, batch_size: int, quick: bool) -> float:
         val=splits[1], test=splits[2], warnings=(), source="noise",
     )  # fmt: skip
     supernet = _Watched(space)
-    images = torch.randn(batch_size, space.in_channels, side, side)
+    images = torch.randn(batch_size, space.in_channels, *resolution.size)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch_size) % space.num_classes
     times: list[tuple[float, float]] = []

@@ -119,15 +119,19 @@ class ParityError(DeploynasError):
 
 
 class UnknownNameError(DeploynasError):
-    """A name that does not exist; the message suggests the nearest one."""
+    """A name that does not exist; the message suggests the nearest one, or tells all."""
 
     kind = "unknown-name"
 
-    def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
+    def __init__(
+        self, what: str, name: str, known: Iterable[str], *, tells_all: bool = False
+    ) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-        super().__init__(f"unknown {what} {name!r}", hint)
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+        hints = [f"did you mean {one!r}?" for one in near]
+        if tells_all or not near:
+            hints.append(f"known: {', '.join(names)}")
+        super().__init__(f"unknown {what} {name!r}", " ".join(hints))
 
 
 def require_positive(value: float, what: str) -> float:

@@ -27,11 +27,15 @@ class Plugins(Generic[T]):
         what: One of them, for messages.
         group: Of the entry points.
         shipped: Name -> ``module:attribute``.
+
+    Attributes:
+        broken: Name -> why :meth:`all` left it out.
     """
 
     def __init__(self, what: str, group: str, shipped: Mapping[str, str]) -> None:
         self._what, self._group, self._shipped = what, group, shipped
         self._loaded: dict[str, T] = {}
+        self.broken: dict[str, str] = {}
 
     def names(self) -> list[str]:
         """Those that ship, then others by name.
@@ -64,8 +68,19 @@ class Plugins(Generic[T]):
         self._loaded.pop(name, None)
 
     def all(self) -> dict[str, T]:
-        """Name -> object."""
-        return {name: self.load(name) for name in self.names()}
+        """Name -> object, of those that can be imported.
+
+        Raises:
+            InvalidInputError: Two have one name.
+        """
+        self.broken.clear()
+        found = {}
+        for name in self.names():
+            try:
+                found[name] = self.load(name)
+            except InvalidInputError as error:
+                self.broken[name] = str(error)
+        return found
 
     def _others(self) -> dict[str, EntryPoint]:
         found: dict[str, EntryPoint] = {}

@@ -37,7 +37,6 @@ def short_sessions(monkeypatch):
     ):  # fmt: skip
         monkeypatch.setattr(module, name, replace(getattr(module, name), **short))
     monkeypatch.setattr(regression, "SESSION", replace(regression.SESSION, rounds=4))
-    monkeypatch.setattr(regression, "MIN_SESSIONS", 2)
 
 
 @pytest.fixture(scope="session")

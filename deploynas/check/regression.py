@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -18,8 +19,9 @@ from deploynas.onboard.timing import estimate
 from deploynas.profile.device_profile import LevelRecord, SampleRecord
 
 Outcome = Literal["pass", "regressed", "inconclusive"]
-MIN_SESSIONS = 4
-SESSION = StopRule(min_sessions=1, max_sessions=1, rounds=20)
+MIN_SESSIONS = 3
+MAX_ERROR = 0.05  # that the interval of any look misses the truth
+SESSION = StopRule(min_sessions=1, max_sessions=1, rounds=16)
 EXAMINATIONS = 3  # of each model, for the nodes that are slower
 NUM_SLOWER = 5
 RECORD_MARGIN = 0.015  # what the reference level leaves of the machine's drift between two runs
@@ -83,13 +85,28 @@ class SlowerLayer:
 
 
 @dataclass(frozen=True)
+class Look:
+    """One look at the ratio.
+
+    Attributes:
+        sessions: After so many.
+        confidence: Of its interval alone.
+        ratio: Candidate over baseline, with that interval.
+    """
+
+    sessions: int
+    confidence: float
+    ratio: Estimate
+
+
+@dataclass(frozen=True)
 class Regression:
     """A candidate beside its baseline.
 
     Attributes:
-        outcome: By the whole interval of ``ratio``.
+        outcome: By the whole interval of the last look.
         reason: In a few words.
-        ratio: Candidate over baseline, with its 95 % interval.
+        looks: Until it was decided; their intervals hold the truth, all of them, in 95 % of cases.
         samples: Of the candidate.
         differences: Hard fields in which a record's device differs from this one.
         slower: What :func:`slower_layers` says, where it was asked.
@@ -97,10 +114,15 @@ class Regression:
 
     outcome: Outcome
     reason: str
-    ratio: Estimate
+    looks: tuple[Look, ...]
     samples: Samples
     differences: list[str]
     slower: tuple[SlowerLayer, ...] = ()
+
+    @property
+    def ratio(self) -> Estimate:
+        """Candidate over baseline, with the interval that decided."""
+        return self.looks[-1].ratio
 
 
 def against(
@@ -113,7 +135,8 @@ def against(
     """Time a model and its baseline in turn until the ratio tells, or the time is over.
 
     A session is a process of its own, for layout makes equal models differ by some per cent as
-    long as their process lives. Of a stored record the level of the reference models is taken
+    long as their process lives. :func:`looks` says when the ratio is looked at; the last look is
+    where the time is over. Of a stored record the level of the reference models is taken
     out, and the interval is wider by what that leaves.
 
     Args:
@@ -147,21 +170,26 @@ def against(
             )
         models["baseline"] = path
     samples: dict[str, Samples] = {}
-    started = time.monotonic()
+    deadline = time.monotonic() + baseline.timeout_seconds
+    number, seen = 0, list[Look]()
     outcome: Outcome = "inconclusive"
-    while True:
-        number = len(samples["candidate"].ms) + 1 if samples else 1
-        rule = replace(
-            SESSION, min_sessions=number, max_sessions=number,
-            max_seconds=baseline.timeout_seconds / MIN_SESSIONS,
-        )  # fmt: skip
-        measure(device, models, rule, samples=samples)
-        on_progress(f"comparing with {path.name}", number / max(number + 1, MIN_SESSIONS))
-        if number < MIN_SESSIONS:
-            continue
-        ratio = _of_record(samples["candidate"], record) if record else _paired(samples)
+    for wanted, confidence in looks():
+        while number < wanted and (number < MIN_SESSIONS or time.monotonic() < deadline):
+            number += 1
+            rule = replace(
+                SESSION, min_sessions=number, max_sessions=number,
+                max_seconds=baseline.timeout_seconds / MIN_SESSIONS,
+            )  # fmt: skip
+            measure(device, models, rule, samples=samples)
+            share = number / max(number + 1, MIN_SESSIONS)
+            on_progress(f"comparing with {path.name}", share)
+        if record:
+            ratio = _of_record(samples["candidate"], record, confidence)
+        else:
+            ratio = _paired(samples, confidence)
+        seen.append(Look(number, confidence, ratio))
         outcome = decide(ratio, baseline.max_regression)
-        if outcome != "inconclusive" or time.monotonic() - started > baseline.timeout_seconds:
+        if outcome != "inconclusive" or time.monotonic() >= deadline:
             break
     reason = (
         f"{ratio.median:.3f} times the baseline (95 % interval {ratio.low:.3f}-{ratio.high:.3f}), "
@@ -169,7 +197,7 @@ def against(
     )
     if differences:
         outcome, reason = "inconclusive", f"{reason}; but on another device"
-    return Regression(outcome, reason, ratio, samples["candidate"], differences)
+    return Regression(outcome, reason, tuple(seen), samples["candidate"], differences)
 
 
 def decide(ratio: Estimate, max_regression: float) -> Outcome:
@@ -179,22 +207,39 @@ def decide(ratio: Estimate, max_regression: float) -> Outcome:
     return "pass" if ratio.high <= 1 + max_regression else "inconclusive"
 
 
-def _paired(samples: dict[str, Samples]) -> Estimate:
+def looks() -> Iterator[tuple[int, float]]:
+    """After how many sessions a comparison looks, and the confidence of the interval of each look.
+
+    Who looks again and again errs more often than once. Here each look has half the error of the
+    one before, so that all of them, however many, have :data:`MAX_ERROR` at most together
+    (Bonferroni's inequality), half of it on either side. The first has the largest share, for
+    Student's quantiles of few sessions are what costs most.
+    """
+    sessions, error = MIN_SESSIONS, MAX_ERROR / 2
+    while True:
+        yield sessions, 1 - error
+        sessions, error = sessions + max(1, sessions // 2), error / 2
+
+
+def _paired(samples: dict[str, Samples], confidence: float) -> Estimate:
     """Candidate over baseline, touch by touch of the same round."""
     pairs = zip(samples["candidate"].ms, samples["baseline"].ms, strict=True)
-    return estimate([np.array(a) / np.array(b) for a, b in pairs])
+    return estimate([np.array(a) / np.array(b) for a, b in pairs], confidence)
 
 
-def _of_record(samples: Samples, record: LatencyRecord) -> Estimate:
-    """Candidate over record, both at the record's level of the machine."""
+def _of_record(samples: Samples, record: LatencyRecord, confidence: float) -> Estimate:
+    """Candidate over record, both at the record's level of the machine.
+
+    Both errors add up in quadrature; the record is a single draw, whose error is not spent over
+    the looks.
+    """
     level = Level(record.level.core_ms, record.level.memory_ms)
-    now, then = samples.estimate(level), record.samples.thaw().estimate(level)
-    return Estimate(
-        now.median / then.median,
-        now.low / then.high * (1 - RECORD_MARGIN),
-        now.high / then.low * (1 + RECORD_MARGIN),
-        now.num_samples,
-    )
+    now = samples.estimate(level, confidence)
+    then = record.samples.thaw().estimate(level, 1 - MAX_ERROR / 2)
+    ratio = now.median / then.median
+    half = math.hypot(*(math.log(one.high / one.median) for one in (now, then)))
+    factor = math.exp(half + RECORD_MARGIN)
+    return Estimate(ratio, ratio / factor, ratio * factor, now.num_samples)
 
 
 def slower_layers(device: Device, model: Path, baseline: Path) -> list[SlowerLayer]:

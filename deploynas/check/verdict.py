@@ -30,6 +30,7 @@ from deploynas.graph.preprocess import centre
 from deploynas.onboard.folders import temporary_folder
 from deploynas.onboard.runtime import Array, Feeds
 from deploynas.runtimes import of_file
+from deploynas.spaces import Resolution
 
 Verdict = Literal["pass", "over-budget", "regressed", "failed-gate", "inconclusive"]
 INT8_TOLERANCE = 0.1  # of the largest recorded output
@@ -52,7 +53,8 @@ class Examples:
         split: The images, cropped.
         mean: A value a channel, a fraction of 1, as ``std``.
         num_classes: Of the data.
-        crop: Share of the shorter side that a model which crops keeps.
+        crop: What a model which crops keeps: see :meth:`Resolution.part_of`.
+        resolution: Of the network in such a model; None where a model takes whole images.
     """
 
     split: Source
@@ -60,6 +62,7 @@ class Examples:
     std: tuple[float, ...]
     num_classes: int
     crop: float = 1.0
+    resolution: Resolution | None = None
 
     @classmethod
     def of(cls, dataset: ImageDataset, manifest: Manifest | None) -> Examples:
@@ -77,8 +80,8 @@ class Examples:
             )
         prepared = dataset.with_channels(manifest.preprocessing.channels)
         own = manifest.preprocessing
-        crop = own.crop if own.image_size else 1.0
-        return cls(prepared.test, own.mean, own.std, dataset.num_classes, crop)
+        cropped = (own.crop, own.resolution) if own.image_size else ()
+        return cls(prepared.test, own.mean, own.std, dataset.num_classes, *cropped)
 
 
 @dataclass(frozen=True)
@@ -151,11 +154,15 @@ def load_target(target: Path) -> tuple[Path, Manifest | None]:
     return model, manifest
 
 
-def side_of(model: Path) -> int:
-    """The longest side of the image that a model takes; 0 where it takes none of a fixed size."""
+def size_of(model: Path) -> Resolution | None:
+    """Of the image that a model takes; None where it takes none of a fixed size."""
     shapes = list(open_file(model).inputs.values())
-    sides = [side for side in shapes[0] if isinstance(side, int)] if len(shapes) == 1 else []
-    return max(sides, default=0) if len(sides) in (3, 4) else 0
+    if len(shapes) != 1 or len(shapes[0]) not in (3, 4):
+        return None
+    *_, first, middle, last = shapes[0]
+    sides = (middle, last) if first in (1, 3) else (first, middle)
+    height, width = (side if isinstance(side, int) else 0 for side in sides)
+    return Resolution(height, width) if height and width else None
 
 
 def check(
@@ -347,13 +354,13 @@ def file_accuracy(
             f"{channels} channels"
         )
     num_classes = examples.num_classes
-    box = centre(height, width, examples.crop)
+    box = centre(height, width, examples.crop, examples.resolution or Resolution(height, width))
     images, labels = examples.split, examples.split.labels
     correct = 0
     with _answering(model) as answer_to:
         for start in range(0, len(images), 500):
             rows = np.arange(start, min(start + 500, len(images)))
-            pixels = framed(images.batch(rows, box.side, box.side), height, width, *box)
+            pixels = framed(images.batch(rows, *box.size), height, width, *box)
             batch = pixels if takes_pixels else normalise(pixels, examples.mean, examples.std)
             for x, label in zip(batch, labels[start : start + 500], strict=True):
                 answer = answer_to({image.name: x[None]})

@@ -32,6 +32,9 @@ RecipeSet = Annotated[
     list[str] | None,
     typer.Option("--recipe-set", metavar="NAME=VALUE", help="Field of the training recipe."),
 ]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", metavar="NAME", help="Of trainings: small, standard, strong.")
+]
 Evaluator = Annotated[
     str, typer.Option(metavar="HOW", help="Judges: inherited weights, training, halving.")
 ]
@@ -89,6 +92,17 @@ def pairs(texts: Iterable[str] | None, flag: str) -> dict[str, str]:
     return found
 
 
+def recipe_changes(name: str, texts: Iterable[str] | None) -> dict[str, str]:
+    """``--recipe`` and ``--recipe-set``: field -> text.
+
+    Raises:
+        UnknownNameError, InvalidInputError: See :func:`pairs` and :func:`changes_of`.
+    """
+    from deploynas.workflows.named_recipes import changes_of
+
+    return changes_of(name, pairs(texts, "--recipe-set"))
+
+
 def target_of(
     profiles: Iterable[str] | None, precision_name: str, hint: str, note: Callable[[str], None]
 ) -> Target:
@@ -121,7 +135,8 @@ def target_of(
         if name in named:
             raise InvalidInputError(
                 "two profiles have no name" if not name else f"two profiles are named {name}",
-                "the first is --profile FILE, others are --profile NAME=FILE",
+                "the first is --profile FILE, others are --profile NAME=FILE, of a name of "
+                "letters, digits and _",
             )
         named[name] = path
 

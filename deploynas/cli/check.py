@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from deploynas.check import Examples
     from deploynas.device import Estimate
     from deploynas.export import Manifest
+    from deploynas.spaces import Resolution
 
 
 def register(app: typer.Typer) -> None:
@@ -107,7 +108,8 @@ def check(
     from deploynas.check import check as run_check
     from deploynas.check import junit as as_xml
     from deploynas.check.limits import limits_from
-    from deploynas.check.verdict import load_target, side_of
+    from deploynas.check.model_file import open_file
+    from deploynas.check.verdict import load_target, size_of
     from deploynas.device import open_device, open_same
     from deploynas.errors import InvalidInputError, require_positive
     from deploynas.runtimes import by_device, of_file
@@ -154,9 +156,17 @@ def check(
         target = newest("*/manifest.json", EXPORTS, "export", hint).parent
         say(f"checking {target}", as_json=as_json)
     file, manifest = load_target(target)
+    read = [file, *open_file(file).external, target / "manifest.json"]
+    if against is not None and against.path.suffix != ".json":
+        read.append(against.path)
+    for written in (record, summary, junit):
+        if written is not None and written.resolve() in {path.resolve() for path in read}:
+            raise InvalidInputError(
+                f"{written} is a file that is checked", "write to another file"
+            )
     examples: Examples | None = None
     if data is not None:
-        examples = _examples(data, manifest, side_of(file))
+        examples = _examples(data, manifest, size_of(file))
     elif manifest is not None:
         examples = _own_examples(manifest)
         if examples is None:
@@ -216,6 +226,10 @@ def check(
             document["accuracy"] = result.accuracy
         if result.regression:
             document["ratio"] = _estimate(result.regression.ratio)
+            document["looks"] = [
+                {"sessions": x.sessions, "confidence": x.confidence, **_estimate(x.ratio)}
+                for x in result.regression.looks
+            ]
             document["slower_layers"] = [vars(layer) for layer in result.regression.slower]
         if result.taken:
             document["taken"] = dict(result.taken)
@@ -250,32 +264,34 @@ def check(
     raise typer.Exit(EXIT_CODES[result.verdict])
 
 
-def _examples(data: Path, manifest: Manifest | None, side: int) -> Examples:
+def _examples(data: Path, manifest: Manifest | None, size: Resolution | None) -> Examples:
     """Test images of ``data``, no smaller than the model's, prepared as the network expects."""
     from deploynas.check import Examples
-    from deploynas.data import Split, load_dataset
+    from deploynas.data import Split, load_dataset, native_size_for
     from deploynas.data.imagenet import load_imagenet
 
+    own = [] if size is None else [size]
     if manifest is None:
-        return Examples.of(load_dataset(data, max_size=max(64, side)), None)
+        return Examples.of(load_dataset(data, max_size=native_size_for(own)), None)
     if manifest.weights == "published":
         preprocessing = manifest.preprocessing
-        split = Split(*load_imagenet(data, preprocessing.resolution, IMAGENET_PER_CLASS))
+        split = Split(*load_imagenet(data, preprocessing.resolution.height, IMAGENET_PER_CLASS))
         num_classes = len(manifest.classes)
         return Examples(split, preprocessing.mean, preprocessing.std, num_classes)
-    size = max(64, manifest.data_size, side)
-    return Examples.of(load_dataset(data, max_size=size), manifest)
+    sides = [max(one.size) for one in own]
+    loaded = native_size_for([manifest.data_size, *sides])
+    return Examples.of(load_dataset(data, max_size=loaded), manifest)
 
 
 def _own_examples(manifest: Manifest) -> Examples | None:
     """The test images of the data that an export was trained on, where they are here."""
     from deploynas.check import Examples
-    from deploynas.data import load_dataset
+    from deploynas.data import load_dataset, native_size_for
     from deploynas.errors import DeploynasError
 
     where = Path(manifest.data_source)
     with contextlib.suppress(DeploynasError):  # a board has no data: latency still counts
-        size = max(64, manifest.data_size)
+        size = native_size_for([manifest.data_size])
         dataset = load_dataset(where if where.exists() else None, max_size=size)
         if dataset.fingerprint == manifest.data_fingerprint:
             return Examples.of(dataset, manifest)

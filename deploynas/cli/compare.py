@@ -17,15 +17,17 @@ from deploynas.cli.asked import (
     MaxParams,
     NumWorkers,
     Profiles,
+    RecipeName,
     RecipeSet,
     budget_of,
     devices_of,
-    pairs,
+    recipe_changes,
     target_of,
 )
 from deploynas.cli.console import (
     Json,
     Quiet,
+    Resolutions,
     open_data,
     print_json,
     progress,
@@ -57,6 +59,7 @@ def compare(
         "proxyless-small"
     ),
     profiles: Profiles = None,
+    resolution: Resolutions = None,
     data: Annotated[Path | None, typer.Option(help="Image folder or IDX files.")] = None,
     images: Annotated[
         int | None,
@@ -76,6 +79,7 @@ def compare(
     epochs: Annotated[
         float | None, typer.Option(help="Of every winner's training; 12.", show_default=False)
     ] = None,
+    recipe_name: RecipeName = "small",
     recipe_set: RecipeSet = None,
     workers: NumWorkers = 1,
     executor: ExecutorName = "local",
@@ -83,7 +87,6 @@ def compare(
         float | None, typer.Option(help="Nothing begins later; run again to go on.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/compare"),
-    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -99,13 +102,14 @@ def compare(
 
     budget = budget_of(latency_ms, max_flops, max_params, max_memory, limits)
     space(space_name)  # one that is not known ends here
-    dataset = open_data(data, space_name=space_name).with_fewer(images)
-    chosen = space_for(space_name, dataset)
+    dataset = open_data(data, space_name=space_name, resolutions=resolution)
+    dataset = dataset.with_fewer(images)
+    chosen = space_for(space_name, dataset, resolution)
     asked = Settings(
         strategies=tuple(s.strip() for s in (strategies or "").split(",") if s.strip()),
         evaluator=evaluator, num_seeds=seeds, budget=budget, num_evaluations=evaluations,
         supernet_epochs=search_epochs,
-        recipe=for_data(FROM_SCRATCH, dataset, epochs, pairs(recipe_set, "--recipe-set")),
+        recipe=for_data(FROM_SCRATCH, dataset, epochs, recipe_changes(recipe_name, recipe_set)),
     )  # fmt: skip
     settings = workflow.checked(asked, chosen)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +26,10 @@ RuntimeName = Annotated[
 ]
 PrecisionName = Annotated[str, typer.Option("--precision", help="fp32 or int8.")]
 SpaceName = Annotated[str, typer.Option("--space", help="Search space.")]
+Resolutions = Annotated[
+    list[str] | None,
+    typer.Option("--resolution", metavar="PX|HxW", help="A side, or 96x160; may be repeated."),
+]
 OnProgress = Callable[[str, float], None]
 
 LOG_SECONDS = 30.0
@@ -50,16 +54,24 @@ def warn(text: str) -> None:
 
 
 def open_data(
-    data: Path | None, *, space_name: str = "mobile-small", download: bool = False, seed: int = 0
+    data: Path | None,
+    *,
+    space_name: str = "mobile-small",
+    resolutions: Sequence[str] | None = None,
+    download: bool = False,
+    seed: int = 0,
 ) -> ImageDataset:
-    """The data set of a verb, no larger than its space was made for.
+    """The data set of a verb, no larger than its space, or what was asked of it, needs.
 
     Warnings go to standard error.
     """
-    from deploynas.data import load_dataset
-    from deploynas.spaces import space
+    from deploynas.data import load_dataset, native_size_for
+    from deploynas.spaces import resolutions_of, space
 
-    max_size = max(64, *space(space_name).resolutions)
+    asked = resolutions_of(resolutions or ())
+    if all(one.is_square for one in asked):
+        asked = space(space_name).resolutions
+    max_size = native_size_for(asked)
     dataset = load_dataset(data, download=download, seed=seed, max_size=max_size)
     for text in dataset.warnings:
         warn(text)

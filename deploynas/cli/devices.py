@@ -32,6 +32,7 @@ def devices(
     from deploynas.device import Identity, device_names, open_device
     from deploynas.device.named import NamedDevices
     from deploynas.errors import DeploynasError
+    from deploynas.runtimes import RUNTIMES
 
     named = NamedDevices.load().devices
     found: list[Identity] = []
@@ -49,6 +50,8 @@ def devices(
         )
     for identity in found:
         say(f"{identity.name:14}{identity.title.removeprefix(f'{identity.name}: ')}")
+    for text in RUNTIMES.broken.values():
+        warn(text)
     for name, reason in missing.items():
         say(f"{name:14}not ready: {reason}")
     if not ask:

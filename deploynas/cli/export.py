@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -122,9 +123,8 @@ def export(
         f"{'images' if manifest.parity_images == 'real' else 'images of noise'}"
     )
     if manifest.preprocessing_max_abs_diff is not None:
-        height, width = (
-            manifest.preprocessing.image_size or [manifest.preprocessing.resolution] * 2
-        )
+        preprocessing = manifest.preprocessing
+        height, width = preprocessing.image_size or preprocessing.resolution.size
         say(
             f"takes uint8 images of {height} x {width} px and gives probabilities: largest "
             f"difference from preprocessing outside {manifest.preprocessing_max_abs_diff:.1e}"
@@ -143,11 +143,12 @@ def export(
 
 def _size(text: str) -> tuple[int, int]:
     from deploynas.errors import InvalidInputError
+    from deploynas.spaces import Resolution
 
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
-        raise InvalidInputError(f"--image-size {text!r} is not HEIGHTxWIDTH, like 480x640")
-    return int(sides[0]), int(sides[1])
+    with contextlib.suppress(InvalidInputError):
+        if "x" in text:
+            return Resolution.of(text).size
+    raise InvalidInputError(f"--image-size {text!r} is not HEIGHTxWIDTH, like 480x640")
 
 
 def _quantized(found: Quantization, device: str) -> list[str]:
@@ -158,7 +159,7 @@ def _quantized(found: Quantization, device: str) -> list[str]:
         f"validation images{kept}"
     ]
     if found.ratio is not None:
-        says = {True: "take int8", False: "take fp32", None: "no difference that can be told"}
+        says = {True: "take int8", False: "take fp32", None: "equal within the interval"}
         lines.append(
             f"int8 takes {found.ratio:.3f} times as long as float on {device} (95 % interval "
             f"{found.ratio_low:.3f}-{found.ratio_high:.3f}): {says[found.is_faster]}"

@@ -32,7 +32,8 @@ def inspect(
     num_classes: Annotated[int | None, typer.Option(help="With --space.")] = None,
     in_channels: Annotated[int, typer.Option(help="With --space.")] = 3,
     resolution: Annotated[
-        int | None, typer.Option(help="Where the file names none; 224.", min=8)
+        str | None,
+        typer.Option(metavar="PX|HxW", help="Where the file names none; 224."),
     ] = None,
     show_all: Annotated[bool, typer.Option("--all", help="Every row of a long table.")] = False,
     as_json: Json = False,

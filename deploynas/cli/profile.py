@@ -14,6 +14,7 @@ from deploynas.cli.console import (
     Json,
     PrecisionName,
     Quiet,
+    Resolutions,
     RuntimeName,
     SpaceName,
     Threads,
@@ -51,7 +52,7 @@ def profile(
     data: Annotated[Path | None, typer.Option(help="Data set that fixes the space.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Without --data.")] = None,
     in_channels: Annotated[int | None, typer.Option(help="Without --data.")] = None,
-    resolution: Annotated[list[int] | None, typer.Option(help="May be repeated.")] = None,
+    resolution: Resolutions = None,
     threads: Threads = 1,
     precision_name: PrecisionName = "fp32",
     provider: Annotated[str | None, typer.Option(help="Execution provider.")] = None,
@@ -64,7 +65,6 @@ def profile(
         Path | None, typer.Option("--import", help="Read what a bundle measured.")
     ] = None,
     budget_minutes: Annotated[float, typer.Option(help="Stop measuring after this.")] = math.inf,
-    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -97,7 +97,7 @@ def profile(
     target: Device
     if results is not None:
         chosen, precision, target = read_results(results)
-        name = results.name.partition(".")[0]
+        name = results.name.removesuffix(".jsonl").removesuffix(".results")
         threads = target.identity.threads
     else:
         target = reach(open_device(device, threads, provider, runtime), device, quiet)
@@ -170,7 +170,7 @@ def choose_space(
     data: Path | None,
     num_classes: int | None,
     in_channels: int | None,
-    resolutions: list[int] | None,
+    resolutions: list[str] | None,
 ) -> SearchSpace:
     """The space to profile: by numbers, as published, or as the data or its default needs it."""
     from deploynas.data import space_for
@@ -181,7 +181,7 @@ def choose_space(
     if data is None and (given or is_published):
         channels = 3 if in_channels is None else in_channels
         return space(name, num_classes, channels, resolutions)
-    return space_for(name, open_data(data, space_name=name), resolutions)
+    return space_for(name, open_data(data, space_name=name, resolutions=resolutions), resolutions)
 
 
 def validate(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deploynas.cli.asked import RecipeSet, pairs
+from deploynas.cli.asked import RecipeName, RecipeSet, recipe_changes
 from deploynas.cli.console import Json, Quiet, print_json, progress, say, warn
 
 
@@ -34,6 +34,7 @@ def retrain(
         float | None, typer.Option(help="Peak; 0.1.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(help="Of order and weights.")] = 0,
+    recipe_name: RecipeName = "small",
     recipe_set: RecipeSet = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -58,7 +59,7 @@ def retrain(
         )  # fmt: skip
     chosen = FROM_SCRATCH if from_scratch else FINE_TUNING
     base = chosen.model_copy(update={"seed": seed})
-    recipe = for_data(base, dataset, epochs, pairs(recipe_set, "--recipe-set"))
+    recipe = for_data(base, dataset, epochs, recipe_changes(recipe_name, recipe_set))
     if learning_rate is not None:
         rate = require_positive(learning_rate, "--learning-rate")
         recipe = recipe.model_copy(update={"learning_rate": rate})

@@ -18,16 +18,19 @@ from deploynas.cli.asked import (
     MaxParams,
     NumWorkers,
     Profiles,
+    RecipeName,
     RecipeSet,
     budget_of,
     devices_of,
     pairs,
+    recipe_changes,
     target_of,
 )
 from deploynas.cli.console import (
     Json,
     PrecisionName,
     Quiet,
+    Resolutions,
     open_data,
     print_json,
     progress,
@@ -73,6 +76,7 @@ def search(
         str | None,
         typer.Option("--space", metavar="NAME", help="Search space; else the strategy's own."),
     ] = None,
+    resolution: Resolutions = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Images: a folder, or IDX files.")
     ] = None,
@@ -92,11 +96,11 @@ def search(
     workers: NumWorkers = 1,
     executor: ExecutorName = "local",
     epochs: Annotated[float | None, typer.Option(metavar="N", help="Of a training.")] = None,
+    recipe_name: RecipeName = "small",
     recipe_set: RecipeSet = None,
     precision_name: PrecisionName = "fp32",
     seed: Annotated[int, typer.Option(metavar="N", help="Of every draw.")] = 0,
     output: Annotated[Path | None, typer.Option(metavar="RUN", help="Run directory.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -111,15 +115,24 @@ def search(
     usual = DEFAULT if ofa_weights is None else PREDICTED
     strategy = STRATEGIES.load(strategy_name or usual)
     options = strategy.options_from(pairs(option, "--set"))
-    changes = pairs(recipe_set, "--recipe-set")
+    changes = recipe_changes(recipe_name, recipe_set)
     if ofa_weights is None and calibration_images is not None:
         raise InvalidInputError("--calibration-images goes with --ofa-weights")
+    if ofa_weights is not None and resolution:
+        raise InvalidInputError(
+            "published weights are searched at the resolutions that their predictor knows",
+            "leave out --resolution",
+        )
     if ofa_weights is not None and supernet is not None:
         raise InvalidInputError("give one of --ofa-weights and --supernet")
     if supernet is not None and space_name is not None:
         from deploynas.workflows.inherited import require_space
 
         require_space(supernet, space(space_name))
+    if supernet is not None and not resolution:
+        from deploynas.workflows.inherited import trained_at
+
+        resolution = trained_at(supernet)
     space_name = space_name or strategy.home
     space(space_name)  # one that is not known ends here
 
@@ -149,11 +162,11 @@ def search(
             source.require_fit(strategy)
             run = output or _own_run(f"{space_name}-published")
         else:
-            dataset = open_data(data, space_name=space_name)
+            dataset = open_data(data, space_name=space_name, resolutions=resolution)
             own = [strategy.name] if strategy.weights == "single-path" else []
             own += [evaluator] if evaluator != "inherited" else []
             run = output or _own_run("-".join([space_name, dataset.name, *own]))
-            chosen = space_for(space_name, dataset)
+            chosen = space_for(space_name, dataset, resolution)
             source = source_of(strategy, options, chosen, dataset, how, run, tell)
         effort = Effort(evaluations or source.num_evaluations, source.at_once)
         plan = Plan(strategy, options, seed, effort, source.beside)
@@ -196,6 +209,7 @@ def _document(result: SearchResult, run: Path) -> dict[str, object]:
 
 
 def _print(result: SearchResult, run: Path) -> None:
+    from deploynas.search import STRATEGIES
     from deploynas.workflows.chosen import ChosenRecord
 
     best = result.best
@@ -218,19 +232,19 @@ def _print(result: SearchResult, run: Path) -> None:
         say(f"found by {FINDERS[result.found_by]}, not by {result.strategy} itself")
     if result.decision:
         say(_decision(result.decision))
-    if result.strategy == "pareto" and result.trade_off:
+    if STRATEGIES.load(result.strategy).shows_front and result.trade_off:
         for line in front_lines(result, result.trade_off):
             say(line)
     say(f"architecture: {best.architecture}")
-    if result.weights == "published" and (
+    if result.has_file and (
         ChosenRecord.read(ChosenRecord.file_in(run)).batch_norm == "uncalibrated"
     ):
         warn(
             "the sliced batch norms are uncalibrated, so that the network is not yet as accurate "
             "as predicted: pass --calibration-images DIR, about 2,000 images without labels"
         )
-    after = "retrain" if result.weights == "paths" else "export"
-    anew = " --from-scratch" if result.weights == "paths" else ""
+    after = "retrain" if result.needs_training else "export"
+    anew = " --from-scratch" if result.needs_training else ""
     say(f"saved in {run}; next: deploynas {after} {run}{anew}")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deploynas.cli.console import Json, Quiet, print_json, say
+from deploynas.cli.console import Json, Quiet, print_json, say, warn
 
 
 def register(app: typer.Typer) -> None:
@@ -21,12 +21,14 @@ def spaces(
     quiet: Quiet = False,
 ) -> None:
     """List the search spaces, or show the choices of one."""
-    from deploynas.spaces import space, space_names
+    from deploynas.spaces import PLUGINS, all_spaces, space
 
     if action not in (None, "show") or (action == "show" and name is None):
         raise typer.BadParameter("type 'deploynas spaces' or 'deploynas spaces show NAME'")
     if name is None:
-        rows = [{"name": n, "architectures": space(n).size} for n in space_names()]
+        rows = [{"name": n, "architectures": one.size} for n, one in all_spaces().items()]
+        for text in PLUGINS.broken.values():
+            warn(text)
         if as_json:
             return print_json({"spaces": rows})
         for row in rows:

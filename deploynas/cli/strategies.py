@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deploynas.cli.console import Json, print_json, say
+from deploynas.cli.console import Json, print_json, say, warn
 
 if TYPE_CHECKING:
     from deploynas.search.strategy import Strategy
@@ -34,6 +34,8 @@ def strategies(
     from deploynas.spaces import space
 
     every = STRATEGIES.all()
+    for text in STRATEGIES.broken.values():
+        warn(text)
     chosen = None if space_name is None else space(space_name)
     if as_json:
         print_json(
@@ -77,12 +79,12 @@ def show(
 
 def described(strategy: Strategy) -> dict[str, Any]:
     """A strategy as a JSON object."""
-    from deploynas.spaces import space, space_names
+    from deploynas.spaces import all_spaces
 
     return {
         "name": strategy.name,
         "help": strategy.help,
-        "fits": [name for name in space_names() if strategy.misfit(space(name)) is None],
+        "fits": [n for n, space in all_spaces().items() if strategy.misfit(space) is None],
         "space": strategy.home,
         "weights": strategy.weights,
         "options": strategy.options.described(),

@@ -7,8 +7,17 @@ from typing import Annotated
 
 import typer
 
-from deploynas.cli.asked import RecipeSet, pairs
-from deploynas.cli.console import Json, Quiet, SpaceName, open_data, print_json, progress, say
+from deploynas.cli.asked import RecipeName, RecipeSet, recipe_changes
+from deploynas.cli.console import (
+    Json,
+    Quiet,
+    Resolutions,
+    SpaceName,
+    open_data,
+    print_json,
+    progress,
+    say,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +28,7 @@ def register(app: typer.Typer) -> None:
 def train(
     space_name: SpaceName = "mobile-small",
     data: Annotated[Path | None, typer.Option(help="Image folder or IDX files.")] = None,
-    resolution: Annotated[list[int] | None, typer.Option(help="May be repeated.")] = None,
+    resolution: Resolutions = None,
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/supernet"),
     epochs: Annotated[
         float | None,
@@ -35,8 +44,8 @@ def train(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of order, subnets and weights.")] = 0,
+    recipe_name: RecipeName = "small",
     recipe_set: RecipeSet = None,
-    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -51,10 +60,10 @@ def train(
     if schedule is not None and schedule not in SCHEDULES:
         raise UnknownNameError("schedule", schedule, SCHEDULES)
 
-    dataset = open_data(data, space_name=space_name)
+    dataset = open_data(data, space_name=space_name, resolutions=resolution)
     chosen = space_for(space_name, dataset, resolution)
     settings = supernet_recipe(
-        chosen, dataset, epochs, seed, schedule, pairs(recipe_set, "--recipe-set")
+        chosen, dataset, epochs, seed, schedule, recipe_changes(recipe_name, recipe_set)
     )
     with processes():
         talks = is_first()

@@ -55,6 +55,10 @@ class Latencies(Protocol):
         """``(n,)`` ends of the predictions' intervals."""
         ...
 
+    def within_ms(self, limit: float) -> float:
+        """The prediction whose upper end is ``limit``."""
+        ...
+
     def ms_of(self, terms: float) -> float:
         """Of a sum of terms."""
         ...
@@ -130,6 +134,11 @@ class Cost(abc.ABC):
         """``(n,)`` whether networks keep a limit."""
         found = self.upper(archs)
         return found >= limit if self.at_least else found <= limit
+
+    @classmethod
+    def share(cls, value: float, limit: float) -> float:
+        """Of what is allowed: above 1 where a limit is broken."""
+        return limit / value if cls.at_least else value / limit
 
     def ends(self, rng: np.random.Generator) -> Archs:
         """Networks, among which are the cheapest and the dearest, as far as is known."""

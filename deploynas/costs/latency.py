@@ -31,5 +31,5 @@ class Latency(Cost):
     def layer_sum(self, limit: float) -> LayerSum:
         """In the latency model's terms, which may be a power of milliseconds."""
         model = self.model
-        terms = model.terms_of(limit / (1 + model.half_width))
+        terms = model.terms_of(model.within_ms(limit))
         return LayerSum(model.layer_terms, terms, model.intercept_term, model.ms_of)

@@ -12,7 +12,7 @@ import numpy as np
 from deploynas.data.images import Source
 from deploynas.data.pixels import round_side
 from deploynas.errors import InvalidInputError
-from deploynas.spaces import SearchSpace, space
+from deploynas.spaces import Resolution, ResolutionLike, SearchSpace, resolutions_of, space
 
 _STD_FLOOR = 1 / 255  # a constant channel must not divide by zero
 
@@ -25,7 +25,7 @@ class ImageDataset:
         name: A short name to show.
         classes: The class names; a label is an index into them.
         channels: 1 (grey) or 3 (RGB).
-        size: Native square side in px, to which the images were brought on load.
+        size: Native one, to which the images were brought on load: mostly a square.
         train: Images to train on.
         val: Images to choose by.
         test: Images to report on, touched last.
@@ -40,7 +40,7 @@ class ImageDataset:
     name: str
     classes: tuple[str, ...]
     channels: int
-    size: int
+    size: Resolution
     train: Source
     val: Source
     test: Source
@@ -101,16 +101,31 @@ def resolutions_for(size: int) -> tuple[int, ...]:
 
 
 def space_for(
-    name: str, dataset: ImageDataset, resolutions: Sequence[int] | None = None
+    name: str, dataset: ImageDataset, resolutions: Sequence[ResolutionLike] | None = None
 ) -> SearchSpace:
     """A search space with the data's classes, channels and (where None) resolutions.
 
-    A space that has one resolution gets the data's own.
+    A space that has one resolution gets the data's own; one whose resolutions are meant (see
+    :attr:`SearchSpace.keeps_resolutions`) keeps them.
     """
-    is_elastic = len(space(name).resolutions) > 1
-    own = resolutions_for(dataset.size) if is_elastic else (round_side(dataset.size),)
-    sides = resolutions or own
-    return space(name, dataset.num_classes, dataset.channels, sides)
+    named = space(name)
+    own: Sequence[ResolutionLike] = named.resolutions
+    if not named.keeps_resolutions:
+        side = min(dataset.size.size)
+        own = resolutions_for(side) if len(own) > 1 else (round_side(side),)
+    return space(name, dataset.num_classes, dataset.channels, resolutions or own)
+
+
+def native_size_for(resolutions: Sequence[ResolutionLike]) -> Resolution:
+    """At what size, at most, images are loaded for networks of some resolutions.
+
+    The largest that is no square, so that nothing of wide images is lost; else a square of the
+    longest side, of 64 px at least.
+    """
+    asked = resolutions_of(resolutions)
+    other = [one for one in asked if not one.is_square]
+    side = max([64, *(one.height for one in asked)])
+    return other[-1] if other else Resolution(side, side)
 
 
 def build_dataset(
@@ -123,13 +138,13 @@ def build_dataset(
     warnings: Sequence[str],
     source: str,
 ) -> ImageDataset:
-    """Assemble a data set of square images: adds the statistics and the fingerprint."""
+    """Assemble a data set of images of one size: adds the statistics and the fingerprint."""
     mean, std = _statistics(train)
     return ImageDataset(
         name=name,
         classes=tuple(classes),
         channels=train.channels,
-        size=train.height,
+        size=Resolution(train.height, train.width),
         train=train,
         val=val,
         test=test,

@@ -1,4 +1,4 @@
-"""Image files to square uint8 arrays, by a pool of threads (Pillow releases the GIL)."""
+"""Image files to uint8 arrays of one size, by a pool of threads (Pillow releases the GIL)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deploynas.data.pixels import MIN_SIZE, SIZE_STEP, Pixels, round_side
+from deploynas.data.pixels import MIN_SIZE, SIZE_STEP, Pixels, brought_to, round_side
 from deploynas.errors import InvalidInputError
+from deploynas.spaces import Resolution, ResolutionLike
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and the total."""
@@ -36,14 +37,14 @@ class Look:
 
     Attributes:
         channels: 1 when all of them are grey, else 3.
-        size: The native side in px.
+        size: The native one, in px.
         deep_scale: Factor from the values of 16-bit, 32-bit and float images to 0..255.
         threads: How many threads decode fastest.
-        crop: Share of the shorter side that the centre crop keeps.
+        crop: What the centre crop keeps: see :meth:`Resolution.part_of`.
     """
 
     channels: int
-    size: int
+    size: Resolution
     deep_scale: float
     threads: int
     crop: float = 1.0
@@ -60,28 +61,28 @@ def clamp_size(side: float, max_size: int) -> int:
     return min(round_side(side), max_size // SIZE_STEP * SIZE_STEP)
 
 
-def square(images: Pixels, size: int) -> Pixels:
-    """Shortest side to ``size`` px, then a centre crop.
+def native_size(side: float, max_size: ResolutionLike) -> Resolution:
+    """At what size images are kept whose shorter side is ``side`` px.
 
-    Args:
-        images: uint8 (n, h, w, 1).
-        size: The new side in px.
+    As squares no larger than ``max_size``; where that is none, all at ``max_size``.
 
-    Returns:
-        uint8 (n, size, size, 1), ``images`` itself when already that size.
+    Raises:
+        InvalidInputError: ``max_size`` has a side below 8.
     """
-    if images.shape[1:3] == (size, size):
-        return images
-    cropped = [np.asarray(_square(Image.fromarray(image[..., 0]), size)) for image in images]
-    return np.stack(cropped)[..., None]
+    most = Resolution.of(max_size)
+    if most.is_square:
+        own = clamp_size(side, most.height)
+        return Resolution(own, own)
+    clamp_size(side, min(most.size))  # refuses what is too small
+    return most
 
 
-def look_at(paths: Sequence[Path], max_size: int) -> Look:
+def look_at(paths: Sequence[Path], max_size: ResolutionLike) -> Look:
     """Learn the channels and the native size from a sample.
 
     Args:
         paths: The sample; files that cannot be read are passed over.
-        max_size: Upper bound of the native size in px.
+        max_size: See :func:`native_size`.
 
     Raises:
         InvalidInputError: None of the files can be read.
@@ -107,7 +108,7 @@ def look_at(paths: Sequence[Path], max_size: int) -> Look:
     deep_scale = 255.0 if deepest <= 1 else 1.0 if deepest <= 255 else 255 / 65535
     side = statistics.median(sides)
     threads = 1 if side < _THREADS_FROM else os.cpu_count() or 1
-    return Look(1 if grey else 3, clamp_size(side, max_size), deep_scale, threads)
+    return Look(1 if grey else 3, native_size(side, max_size), deep_scale, threads)
 
 
 def decode(
@@ -121,10 +122,10 @@ def decode(
         progress: Called from this thread after every batch of images.
 
     Returns:
-        uint8 (n, size, size, channels), and bool (n,), true where the file could be read;
+        uint8 (n, height, width, channels), and bool (n,), true where the file could be read;
         elsewhere the pixels mean nothing.
     """
-    pixels = np.zeros((len(paths), look.size, look.size, look.channels), dtype=np.uint8)
+    pixels = np.zeros((len(paths), *look.size.size, look.channels), dtype=np.uint8)
     readable = np.zeros(len(paths), dtype=np.bool_)
 
     def decode_chunk(start: int) -> int:
@@ -133,7 +134,9 @@ def decode(
             # Pillow raises nearly everything on a damaged file: truncation, bombs, modes
             # without a conversion. All of it means that this image is not usable.
             with contextlib.suppress(Exception):
-                image = _square(_convert(_open(path), look), look.size, look.crop)
+                image = _convert(_open(path), look)
+                if image.size != look.size.size[::-1] or look.crop != 1:
+                    image = brought_to(image, look.size, look.crop)
                 pixels[index] = np.asarray(image).reshape(pixels.shape[1:])
                 readable[index] = True
         return len(chunk)
@@ -182,15 +185,3 @@ def _convert(image: Image.Image, look: Look) -> Image.Image:
         image = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
     mode = "L" if look.channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
-
-
-def _square(image: Image.Image, size: int, crop: float = 1.0) -> Image.Image:
-    # Resizing the centre square is the same as resizing all and cropping, without the
-    # detour over a huge image for an extreme aspect ratio.
-    width, height = image.size
-    if (width, height) == (size, size) and crop == 1:
-        return image
-    side = min(width, height) * crop
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)

@@ -14,6 +14,7 @@ from deploynas.data.decode import Progress, decode, look_at
 from deploynas.data.images import Labels, Split
 from deploynas.data.splits import check_classes, check_counts, stratified_mask
 from deploynas.errors import InvalidInputError
+from deploynas.spaces import ResolutionLike
 
 SUFFIXES = frozenset(
     f".{suffix}" for suffix in "jpg jpeg png bmp gif webp ppm pgm tif tiff".split()
@@ -45,7 +46,7 @@ class ImageFolder:
         return path.is_dir()
 
     def load(
-        self, path: Path, *, seed: int, max_size: int, progress: Progress | None = None
+        self, path: Path, *, seed: int, max_size: ResolutionLike, progress: Progress | None = None
     ) -> ImageDataset:
         """See :class:`deploynas.data.Reader`."""
         return load_folder(path, seed=seed, max_size=max_size, progress=progress)
@@ -55,7 +56,7 @@ READER = ImageFolder()
 
 
 def load_folder(
-    root: Path, *, seed: int, max_size: int, progress: Progress | None = None
+    root: Path, *, seed: int, max_size: ResolutionLike, progress: Progress | None = None
 ) -> ImageDataset:
     """Load an image folder.
 
@@ -66,7 +67,7 @@ def load_folder(
     Args:
         root: An existing directory.
         seed: Seed of the splits.
-        max_size: Largest native side in px.
+        max_size: See :func:`deploynas.data.load_dataset`.
         progress: Called with the images done and the total.
 
     Raises:

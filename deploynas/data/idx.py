@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploynas.data.dataset import ImageDataset, build_dataset
-from deploynas.data.decode import Progress, clamp_size, square
+from deploynas.data.decode import Progress, native_size
 from deploynas.data.images import Labels, Split
-from deploynas.data.pixels import Pixels
+from deploynas.data.pixels import Pixels, resize
 from deploynas.data.splits import check_classes, check_counts, stratified_mask
 from deploynas.errors import InvalidInputError, MissingFileError
+from deploynas.spaces import ResolutionLike
 
 FASHION_CLASSES = (
     "T-shirt/top",
@@ -57,7 +58,7 @@ class IdxFiles:
         return any(find_idx(path))
 
     def load(
-        self, path: Path, *, seed: int, max_size: int, progress: Progress | None = None
+        self, path: Path, *, seed: int, max_size: ResolutionLike, progress: Progress | None = None
     ) -> ImageDataset:
         """See :class:`deploynas.data.Reader`."""
         resolved = path.resolve()
@@ -79,7 +80,7 @@ def load_idx(
     source: str,
     fashion: bool,
     seed: int,
-    max_size: int,
+    max_size: ResolutionLike,
     warnings: tuple[str, ...] = (),
 ) -> ImageDataset:
     """Load the four IDX files of ``directory``.
@@ -93,7 +94,7 @@ def load_idx(
         source: The data set's source.
         fashion: Call ten classes by Fashion-MNIST's names, not by their numbers.
         seed: Seed of the validation split.
-        max_size: Largest side in px, bigger images are shrunk.
+        max_size: See :func:`deploynas.data.load_dataset`.
         warnings: Carried over into the data set.
 
     Raises:
@@ -123,8 +124,8 @@ def load_idx(
     check_counts(labels, classes, 2, files[1], "to train and to validate")
     check_counts(test_labels, classes, 1, files[3], "to test")
 
-    size = clamp_size(min(images.shape[1:3]), max_size)
-    images = square(images, size)
+    size = native_size(min(images.shape[1:3]), max_size).size
+    images = resize(images, *size)
     count = min(MAX_VALIDATION, len(labels) // 10)
     held_out = stratified_mask(labels, count, np.random.default_rng(seed))
     return build_dataset(
@@ -132,7 +133,7 @@ def load_idx(
         classes=classes,
         train=Split(images[~held_out], labels[~held_out]),
         val=Split(images[held_out], labels[held_out]),
-        test=Split(square(test_images, size), test_labels),
+        test=Split(resize(test_images, *size), test_labels),
         warnings=warnings,
         source=source,
     )

@@ -17,6 +17,7 @@ from deploynas.data.folder import SUFFIXES
 from deploynas.data.images import Labels
 from deploynas.data.pixels import Pixels
 from deploynas.errors import InvalidInputError, MissingFileError
+from deploynas.spaces import Resolution
 
 NUM_CLASSES = 1000
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -100,7 +101,7 @@ def load_imagenet(
 def _decode(
     paths: Sequence[Path], size: int, folder: Path, progress: Progress | None
 ) -> tuple[Pixels, np.ndarray]:
-    look = replace(look_at(paths[:32], size), size=size, channels=3, crop=CROP)
+    look = replace(look_at(paths[:32], size), size=Resolution(size, size), channels=3, crop=CROP)
     pixels, readable = decode(paths, look, progress)
     bad = np.flatnonzero(~readable)
     if len(bad) > MAX_CORRUPT * len(paths):

@@ -49,6 +49,9 @@ class Source(ABC):
     def batch(self, rows: Rows, height: int, width: int) -> Pixels:
         """Some images at a size; a row gives the same pixels whenever it is asked for.
 
+        Nothing is distorted: of images of another shape the centre is kept, as
+        :func:`deploynas.data.resize` does.
+
         Args:
             rows: int64 (m,), in any order, each as often as it is named.
             height: In px.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deploynas.errors import InvalidInputError
+from deploynas.spaces import Resolution, ResolutionLike
 
 Pixels = NDArray[np.uint8]
 
@@ -40,13 +41,15 @@ def to_channels(images: Pixels, channels: int) -> Pixels:
     return grey
 
 
-def resize(images: Pixels, height: int, width: int | None = None) -> Pixels:
-    """Resize every image with Pillow's antialiased bilinear filter.
+def resize(images: Pixels, height: ResolutionLike, width: int | None = None) -> Pixels:
+    """Resize every image with Pillow's antialiased bilinear filter, and distort none.
+
+    Of images of another shape the centre is kept, as much of it as there is.
 
     Args:
         images: uint8 (n, h, w, c), c is 1 or 3.
-        height: The new one in px.
-        width: The same; a square where None.
+        height: The new one in px; where ``width`` is None a resolution.
+        width: The new one in px.
 
     Returns:
         uint8 (n, height, width, c); ``images`` itself when already that size.
@@ -54,38 +57,44 @@ def resize(images: Pixels, height: int, width: int | None = None) -> Pixels:
     Raises:
         InvalidInputError: A side is not positive.
     """
-    width = height if width is None else width
-    if min(height, width) < 1:
-        raise InvalidInputError(
-            f"a resolution is a positive number of pixels, not {min(height, width)}"
-        )
+    wanted = Resolution.of(height if width is None else f"{height}x{width}")
     count, *size, channels = images.shape
-    if size == [height, width]:
+    if tuple(size) == wanted.size:
         return images
-    result = np.empty((count, height, width, channels), dtype=np.uint8)
+    result = np.empty((count, *wanted.size, channels), dtype=np.uint8)
     for source, target in zip(images, result, strict=True):
         image = Image.fromarray(source[..., 0] if channels == 1 else source)
-        small = image.resize((width, height), Image.Resampling.BILINEAR)
-        target[...] = np.asarray(small).reshape(target.shape)
+        target[...] = np.asarray(brought_to(image, wanted)).reshape(target.shape)
     return result
 
 
-def framed(images: Pixels, height: int, width: int, top: int, left: int, side: int) -> Pixels:
-    """Images as a black frame of ``(height, width)`` px holds them, in a square at ``top, left``.
+def brought_to(image: Image.Image, resolution: Resolution, share: float = 1.0) -> Image.Image:
+    """The part of an image that :meth:`Resolution.part_of` says, at the resolution."""
+    # Resizing the centre is the same as resizing all and cropping, without the detour over a
+    # huge image for an extreme aspect ratio.
+    top, left, height, width = resolution.part_of(image.height, image.width, share)
+    box = (left, top, left + width, top + height)
+    return image.resize(resolution.size[::-1], Image.Resampling.BILINEAR, box=box)
+
+
+def framed(
+    images: Pixels, height: int, width: int, top: int, left: int, inner: tuple[int, int]
+) -> Pixels:
+    """Images as a black frame of ``(height, width)`` px holds them, at ``top, left``.
 
     Args:
         images: uint8 (n, h, w, c).
         height: Of the frame.
         width: Of the frame.
-        top: Of the square.
-        left: Of the square.
-        side: Of the square, to which the images are resized.
+        top: Of the images.
+        left: Of the images.
+        inner: Height and width to which the images are brought.
     """
-    inner = resize(images, side)
-    if (side, side) == (height, width):
-        return inner
+    pixels = resize(images, *inner)
+    if inner == (height, width):
+        return pixels
     frames = np.zeros((len(images), height, width, images.shape[-1]), np.uint8)
-    frames[:, top : top + side, left : left + side] = inner
+    frames[:, top : top + inner[0], left : left + inner[1]] = pixels
     return frames
 
 

@@ -7,21 +7,21 @@ import http.client
 import importlib
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from deploynas.data.dataset import ImageDataset, build_dataset
-from deploynas.data.decode import Progress, clamp_size
+from deploynas.data.decode import Progress, native_size
 from deploynas.data.idx import find_idx, load_idx
 from deploynas.data.images import Split
-from deploynas.data.pixels import resize
+from deploynas.data.pixels import MIN_SIZE, resize
 from deploynas.data.splits import stratified_mask
 from deploynas.errors import InvalidInputError, MissingDependencyError, MissingFileError
 from deploynas.plugins import Plugins
+from deploynas.spaces import Resolution, ResolutionLike
 
 FASHION_MNIST_DIRECTORY = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package ``dataset-fashion-mnist`` puts the files."""
@@ -43,7 +43,9 @@ class Reader(Protocol):
     def load(
         self, path: Path, *, seed: int, max_size: int, progress: Progress | None = None
     ) -> ImageDataset:
-        """The data set, as :func:`load_dataset` says.
+        """The data set, as :func:`load_dataset` says; images may be of any one size.
+
+        ``max_size`` is a side, the longer one where images are to be of another shape.
 
         Raises:
             InvalidInputError: It is of this kind, and not usable.
@@ -59,7 +61,7 @@ def load_dataset(
     *,
     download: bool = False,
     seed: int = 0,
-    max_size: int = 64,
+    max_size: ResolutionLike = 64,
     progress: Progress | None = None,
 ) -> ImageDataset:
     """Load a data set; the same content and seed give the same splits, in the same order.
@@ -72,7 +74,9 @@ def load_dataset(
             a download; where there is none, scikit-learn's digits, with a warning.
         download: Allow the download of Fashion-MNIST when ``path`` is None.
         seed: Seed of the splits, 0 or more.
-        max_size: Largest native side in px, 8 or more; bigger images are shrunk.
+        max_size: Largest native side in px, 8 or more: images are kept as squares, bigger ones
+            are shrunk. Or a height and a width ("96x160"), at which all images are kept. Of an
+            image of another shape the centre is kept.
         progress: Called with the images done and the total while image files are decoded.
 
     Raises:
@@ -82,26 +86,29 @@ def load_dataset(
     """
     if seed < 0:
         raise InvalidInputError(f"a seed is 0 or more, not {seed}")
-    clamp_size(max_size, max_size)  # refuses a bad one before any work
+    native_size(MIN_SIZE, max_size)  # refuses a bad one before any work
     if path is None:
         return _load_default(download=download, seed=seed, max_size=max_size)
     if not path.exists():
         raise MissingFileError(f"data set {path} does not exist")
-    found = next((reader for reader in _readers() if reader.reads(path)), None)
+    names = (name for name in _reader_names() if READERS.load(name).reads(path))
+    found = next(names, None)
     if found is None:
         raise InvalidInputError(
             f"data set {path} is a file, not a directory", "unpack an archive first"
         )
-    return found.load(path, seed=seed, max_size=max_size, progress=progress)
+    asked = max_size if found in _SHIPPED else max(Resolution.of(max_size).size)
+    reader: Any = READERS.load(found)  # ours take shapes too
+    dataset: ImageDataset = reader.load(path, seed=seed, max_size=asked, progress=progress)
+    return dataset
 
 
-def _readers() -> Iterator[Reader]:
+def _reader_names() -> tuple[str, ...]:
     """Those of other packages first: they know their own, ours take any folder."""
-    others = [name for name in READERS.names() if name not in _SHIPPED]
-    return (READERS.load(name) for name in (*others, *_SHIPPED))
+    return (*(name for name in READERS.names() if name not in _SHIPPED), *_SHIPPED)
 
 
-def _load_default(*, download: bool, seed: int, max_size: int) -> ImageDataset:
+def _load_default(*, download: bool, seed: int, max_size: ResolutionLike) -> ImageDataset:
     cache = _cache_directory()
     warnings: tuple[str, ...] = ()
     places = (_fashion_directory(), cache / "FashionMNIST" / "raw")
@@ -145,18 +152,18 @@ def _download(cache: Path) -> Path:
     return directory
 
 
-def load_digits(warnings: tuple[str, ...], *, seed: int, max_size: int) -> ImageDataset:
+def load_digits(warnings: tuple[str, ...], *, seed: int, max_size: ResolutionLike) -> ImageDataset:
     """The handwritten digits that scikit-learn holds: small, and always there.
 
     Args:
         warnings: That the data set tells.
         seed: Of its splits.
-        max_size: Of an image's side; digits are shown at 28 px where that allows it.
+        max_size: See :func:`load_dataset`; squares are of 28 px where it allows that.
     """
     datasets = _require("sklearn.datasets", "the embedded digits (Fashion-MNIST was not found)")
     digits = datasets.load_digits()
     levels = np.rint(np.asarray(digits.images) * (255 / 16)).astype(np.uint8)
-    images = resize(levels[..., None], clamp_size(_DIGITS_SIZE, max_size))
+    images = resize(levels[..., None], *native_size(_DIGITS_SIZE, max_size).size)
     labels = np.asarray(digits.target, dtype=np.int64)
     rng = np.random.default_rng(seed)
     in_test = stratified_mask(labels, round(len(labels) / 5), rng)

@@ -135,7 +135,7 @@ def export_network(
     """
     network, candidate, data = trained.network, trained.candidate, trained.data
     images, opset, in_model = trained.images, form.opset, form.in_model
-    resolution = network.nodes[0].layer.height
+    resolution = network.resolution
     preprocessing = Preprocessing(
         resolution=resolution, channels=data.channels,  # type: ignore[arg-type]
         mean=data.mean, std=data.std,
@@ -153,9 +153,9 @@ def export_network(
     onnx.checker.check_model(content)
     is_real = len(images) > 0
     if not is_real:
-        shape = (NOISE_IMAGES, resolution, resolution, data.channels)
+        shape = (NOISE_IMAGES, *resolution.size, data.channels)
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    inputs = normalise(resize(images, resolution), data.mean, data.std)
+    inputs = normalise(resize(images, *resolution.size), data.mean, data.std)
     difference = parity(network, content, inputs)
     path = folder / ONNX_NAME
     manifest = Manifest(
@@ -250,23 +250,24 @@ def _in_model(
     model: bytes, preprocessing: Preprocessing, images: Pixels, is_float: bool
 ) -> tuple[bytes, float]:
     """The model that preprocesses, and its largest difference of a probability."""
-    side, mean, std = preprocessing.resolution, preprocessing.mean, preprocessing.std
+    resolution, mean, std = preprocessing.resolution, preprocessing.mean, preprocessing.std
     size, crop = preprocessing.image_size, preprocessing.crop
     content = with_preprocessing(model, mean, std, crop=crop, image_size=size)
     whole = open_session(content, "the exported model")
     network = open_session(model, "the exported model")
-    frames = resize(images, side)
+    frames = resize(images, *resolution.size)
     if size is not None:
-        frames = framed(images, *size, *centre(*size, crop))
+        box = centre(*size, crop, resolution)
+        frames = framed(images, *size, box.top, box.left, box.size)
     difference = 0.0
     for frame, image in zip(frames, images, strict=True):
         found = whole.run(None, {"image": frame[None]})[0]
-        pixels = resize(image[None], centre(*size, crop).side) if size else image[None]
-        prepared = normalise(resize(pixels, side), mean, std)
+        pixels = resize(image[None], *box.size) if size else image[None]
+        prepared = normalise(resize(pixels, *resolution.size), mean, std)
         logits = network.run(None, {"image": prepared})[0].astype(np.float64)
         expected = np.exp(logits - logits.max())
         difference = max(difference, float(np.abs(found - expected / expected.sum()).max()))
-    is_exact = is_float and not needs_resize(side, crop, size)
+    is_exact = is_float and not needs_resize(resolution, crop, size)
     limit = PARITY_TOLERANCE if is_exact else PIXEL_TOLERANCE
     if not difference <= limit:
         raise ParityError(

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from deploynas.artifacts import Artifact, Record
 from deploynas.device import Identity
-from deploynas.spaces import ArchRecord
+from deploynas.spaces import ArchRecord, Resolution, SpaceRecord
 
 ONNX_NAME = "model.onnx"
 Weights = Literal["inherited", "fine-tuned", "from-scratch", "published"]
@@ -19,17 +19,18 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Preprocessing(Record):
     """From an image to the model's input.
 
-    The centre square of ``crop`` times the shorter side, resized (bilinear, antialiased), divided
-    by 255, normalised.
+    The largest centre rectangle of the resolution's shape (a square, where that is one), ``crop``
+    times as high and wide, resized to it (bilinear, antialiased), divided by 255, normalised.
 
     Attributes:
+        resolution: Of the network's input.
         in_model: Whether the model does it: its input is uint8 ``(1, height, width, channels)``,
             its output probabilities. Elsewhere the input is float32 and the output logits.
         image_size: Height and width of the images that such a model crops and resizes; it leaves
             both to the caller where None.
     """
 
-    resolution: Annotated[int, Field(gt=0)]
+    resolution: Resolution
     channels: Literal[1, 3]
     mean: tuple[float, ...]
     std: tuple[Positive, ...]
@@ -46,7 +47,8 @@ class Quantization(Record):
         accuracy_float, accuracy_int8: Of the two files, on ``num_images`` validation images.
         float_layers: Layers that keep their precision, because they are sensitive.
         ratio, ratio_low, ratio_high: Latency of the INT8 file over the float one's, measured in
-            turn, with its 95 % interval; None where the device was not attached.
+            turn, with the interval that holds the truth in 95 % of all exports, however often it
+            was looked at; None where the device was not attached.
     """
 
     accuracy_float: float
@@ -87,7 +89,7 @@ class Manifest(Artifact):
     Attributes:
         core_ms, memory_ms: The reference level of ``predicted_latency_ms``.
         prediction_error: Relative half-width of the prediction's 95 % residual.
-        data_size: Side in px at which the data was loaded, before it was resized.
+        data_size: At which the data was loaded, before it was resized.
         predicted_latency_ms: None where the profile lacks the network's own classifier, and in
             another precision than the search's.
         weights: The supernet's own, trained further, trained anew, or published.
@@ -106,13 +108,13 @@ class Manifest(Artifact):
     SCHEMA: ClassVar[str] = "deploynas-export"
     VERSION: ClassVar[int] = 1
 
-    space: dict[str, str | int | list[int]]
+    space: SpaceRecord
     architecture: ArchRecord
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     data_fingerprint: str
     data_source: str
-    data_size: int
+    data_size: Resolution
     opset: int
     device: Identity
     core_ms: Positive

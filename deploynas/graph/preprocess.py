@@ -10,30 +10,40 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deploynas.errors import InvalidInputError
+from deploynas.spaces import Resolution, ResolutionLike
 
 ANTIALIAS_OPSET = 18  # Resize's antialias
 
 
 class Box(NamedTuple):
-    """A square of an image, in px."""
+    """A rectangle of an image, in px."""
 
     top: int
     left: int
-    side: int
+    size: tuple[int, int]
 
 
-def centre(height: int, width: int, crop: float) -> Box:
-    """The square that preprocessing keeps: ``crop`` times the shorter side, in the centre.
+def centre(height: int, width: int, crop: float, resolution: ResolutionLike = 1) -> Box:
+    """The rectangle that preprocessing keeps: see :meth:`Resolution.part_of`, in whole pixels.
 
     Half a pixel goes where torchvision's ``CenterCrop`` has it.
+
+    Args:
+        height: Of the image.
+        width: Of the image.
+        crop: Share of the largest rectangle's sides.
+        resolution: What it is brought to: of a square by default.
     """
-    side = max(1, round(min(height, width) * crop))
-    return Box(round((height - side) / 2), round((width - side) / 2), side)
+    *_, tall, wide = Resolution.of(resolution).part_of(height, width, crop)
+    size = max(1, round(tall)), max(1, round(wide))
+    return Box(round((height - size[0]) / 2), round((width - size[1]) / 2), size)
 
 
-def needs_resize(resolution: int, crop: float, image_size: tuple[int, int] | None) -> bool:
+def needs_resize(resolution: Resolution, crop: float, image_size: tuple[int, int] | None) -> bool:
     """Whether images of ``image_size`` (height, width) must be resized in the model."""
-    return image_size is not None and centre(*image_size, crop).side != resolution
+    if image_size is None:
+        return False
+    return centre(*image_size, crop, resolution).size != resolution.size
 
 
 def with_preprocessing(
@@ -50,13 +60,14 @@ def with_preprocessing(
     float32 ``(1, num_classes)``.
 
     Args:
-        model: ONNX file of a network: float32 ``(1, channels, side, side)`` to logits.
+        model: ONNX file of a network: float32 ``(1, channels, h, w)`` to logits.
         mean: Of every channel, a fraction of 1.
         std: Of every channel, a fraction of 1.
-        crop: Share of the shorter side that is kept, where there is an ``image_size``.
-        image_size: Height and width of the images. The centre square is resized as Pillow's
+        crop: Share of the largest centre rectangle of the network's shape that is kept, where
+            there is an ``image_size``.
+        image_size: Height and width of the images. The rectangle is resized as Pillow's
             antialiased bilinear filter does, but for a few levels of 255 at single pixels. Where
-            None, images come cropped and resized to the network's side.
+            None, images come cropped and resized to the network's input.
 
     Raises:
         InvalidInputError: The model's opset lacks an antialiased resize, or the size is no size.
@@ -64,8 +75,9 @@ def with_preprocessing(
     whole = onnx.load_from_string(model)
     graph = whole.graph
     (image,), (logits,) = graph.input, graph.output
-    channels, side = (d.dim_value for d in image.type.tensor_type.shape.dim[1:3])
-    height, width = image_size or (side, side)
+    channels, *sides = (d.dim_value for d in image.type.tensor_type.shape.dim[1:4])
+    resolution = Resolution(*sides)
+    height, width = image_size or resolution.size
     if min(height, width) < 1:
         raise InvalidInputError(f"images of {height} x {width} px: both sides are 1 or more")
     nodes: list[onnx.NodeProto] = []
@@ -81,14 +93,14 @@ def with_preprocessing(
         nodes.append(helper.make_node(operator, names, [f"{name}.out"], name, **attributes))
 
     if image_size is not None:
-        box = centre(height, width, crop)
-        if (box.side, box.side) != (height, width):
+        box = centre(height, width, crop, resolution)
+        if box.size != (height, width):
             start = np.array([box.top, box.left])
-            then("Slice", start, start + box.side, np.array([1, 2]))
+            then("Slice", start, start + box.size, np.array([1, 2]))
     then("Transpose", perm=[0, 3, 1, 2])
-    if needs_resize(side, crop, image_size):
+    if needs_resize(resolution, crop, image_size):
         _require_antialias(whole)
-        sizes = np.array([1, channels, side, side])
+        sizes = np.array([1, channels, *resolution.size])
         then("Resize", None, None, sizes, mode="linear", antialias=1)
     then("Cast", to=TensorProto.FLOAT)
     # in levels of 255, which spares a division

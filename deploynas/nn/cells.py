@@ -48,7 +48,7 @@ class CellModule(nn.Module):
 
 
 def _operation(name: str, cell: Cell, source: int) -> nn.Module:
-    layer = operation(name, cell.channels, cell.sides(source)[0], cell.stride(source))
+    layer = operation(name, cell.channels, cell.size_of(source)[0], cell.stride(source))
     return nn.Identity() if layer is None else build_layer(layer)
 
 

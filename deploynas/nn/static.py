@@ -20,6 +20,7 @@ from deploynas.nn.ofa_weights import load_published
 from deploynas.spaces.base import Archs, SearchSpace
 from deploynas.spaces.block_lists import parse_net
 from deploynas.spaces.layers import Activation, Layer, Node, halves
+from deploynas.spaces.resolution import Resolution
 
 
 def activation(name: Activation) -> nn.Module:
@@ -356,6 +357,11 @@ class StaticNetwork(nn.Module):
         self.layers = nn.Sequential(*(build_layer(node.layer) for node in nodes))
         self.nodes = list(nodes)
         self._graph = Graph([node.inputs for node in nodes])
+
+    @property
+    def resolution(self) -> Resolution:
+        """Of its input."""
+        return self.nodes[0].layer.size
 
     def forward(self, x: Tensor) -> Tensor:
         return self._graph(self.layers, x)

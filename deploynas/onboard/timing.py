@@ -8,6 +8,7 @@ steadily by some per cent. Rounds and sessions go on until every interval is nar
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from deploynas.onboard.processor import BusyCores
 
 Floats = npt.NDArray[np.float64]
 MEMORY_BYTES = 12_800_000  # weights that the memory reference streams
+CONFIDENCE = 0.95  # of an interval
 UNSTABLE = 0.03  # relative half-width above which a report says "unstable"
 PRIVATE_CACHE_BYTES = 4_000_000  # weights below this do not feel the shared memory
 REFERENCE_EVERY_MS = 60.0  # of model time inside a round
@@ -113,14 +115,15 @@ class Samples:
             float(np.median(np.concatenate(self.memory_ms))),
         )
 
-    def estimate(self, at: Level | None = None) -> Estimate:
-        """Median latency with its 95 % interval.
+    def estimate(self, at: Level | None = None, confidence: float = CONFIDENCE) -> Estimate:
+        """Median latency with its interval.
 
         Args:
             at: Normalise each touch to this level of the machine; raw times by default.
+            confidence: Of the interval.
         """
         if at is None:
-            return estimate([np.array(session) for session in self.ms])
+            return estimate([np.array(session) for session in self.ms], confidence)
         share = self._memory_share(at)
         sessions = [
             np.array(ms)
@@ -128,7 +131,7 @@ class Samples:
             * (at.memory_ms / _smooth(memory)) ** share
             for ms, core, memory in zip(*self._columns)
         ]
-        return estimate(sessions)
+        return estimate(sessions, confidence)
 
     def _memory_share(self, at: Level) -> float:
         """How much of a change of the memory level the model feels, 0 to 1.
@@ -160,9 +163,9 @@ def _smooth(levels: Sequence[float]) -> Floats:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A latency in milliseconds with its 95 % confidence interval.
+    """A latency in milliseconds, or a ratio, with its confidence interval.
 
-    ``num_samples`` counts every touch, those of sessions that were left out as well.
+    ``num_samples`` counts every touch.
     """
 
     median: float
@@ -187,51 +190,84 @@ class Estimate:
         return not self.half_width <= UNSTABLE
 
 
-def estimate(sessions: Sequence[Floats], num_draws: int = 400) -> Estimate:
-    """Mean of the sessions' medians, with an interval bootstrapped over sessions and rounds.
+def estimate(sessions: Sequence[Floats], confidence: float = CONFIDENCE) -> Estimate:
+    """Geometric mean of the sessions' medians, with Student's interval over the sessions.
 
-    Sessions that something disturbed as a whole are left out. The median discards the outliers
-    inside a session; a session is one draw of memory layout, so that their mean is what the next
-    process will see on average. With few sessions the bootstrap's spread over sessions is widened
-    by sqrt(s / (s - 1)), its known bias.
+    The median discards the outliers inside a session; a session is one draw of memory layout, so
+    that what the next process will see scatters as the sessions do, their own noise included. A
+    single session tells nothing of others: its interval is that of its touches, and too narrow.
+
+    Args:
+        sessions: One array of touches each, milliseconds or ratios.
+        confidence: Share of such intervals that hold the truth.
     """
-    total = sum(map(len, sessions))
-    medians = np.array([np.median(session) for session in sessions])
-    kept = _undisturbed(medians)
-    sessions = [session for session, keep in zip(sessions, kept) if keep]
-    medians = medians[kept]
-    centre = float(medians.mean())
-    rng = np.random.default_rng(0)
-    num = len(sessions)
-    within = np.stack(
-        [np.median(s[rng.integers(0, len(s), (num_draws, len(s)))], axis=1) for s in sessions],
-        axis=1,
-    )
-    if num > 1:
-        picks = rng.integers(0, num, (num_draws, num))
-        between = medians[picks].mean(axis=1) - centre
-        between *= math.sqrt(num / (num - 1))
-    else:
-        between = np.zeros(num_draws)
-    draws = centre + between + (within - medians).mean(axis=1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(centre, float(low), float(high), total)
+    logs = [np.log(session) for session in sessions]
+    if len(logs) > 1:
+        found = interval(np.array([np.median(session) for session in logs]), confidence)
+    else:  # a median's error is sqrt(pi / 2) times a mean's
+        num, centre = len(logs[0]), np.median(logs[0])
+        error = math.sqrt(math.pi / 2 / num) * _spread(logs[0])
+        found = centre + t_quantile(confidence, max(1, num - 1)) * error * np.arange(-1, 2)
+    low, median, high = (float(value) for value in np.exp(found))
+    return Estimate(median, low, high, sum(map(len, sessions)))
 
 
-def _undisturbed(medians: Floats) -> npt.NDArray[np.bool_]:
-    """``(n,)`` which sessions agree with the others: within 4 robust standard deviations.
+def interval(logs: Floats, confidence: float) -> Floats:
+    """``(3,)`` low end, centre and high end of Student's interval of two sessions or more.
 
-    Layout makes sessions differ by a per cent or so, so that 2 % are never an outlier; of fewer
-    than five sessions none is.
+    Args:
+        logs: ``(n,)`` logarithms of the sessions' medians; see :func:`_drawn_in`.
+        confidence: Share of such intervals that hold the truth.
     """
-    centre = np.median(medians)
-    deviation = np.abs(medians - centre)
-    if len(medians) < 5:
-        return np.ones(len(medians), bool)
-    kept: npt.NDArray[np.bool_] = deviation <= max(
-        4 * 1.4826 * float(np.median(deviation)), 0.02 * float(centre)
-    )
-    return kept
+    drawn = _drawn_in(logs)
+    num = len(drawn)
+    half = t_quantile(confidence, num - 1) * drawn.std(ddof=1) / math.sqrt(num)
+    around: Floats = drawn.mean() + half * np.arange(-1, 2)
+    return around
+
+
+def _spread(values: Floats) -> float:
+    """Standard deviation, told by the median absolute deviation."""
+    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
+
+
+def _drawn_in(logs: Floats) -> Floats:
+    """Medians of sessions, those that something disturbed as a whole drawn in to the others.
+
+    To 6 robust standard deviations, and no nearer than 2 %; of fewer than six sessions none is.
+    Further out than sessions that merely differ ever are: to leave sessions out, or to draw in
+    nearer ones, would make the interval too narrow.
+    """
+    if len(logs) < 6:
+        return logs
+    centre, bound = np.median(logs), max(6 * _spread(logs), 0.02)
+    return np.clip(logs, centre - bound, centre + bound)
+
+
+@functools.cache
+def t_quantile(share: float, df: int) -> float:
+    """Within what, either way, Student's t of ``df`` degrees of freedom stays by ``share``.
+
+    By the finite series of its distribution (Abramowitz and Stegun, 26.7.3 and 26.7.4); a board
+    has no scipy.
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(53):  # halves an angle to the last bit
+        angle = (low + high) / 2
+        below = _t_within(angle, df) < share
+        low, high = (angle, high) if below else (low, angle)
+    return math.sqrt(df) * math.tan(low)
+
+
+def _t_within(angle: float, df: int) -> float:
+    """Share of Student's t within +-sqrt(df) tan(angle)."""
+    odd = df % 2
+    total, term = 0.0, math.cos(angle) if odd else 1.0
+    for power in range(odd, df - 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
+    share = math.sin(angle) * total
+    return 2 / math.pi * (angle + share) if odd else share
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ another are refused.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -17,7 +18,7 @@ from deploynas.artifacts import Artifact, Record
 from deploynas.device import Estimate, Identity, Level, Samples
 from deploynas.errors import DeviceMismatchError, IncompleteProfileError
 from deploynas.journal import Journal
-from deploynas.spaces import ArchRecord, Layer, SearchSpace
+from deploynas.spaces import ArchRecord, Layer, Resolution, SearchSpace
 
 Precision = Literal["fp32", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
@@ -85,16 +86,15 @@ class NetworkRecord(Record):
     @field_validator("architecture")
     @classmethod
     def _has_a_resolution(cls, value: ArchRecord) -> ArchRecord:
-        if not isinstance(value.get("resolution"), int):
+        if "resolution" not in value:
             raise ValueError("a calibration network without resolution")
+        Resolution.of(value["resolution"])
         return value
 
     @property
-    def resolution(self) -> int:
-        """Input height and width in pixels."""
-        side = self.architecture["resolution"]
-        assert isinstance(side, int)
-        return side
+    def resolution(self) -> Resolution:
+        """Of the input."""
+        return Resolution.of(self.architecture["resolution"])
 
 
 class LevelRecord(Record):
@@ -113,6 +113,8 @@ class Validation(Record):
         within_5_percent: Share of networks.
         kendall_tau: Rank correlation; ``kendall_tau_low``/``high`` its 95 % bootstrap interval.
         residual_95: 95th percentile of the absolute relative error.
+        margin: Share of a prediction that its upper bound lies above it; see
+            :func:`deploynas.profile.latency_model.conformal_margin`.
         noise_floor: Mean relative half-width of the measurements' own 95 % intervals.
     """
 
@@ -123,11 +125,23 @@ class Validation(Record):
     kendall_tau_low: Correlation
     kendall_tau_high: Correlation
     residual_95: Share
+    margin: Share
     noise_floor: Share
 
 
+def _with_margins(document: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 kept the residual alone: an error of -r in the prediction is r / (1 - r) of it."""
+    validations = document.get("validations", {})
+    for validation in validations.values():
+        residual = validation["residual_95"]
+        validation["margin"] = residual / (1 - residual) if residual < 1 else residual
+    return document
+
+
 class DeviceProfile(Artifact):
-    """A device's profile. Format 1 (0.1.0): first version.
+    """A device's profile.
+
+    Format 1: first version; 2 (0.1.0): a validation tells the margin of the bound.
 
     Attributes:
         identity: Whose it is.
@@ -138,7 +152,10 @@ class DeviceProfile(Artifact):
     """
 
     SCHEMA: ClassVar[str] = "deploynas-device-profile"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    MIGRATIONS: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {
+        1: _with_margins
+    }
 
     identity: Identity
     level: LevelRecord | None = None

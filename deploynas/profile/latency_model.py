@@ -14,6 +14,7 @@ what searches rely on: a table that adds up, and that alone decides which networ
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +38,7 @@ Floats = npt.NDArray[np.float64]
 _PENALTIES = np.geomspace(1e-4, 1e2, 13)
 _POWERS = (1.0, 1.25, 1.6, 2.0)
 _WORTHWHILE = 0.8  # of the mean squared error of a sum: with no more than that a power is taken
+MARGIN_LEVEL = 0.95  # of networks whose time lies within the margin of their prediction
 NUM_FREE = 4  # intercept, scale, layers, bytes: never penalised
 
 
@@ -49,9 +51,10 @@ class LatencyModel:
 
     Attributes:
         space, profile: As given.
-        half_width: Relative half-width of the held-out 95 % residual.
-        low_ms, high_ms: Range of the calibration networks; outside it a prediction is an
-            extrapolation.
+        half_width: Share of a prediction that its bounds lie away from it, held out; see
+            :func:`conformal_margin`.
+        low_ms, high_ms: Range of the calibration networks, at all resolutions; outside it a
+            prediction is an extrapolation.
         layer_terms: ``(len(layer_table),)`` what each layer adds to the sum that a prediction is
             made of: milliseconds where that sum is the prediction, else see :meth:`ms_of`.
         intercept_term: What every network has beside its layers.
@@ -73,31 +76,36 @@ class LatencyModel:
                 f"add it: {profile_command(space, profile.identity, precision)}",
             )
         self.validation = profile.validations[key]
-        self.half_width = self.validation.residual_95
-        records = [r for r in profile.networks[key] if r.resolution in space.resolutions]
-        lacking = sorted(set(space.resolutions) - {r.resolution for r in records})
+        self.half_width = self.validation.margin
+        sides = {r.resolution for r in profile.networks[key]}
+        lacking = sorted(set(space.resolutions) - sides)
         if lacking:  # a profile that was interrupted after its layers
             raise IncompleteProfileError(
                 f"the profile holds no calibration of {space.name} at {lacking[0]} px",
                 f"add it: {profile_command(space, profile.identity, precision)}",
             )
-        archs = space.encode([r.architecture for r in records])
+        # fitted as it was judged, to all resolutions, whichever of them are asked for
+        self._whole = profile.restrict(space.with_resolutions(sorted(sides)), precision)
+        records = [r for r in profile.networks[key] if r.resolution in self._whole.resolutions]
+        archs = self._whole.encode([r.architecture for r in records])
         measured = np.array([profile.estimate(r.samples).median for r in records])
         self.low_ms, self.high_ms = float(measured.min()), float(measured.max())
-        self._features = Features(space, profile, precision)
+        self._features = Features(self._whole, profile, precision)
         self._fitted = fit(self._features(archs), measured)
-        self.layer_terms: Floats = self._features.table @ self._fitted.weights[1:]
+        terms = self._features.table @ self._fitted.weights[1:]
+        of_layer = dict(zip(self._whole.layer_table, terms, strict=True))
+        self.layer_terms: Floats = np.array([of_layer[layer] for layer in space.layer_table])
         self.intercept_term = float(self._features.mean_ms * self._fitted.weights[0])
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that predictions are made from: samples of this space's layers and networks.
+        """Hash of all that predictions are made from: samples of the space's layers and networks.
 
         What else the profile's file holds, or comes to hold, does not change it.
         """
         profile, precision = self.profile, self.precision
         digest = hashlib.sha256()
-        for layer in self.space.layer_table:
+        for layer in self._whole.layer_table:
             key = layer_key(layer, precision)
             digest.update(f"{key} {profile.layers[key].samples.model_dump_json()}".encode())
         for record in profile.networks[space_key(self.space, precision)]:
@@ -121,7 +129,29 @@ class LatencyModel:
 
     def upper_ms(self, archs: Archs) -> Floats:
         """``(n,)`` upper bound: what a budget is compared with."""
-        return self.predict_ms(archs) * (1 + self.half_width)
+        return self._upper(self.predict_ms(archs))
+
+    def within_ms(self, limit: float) -> float:
+        """The prediction whose upper bound is ``limit``."""
+        low, high = 0.0, limit
+        for _ in range(60):
+            middle = (low + high) / 2
+            fits = self._upper(np.array([middle]))[0] <= limit
+            low, high = (middle, high) if fits else (low, middle)
+        return low
+
+    def _upper(self, predicted: Floats) -> Floats:
+        """Upper bounds of predictions.
+
+        Beyond the calibrated range the margin grows: it has doubled as far outside, by the
+        logarithm, as the range is wide.
+        """
+        inside = np.clip(predicted, self.low_ms, self.high_ms)
+        beyond = np.abs(np.log(np.maximum(predicted, 1e-9) / inside))
+        # never so fast that of two networks the quicker has the higher bound
+        width = max(math.log(self.high_ms / self.low_ms), self.half_width, 1e-9)
+        upper: Floats = predicted * (1 + self.half_width * (1 + beyond / width))
+        return upper
 
     def extrapolates(self, milliseconds: float) -> bool:
         """Whether a prediction lies outside the calibrated range."""
@@ -159,7 +189,7 @@ def _by_kernel(layer: Layer) -> str:
 
 
 def _by_width(layer: Layer) -> str:
-    return f"{layer.kind} {layer.out_channels} @{layer.height}"
+    return f"{layer.kind} {layer.out_channels} @{layer.size}"
 
 
 def _by_middle(layer: Layer) -> str:
@@ -253,6 +283,22 @@ def cross_validate(features: Floats, measured: Floats, num_folds: int = 10) -> F
     return predicted
 
 
+def conformal_margin(predicted: Floats, measured: Floats) -> float:
+    """Share of a held-out prediction that a network's time lies from it at most, in 95 % of cases.
+
+    The ceil(0.95 (n + 1))-th smallest of n such shares (Lei et al. 2018, "Distribution-free
+    predictive inference for regression", 2.2), which the next network keeps to in 95 % or more.
+    Fewer than 19 cannot tell that much: of them it is the largest, which holds for n / (n + 1).
+
+    Args:
+        predicted: ``(n,)`` milliseconds, each by a model that never saw the network.
+        measured: ``(n,)`` milliseconds.
+    """
+    shares = np.sort(np.abs(measured / predicted - 1))
+    rank = math.ceil(MARGIN_LEVEL * (len(shares) + 1))
+    return float(shares[min(rank, len(shares)) - 1])
+
+
 def judge(predicted: Floats, measured: Floats, noise: Sequence[float]) -> Validation:
     """Error table of predictions against measurements."""
     error = np.abs(predicted / measured - 1)
@@ -270,6 +316,7 @@ def judge(predicted: Floats, measured: Floats, noise: Sequence[float]) -> Valida
         kendall_tau_low=float(low),
         kendall_tau_high=float(high),
         residual_95=float(np.quantile(error, 0.95)),
+        margin=conformal_margin(predicted, measured),
         noise_floor=float(np.mean(noise)),
     )
 

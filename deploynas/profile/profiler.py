@@ -258,10 +258,10 @@ def calibration_archs(
     """
     key = space_key(space, precision)
     known = {r.resolution for r in profile.networks.get(key, ())}
-    new = [side for side in space.resolutions if side not in known]
+    new = [one for one in space.resolutions if one not in known]
     if not new:
         return space.as_rows([])
-    rng = np.random.default_rng([1, *space.resolutions])
+    rng = np.random.default_rng([1, *(n for one in space.resolutions for n in one.numbers)])
     archs = np.concatenate(
         [
             space.sample(NUM_CALIBRATION // 2, rng),
@@ -270,8 +270,8 @@ def calibration_archs(
             *[space.largest() for _ in new],
         ]
     )
-    sides = [new[i % len(new)] for i in range(len(archs))]
-    return np.unique(space.canonical(space.with_resolution(archs, sides)), axis=0)
+    resolutions = [new[i % len(new)] for i in range(len(archs))]
+    return np.unique(space.canonical(space.with_resolution(archs, resolutions)), axis=0)
 
 
 def with_networks(
@@ -298,7 +298,7 @@ def with_networks(
                 {"architecture": arch, "samples": SampleRecord.of(measured)}
             )
         )
-    whole = space.with_resolutions(sorted({r.resolution for r in records}))
+    whole = space.with_resolutions([r.resolution for r in records])
     estimates = [profile.estimate(r.samples) for r in records]
     times = np.array([e.median for e in estimates])
     rows = whole.encode([r.architecture for r in records])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deploynas.errors import UnknownNameError
 from deploynas.profile.device_profile import DeviceProfile
+from deploynas.spaces import resolutions_of
 
 FOLDER = Path(__file__).parents[1] / "shipped_profiles"  # in a checkout a link to profiles/
 PREFIX, SUFFIX = "shipped:", ".json.gz"
@@ -44,7 +45,7 @@ class Calibration:
 
     Attributes:
         space, precision, num_classes, in_channels: Which.
-        resolutions: Of its calibration networks, ascending, px.
+        resolutions: Of its calibration networks, ascending, as files write them.
         num_networks: How many these are.
         stated_error: Half-width of the held-out 95 % residual, relative; None where it was not
             validated.
@@ -54,7 +55,7 @@ class Calibration:
     precision: str
     num_classes: int
     in_channels: int
-    resolutions: tuple[int, ...]
+    resolutions: tuple[int | str, ...]
     num_networks: int
     stated_error: float | None
 
@@ -71,9 +72,11 @@ def calibrations(profile: DeviceProfile) -> list[Calibration]:
                 precision=precision,
                 num_classes=int(num_classes),
                 in_channels=int(in_channels),
-                resolutions=tuple(sorted({network.resolution for network in networks})),
+                resolutions=tuple(
+                    one.plain for one in resolutions_of(network.resolution for network in networks)
+                ),
                 num_networks=len(networks),
-                stated_error=validation.residual_95 if validation else None,
+                stated_error=validation.margin if validation else None,
             )
         )
     return found

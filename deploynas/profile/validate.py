@@ -114,8 +114,8 @@ def profiled_spaces(
         kind, name, num_classes, in_channels = key.split("/")
         argument = own if name == own_key else name
         if kind == precision and argument is not None and spaces.is_known(argument):
-            sides = sorted({r.resolution for r in records})
-            found.append(spaces.space(argument, int(num_classes), int(in_channels), sides))
+            resolutions = [r.resolution for r in records]
+            found.append(spaces.space(argument, int(num_classes), int(in_channels), resolutions))
     return found
 
 

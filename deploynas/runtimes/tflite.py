@@ -160,11 +160,8 @@ class Writer:
         self._operators: list[Any] = []
         self._codes: dict[tuple[str, int], int] = {}
         self._buffers = [b""]  # the first is that of tensors without a value
-        self._known = {
-            one.name: Tensor(tuple(one.dims), value=numpy_helper.to_array(one))
-            for one in model.graph.initializer
-        }
         graph = model.graph
+        self._known = _constants(graph)
         self._types = {
             one.name: one.type.tensor_type
             for one in (*graph.value_info, *graph.input, *graph.output)
@@ -181,14 +178,9 @@ class Writer:
             shape, dtype = self.shape(name), self._dtype(name)
             turned = len(shape) == 4 and dtype == "float32"
             self._known[name] = self._add(name, shape, turned, dtype)
-        merged: set[str] = set()
         for proto in graph.node:
-            if proto.op_type == "Constant":
-                self._known[proto.output[0]] = _constant(proto)
-        for proto in graph.node:
-            if proto.output[0] not in merged and proto.op_type != "Constant":
+            if proto.output[0] not in self._known:  # no constant, nor merged into another
                 activation, output = self._activation(proto)
-                merged.add(output)
                 read = [self._known[name] if name else None for name in proto.input]
                 OPERATORS[proto.op_type](self, Node(proto, read, output, activation))
         return self._packed(inputs, [one.name for one in graph.output])
@@ -388,11 +380,18 @@ def _limits(node: Node) -> tuple[float, float]:
     return -np.inf if low is None else float(low), np.inf if high is None else float(high)
 
 
-def _constant(proto: onnx.NodeProto) -> Tensor:
-    (attribute,) = proto.attribute
-    value = helper.get_attribute_value(attribute)
-    array = numpy_helper.to_array(value) if attribute.name == "value" else np.array(value)
-    return Tensor(array.shape, value=array)
+def _constants(graph: onnx.GraphProto) -> dict[str, Tensor]:
+    """Those of the file, under every name that they have."""
+    arrays = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            (attribute,) = node.attribute
+            value = helper.get_attribute_value(attribute)
+            is_tensor = attribute.name == "value"
+            arrays[node.output[0]] = numpy_helper.to_array(value) if is_tensor else np.array(value)
+        elif node.op_type == "Identity" and node.input[0] in arrays:
+            arrays[node.output[0]] = arrays[node.input[0]]
+    return {name: Tensor(array.shape, value=array) for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)

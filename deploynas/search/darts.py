@@ -29,12 +29,12 @@ from deploynas.nn.mixtures import MixedBlocks, MixedCells, Mixture
 from deploynas.search.cells import COLLAPSED, cells_decision
 from deploynas.search.discretise import Decision, discretise
 from deploynas.search.gates import Floats, restore_adam
-from deploynas.search.gradient import Architecture, GradientRecipe, Learner, WeightStep
+from deploynas.search.gradient import Architecture, GradientRecipe, Learner, Part, WeightStep
 from deploynas.search.problem import Problem
 from deploynas.search.strategies.darts import DartsOptions
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train.distributed import averages, mean_over_processes, share_of_mean
-from deploynas.train.loop import DivergedError, StepImages
+from deploynas.train.loop import DivergedError, Positive, Share, StepImages
 from deploynas.train.task import CLASSIFICATION
 
 STEP_SHARE = 0.01  # of the weights' norm: the finite difference of section 2.3
@@ -47,9 +47,9 @@ class DartsRecipe(GradientRecipe):
         architecture: How the mixtures move.
     """
 
-    learning_rate: float = 0.05
-    weights_only: float = 0.2
-    held_out: float = 0.5
+    learning_rate: Positive = 0.05
+    weights_only: Share = 0.2
+    held_out: Part = 0.5
     architecture: DartsOptions = DartsOptions()
 
 

@@ -11,10 +11,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Annotated, Protocol, Self
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from deploynas.artifacts import Record
@@ -25,11 +26,20 @@ from deploynas.errors import InvalidInputError
 from deploynas.search.budget import own_name
 from deploynas.search.discretise import Decision
 from deploynas.search.problem import Problem
-from deploynas.spaces import Archs, SearchSpace
+from deploynas.spaces import Archs, Resolution, SearchSpace
 from deploynas.train import Batches, Recipe, TrainingProgress
 from deploynas.train.distributed import is_first, place
-from deploynas.train.loop import MIN_STEPS, StepImages, Trainee, run_training
+from deploynas.train.loop import (
+    MIN_STEPS,
+    Count,
+    Positive,
+    Share,
+    StepImages,
+    Trainee,
+    run_training,
+)
 
+Part = Annotated[float, Field(gt=0, lt=1)]
 NUM_POINTS = 60  # of the history
 MAX_EPOCHS = 200.0  # of a search whose length nobody chose
 
@@ -44,12 +54,12 @@ class GradientRecipe(Recipe):
         architecture_every: Weight steps to an architecture step.
     """
 
-    epochs: float = 10.0
-    batch_size: int = 64
-    learning_rate: float = 0.1
-    weights_only: float = 0.5
-    held_out: float = 0.2
-    architecture_every: int = 1
+    epochs: Positive = 10.0
+    batch_size: Count = 64
+    learning_rate: Positive = 0.1
+    weights_only: Share = 0.5
+    held_out: Part = 0.2
+    architecture_every: Count = 1
 
     def lengthened(self, num_images: int) -> Self:
         """Four times as many steps as other trainings, of the weights' images."""
@@ -253,11 +263,11 @@ class Learner(abc.ABC):
             InvalidInputError: The data is too small to split, or the checkpoint is another's.
             InfeasibleBudgetError: No network keeps the limits.
         """
-        recipe, side = self.recipe, self.space.resolutions[0]
+        recipe, resolution = self.recipe, self.space.resolutions[0]
         optimizer = self.architecture(problem)
         own, held = split_for_architecture(dataset, recipe.held_out, recipe.seed)
         device = next(self.network.parameters()).device
-        search = _Search(optimizer, Batches(dataset, held, device), recipe, side)
+        search = _Search(optimizer, Batches(dataset, held, device), recipe, resolution)
         if search.smallest_batch < place()[1]:
             raise InvalidInputError(
                 f"{len(held)} images for the architecture cannot be shared by {place()[1]} "
@@ -265,10 +275,11 @@ class Learner(abc.ABC):
             )
 
         def accumulate(images: StepImages) -> Tensor:
-            def loss_of(out: Tensor) -> Tensor:
-                return images.task.loss(out, images.labels, recipe.label_smoothing)
+            x = images.at(resolution)
 
-            x = images.at(side)
+            def loss_of(out: Tensor) -> Tensor:
+                return images.task.loss(out, images.wanted(x, out.shape[1]))
+
             search.architecture_step(images.share, WeightStep(x, loss_of, images.rate))
             with recipe.autocast(device):
                 loss = loss_of(self.logits(x, images, optimizer))
@@ -315,9 +326,14 @@ class _Search:
     """The architecture's side of a search: its batches, its history, its state."""
 
     def __init__(
-        self, optimizer: Architecture, data: Batches, recipe: GradientRecipe, side: int
+        self,
+        optimizer: Architecture,
+        data: Batches,
+        recipe: GradientRecipe,
+        resolution: Resolution,
     ) -> None:
-        self.optimizer, self.data, self.recipe, self.side = optimizer, data, recipe, side
+        self.optimizer, self.data, self.recipe = optimizer, data, recipe
+        self.resolution = resolution
         self.history: list[HistoryPoint] = []
         self.best = ""
         self._loss: float | None = None
@@ -335,7 +351,7 @@ class _Search:
         labels = self.data.labels[torch.from_numpy(own).to(self.data.labels.device)]
         done = (share - recipe.weights_only) / max(1e-9, 1 - recipe.weights_only)
         self._loss = self.optimizer.step(
-            self.data.images(own, self.side), labels,
+            self.data.images(own, self.resolution), labels,
             np.random.default_rng([recipe.seed, number, 11]), done, weight_step,
         )  # fmt: skip
 

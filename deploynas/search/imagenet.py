@@ -89,10 +89,15 @@ class ImageNetPredictor:
 
     def _own(self, archs: Archs) -> tuple[Archs, np.ndarray]:
         """The rows as rows of ``self.space``, and which of them it holds."""
-        sides = self._given.resolution_of(archs)
-        known = np.isin(sides, self.space.resolutions)
-        first = self.space.resolutions[0]
-        return self.space.with_resolution(archs, np.where(known, sides, first)), known
+        own, column = self.space.resolutions, self.space.resolution_column
+        options = np.array(
+            [own.index(one) if one in own else -1 for one in self._given.resolutions]
+        )
+        found = options[self._given.resolution_index(archs)]
+        rows = np.array(archs)
+        if column is not None:
+            rows[:, column] = np.maximum(found, 0)
+        return rows, found >= 0
 
 
 def imagenet_predictor(name: str | SearchSpace) -> ImageNetPredictor:

@@ -9,6 +9,7 @@ from typing import Any
 from deploynas.artifacts import Record
 from deploynas.profile.device_profile import Precision
 from deploynas.search.budget import Budget
+from deploynas.spaces import SpaceRecord
 
 
 class Job(Record):
@@ -32,7 +33,7 @@ class Job(Record):
         attached: Whether finalists are measured.
     """
 
-    space: dict[str, str | int | list[int]]
+    space: SpaceRecord
     data: str
     profiles: dict[str, str]
     budget: Budget

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploynas.costs import COSTS, Cost, Floats, LayerSum
-from deploynas.errors import InfeasibleBudgetError, UnknownNameError
+from deploynas.errors import InfeasibleBudgetError, InvalidInputError, UnknownNameError
 from deploynas.profile import LatencyModel
 from deploynas.search.budget import Budget, own_name
 from deploynas.spaces import Archs, SearchSpace
@@ -55,6 +55,11 @@ class Problem:
         if name not in self._costs:
             device, _, own = name.rpartition(".")
             models = {"": self.model, **(self.others or {})}
+            if not self.others and device:
+                raise InvalidInputError(
+                    f"{name} is of a second device, and there is one",
+                    f"name its profile: --profile {device}=FILE",
+                )
             if device not in models:
                 raise UnknownNameError("profile", device, self.others or {})
             self._costs[name] = COSTS.load(own)(models[device])
@@ -86,8 +91,12 @@ class Problem:
         return admitted
 
     def values(self, archs: Archs, names: Sequence[str]) -> Floats:
-        """``(n, len(names))`` costs, of a latency the bound."""
-        return np.stack([self.cost(name).upper(archs) for name in names], axis=1)
+        """``(n, len(names))`` costs, of a latency the bound; less is better.
+
+        So that what is wanted to be much, as a throughput, is negative.
+        """
+        costs = [self.cost(name) for name in names]
+        return np.stack([-x.upper(archs) if x.at_least else x.upper(archs) for x in costs], axis=1)
 
     def layer_sums(self) -> dict[str, LayerSum]:
         """Name -> sum over layers, of the limits that are one."""

@@ -10,7 +10,7 @@ from deploynas.artifacts import Artifact, Record, unchanged
 from deploynas.device import Identity
 from deploynas.profile.device_profile import Precision
 from deploynas.search.budget import Budget
-from deploynas.spaces import ArchRecord
+from deploynas.spaces import ArchRecord, Resolution, SpaceRecord
 
 AccuracyKind = Literal["measured", "predicted"]
 FoundBy = Literal["strategy", "random", "uniform", "largest"]
@@ -112,7 +112,8 @@ class DataRecord(Record):
 
     Attributes:
         fingerprint: Of the images; empty where they are not here.
-        crop: Share of an image's shorter side that its centre crop keeps.
+        size: At which they were loaded.
+        crop: What their centre crop keeps: see :meth:`Resolution.part_of`.
     """
 
     name: str
@@ -120,7 +121,7 @@ class DataRecord(Record):
     fingerprint: str
     classes: tuple[str, ...]
     channels: int
-    size: int
+    size: Resolution
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop: float = 1.0
@@ -170,7 +171,7 @@ class SearchResult(Artifact):
 
     job: str = ""
     found_by: FoundBy = "strategy"
-    space: dict[str, str | int | list[int]]
+    space: SpaceRecord
     strategy: str
     seed: int
     budget: Budget
@@ -201,6 +202,21 @@ class SearchResult(Artifact):
     def measured_latency_ms(self) -> float | None:
         """Of the chosen network, where the profile's device was attached."""
         return self.measured.get("latency_ms")
+
+    @property
+    def has_images(self) -> bool:
+        """Whether it trained on images that are here, and not somebody else on theirs."""
+        return self.weights != "published"
+
+    @property
+    def has_file(self) -> bool:
+        """Whether the chosen network's weights are a file of their own in the run."""
+        return self.weights != "shared"
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether the weights that judged the network are not worth to be exported."""
+        return self.weights == "paths"
 
     @classmethod
     def file_in(cls, run: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ import numpy as np
 
 from deploynas.costs import Floats
 from deploynas.errors import InfeasibleBudgetError
-from deploynas.search.drawing import MAX_DRAWS
+from deploynas.search.drawing import MAX_DRAWS, uniform_samples
 from deploynas.search.evaluations import Evaluations
 from deploynas.search.fronts import front, hypervolume, knee
 from deploynas.search.problem import Problem
@@ -28,7 +28,6 @@ class Evaluator(Protocol):
         identity: Of what judges: equal ones give equal accuracies, in this process or another;
             None where evaluations need not be kept.
         kind: Whether :meth:`final` measured it.
-        chunk: Architectures at a time, between which evaluations are kept and progress is told.
         num_finalists: Architectures that :meth:`final` ranks.
     """
 
@@ -41,15 +40,14 @@ class Evaluator(Protocol):
         """See the class."""
 
     @property
-    def chunk(self) -> int:
-        """See the class."""
-
-    @property
     def num_finalists(self) -> int:
         """See the class."""
 
-    def quick(self, archs: Archs) -> Floats:
-        """``(n,)`` fractions for the search's inner loop, all by the same measure."""
+    def quick(self, archs: Archs) -> Iterable[float]:
+        """A fraction each, in order, for the search's inner loop, all by the same measure.
+
+        One that comes before the next is made is kept at once.
+        """
         ...
 
     def promising(self, archs: Archs, scores: Floats) -> list[int]:
@@ -71,6 +69,7 @@ Decide = Callable[[float], Archs | None]
 Judge = Callable[[Archs], Floats]
 MAX_MEASURED, STEP_DOWN = 12, 0.005
 MAX_REFINED, USE = 2, 0.96
+NUM_MORE = 200  # drawn where the machine is so slow that nothing evaluated is quick enough
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,8 @@ def search(
 
     Whatever was evaluated may win: what the strategy found, what the random search beside it drew,
     a uniform network. Where a device measures a network over a limit, the next one is the best of
-    all evaluated whose prediction is lower by as much.
+    all evaluated whose prediction is lower by as much; where there is none, of a few more that are
+    drawn there.
 
     Args:
         problem: Space, costs and limits.
@@ -270,7 +270,7 @@ def search(
         held = [name for name, archs in pools.items() if (archs == best).all(axis=1).any()]
         return Outcome(
             best=candidate(best),
-            found_by="strategy" if decide is not None and not held else held[0],
+            found_by=held[0] if held else "random" if decide is None else "strategy",
             random_best=first_of("random"),
             uniform_best=first_of("uniform"),
             largest=candidate(space.largest()[0]) if plan.beside else None,
@@ -308,12 +308,10 @@ class _Judged:
                     new.append(arch)
                 else:
                     self._quick[arch.tobytes()] = known
-        chunk = self._evaluator.chunk
-        for start in range(0, len(new), chunk):
-            part = np.stack(new[start : start + chunk])
-            for arch, score in zip(part, self._evaluator.quick(part), strict=True):
-                self._quick[arch.tobytes()] = float(score)
-                self._kept.add(arch, "quick", float(score))
+        found = self._evaluator.quick(np.stack(new)) if new else ()
+        for arch, score in zip(new, found, strict=True):
+            self._quick[arch.tobytes()] = float(score)
+            self._kept.add(arch, "quick", float(score))
             done = min(1.0, len(self._quick) / self._expected)
             self._on_progress("evaluating networks", done)
         return np.array([self._quick[arch.tobytes()] for arch in archs])
@@ -381,9 +379,12 @@ class _OnDevice:
 
     def worst(self, arch: Archs) -> tuple[float, str]:
         """The largest share of a limit that a network was measured to take, and which that is."""
-        limits = self._problem.limits
+        problem, limits = self._problem, self._problem.limits
         shares = [
-            (value / limits[name], f"{name} {value:.4g} where {limits[name]:g} is allowed")
+            (
+                problem.cost(name).share(value, limits[name]),
+                f"{name} {value:.4g} where {limits[name]:g} is allowed",
+            )
             for name, value in self.measured(arch).items()
         ]
         return max(shares, default=(0.0, ""))
@@ -397,6 +398,19 @@ class _OnDevice:
         found: Floats = np.max([np.zeros(len(archs)), *shares], axis=0)
         return found
 
+    def more(self, share: float, num: int) -> Archs:
+        """Up to ``num`` networks that are predicted to take such a share of the limits, or less.
+
+        Of many that are drawn the nearest to it.
+        """
+        problem = self._problem.tightened(share)
+        try:
+            drawn = uniform_samples(NUM_MORE, problem, np.random.default_rng(0))
+        except InfeasibleBudgetError:
+            return problem.space.as_rows([])
+        nearest: Archs = drawn[np.argsort(-self.predicted(drawn), kind="stable")[:num]]
+        return nearest
+
     @property
     def error(self) -> float:
         """The least error that the latency models state."""
@@ -405,7 +419,7 @@ class _OnDevice:
 
 
 class _Descent:
-    """Networks to measure, ever lower: finalists, then the best of all that was evaluated.
+    """Networks to measure, ever lower: finalists, the best of all that was evaluated, then more.
 
     Args:
         judged: Accuracies.
@@ -438,6 +452,8 @@ class _Descent:
         if len(self._pool):
             fresh = np.array([arch.tobytes() not in self._seen for arch in self._pool])
             rest = self._pool[fresh & (predicted(self._pool) <= share)]
+            if not len(rest) and not fitting:
+                rest = self._on_device.more(share, self._num)
             better = share < 1 and bool(fitting) and self._promises_more(rest, fitting[0])
             if len(rest) and (better or not fitting):
                 picked = self._judged.best(rest, self._num)
@@ -596,12 +612,13 @@ def front_of(
     if "latency_ms" in names:  # of the prediction itself, as everywhere else
         costs[:, list(names).index("latency_ms")] = predicted
     rows = history.front(costs)
+    signs = np.array([-1.0 if problem.cost(name).at_least else 1.0 for name in names])
     points = tuple(
         FrontPoint.model_validate(
             {
                 "architecture": arch,
                 "predicted_latency_ms": float(predicted[row]),
-                "costs": tuple(costs[row].tolist()),
+                "costs": tuple((signs * costs[row]).tolist()),
                 "accuracy": float(accuracies[row]),
             }
         )
@@ -617,7 +634,7 @@ def front_of(
     return points, TradeOff(
         costs=tuple(names),
         hypervolume=min(1.0, found / float(np.prod(sides))),
-        worst=tuple(worst.tolist()),
+        worst=tuple((signs * worst).tolist()),
         worst_accuracy=worst_accuracy,
         knee=knee(costs[rows], accuracies[rows]),
     )

@@ -100,6 +100,7 @@ class Strategy(abc.ABC):
             strategy learns them with the architecture.
         predicts: Whether it fits a predictor of its own: pointless where one judges already.
         num_retrained: So many of the best are trained from scratch before one is chosen.
+        shows_front: Whether people are shown the front: it is what was searched for.
     """
 
     name: ClassVar[str]
@@ -109,6 +110,7 @@ class Strategy(abc.ABC):
     weights: ClassVar[Weights] = "any"
     predicts: ClassVar[bool] = False
     num_retrained: ClassVar[int] = 0
+    shows_front: ClassVar[bool] = False
 
     def misfit(self, space: SearchSpace) -> str | None:
         """Why a space cannot be searched so; None where it can."""
@@ -253,13 +255,13 @@ def parsed(kind: type[Any], typed: Mapping[str, str], what: str, base: Any = Non
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][:1])
         raise InvalidInputError(
-            f"{where} as an {what}: {first['msg'].lower()}, got {first['input']!r}"
+            f"{what} {where}: {first['msg'].lower()}, got {first['input']!r}"
         ) from None
 
 
 def _no_field(what: str, name: str, kind: type[Any]) -> Exception:
     if kind.model_fields:
-        return UnknownNameError(what, name, kind.model_fields)
+        return UnknownNameError(what, name, kind.model_fields, tells_all=True)
     return InvalidInputError(f"unknown {what} {name!r}", "it has none")
 
 

@@ -8,7 +8,15 @@ from typing import Any
 
 from deploynas.errors import InvalidInputError
 from deploynas.plugins import Plugins
-from deploynas.spaces.base import ArchRecord, Archs, Choice, Graphs, SearchSpace, Slot
+from deploynas.spaces.base import (
+    ArchRecord,
+    Archs,
+    Choice,
+    Graphs,
+    SearchSpace,
+    Slot,
+    SpaceRecord,
+)
 from deploynas.spaces.block_lists import parse_net
 from deploynas.spaces.candidates import CandidateSpace
 from deploynas.spaces.cells import CELL_TABLES, CellSpace, cell_space, operation
@@ -16,6 +24,7 @@ from deploynas.spaces.genotypes import genotype, parse_genotype
 from deploynas.spaces.layers import Layer, Node
 from deploynas.spaces.mobile import MobileSpace
 from deploynas.spaces.nasbench201 import NASBENCH_TABLES, StagedCellSpace, staged_cell_space
+from deploynas.spaces.resolution import Resolution, ResolutionLike, resolutions_of
 from deploynas.spaces.staged import StagedSpace, StageTable
 from deploynas.spaces.tables import (
     SUFFIX,
@@ -35,8 +44,11 @@ __all__ = [
     "Layer",
     "MobileSpace",
     "Node",
+    "Resolution",
+    "ResolutionLike",
     "SearchSpace",
     "Slot",
+    "SpaceRecord",
     "StageTable",
     "StagedCellSpace",
     "StagedSpace",
@@ -45,6 +57,7 @@ __all__ = [
     "operation",
     "parse_genotype",
     "parse_net",
+    "resolutions_of",
     "space",
     "space_names",
     "staged_space",
@@ -67,6 +80,22 @@ def space_names() -> list[str]:
     return PLUGINS.names()
 
 
+def all_spaces() -> dict[str, SearchSpace]:
+    """Name -> space, of all that can be made; why others cannot is in ``PLUGINS.broken``.
+
+    Raises:
+        InvalidInputError: Two packages bring a space of one name.
+    """
+    PLUGINS.broken.clear()
+    found = {}
+    for name in space_names():
+        try:
+            found[name] = space(name)
+        except InvalidInputError as error:
+            PLUGINS.broken[name] = str(error)
+    return found
+
+
 def is_known(name: str) -> bool:
     """Whether :func:`space` knows a name, whatever is changed in it."""
     return name.endswith(SUFFIX) or name.partition(":")[0] in space_names()
@@ -76,7 +105,7 @@ def space(
     name: str,
     num_classes: int | None = None,
     in_channels: int = 3,
-    resolutions: Sequence[int] | None = None,
+    resolutions: Sequence[ResolutionLike] | None = None,
     *,
     table: str | None = None,
     **changes: int | str | Sequence[str],
@@ -89,7 +118,8 @@ def space(
             ``darts:channels=8,cells=5,operations=skip_connect+sep_conv_3x3``.
         num_classes: Outputs of the classifier; by default the table's own.
         in_channels: Channels of the input image.
-        resolutions: Input heights and widths in pixels; by default the table's own.
+        resolutions: Of the input, each a side in pixels or ``"HEIGHTxWIDTH"``; by default the
+            table's own.
         table: Of a space of one's own, as its ``spec`` holds it: no file is read.
         changes: Of a cell space: ``channels``, ``cells``, and but for ``nasbench201`` ``nodes``
             and ``operations``.

@@ -18,13 +18,15 @@ import numpy.typing as npt
 from deploynas.errors import InvalidInputError
 from deploynas.spaces import layers as layer_costs
 from deploynas.spaces.layers import Layer, Node
+from deploynas.spaces.resolution import MAX_SIDE, MIN_SIDE, Resolution, ResolutionLike
 from deploynas.spaces.sums import Sums
 from deploynas.spaces.tree import Tree, independent
 
 Archs = npt.NDArray[np.integer]
 ArchDict = Mapping[str, object]
 ArchRecord = dict[str, int | str | list[int] | list[str]]  # the dict form in a file
-RESOLUTION = "resolution"  # the name of the choice of the input's side, in every family
+SpaceRecord = dict[str, int | str | list[int | str]]  # a space's ``spec`` in a file
+RESOLUTION = "resolution"  # the name of the choice of the input's size, in every family
 _CHUNK = 16_384  # rows that keep a slot's working set inside the cache
 
 
@@ -109,7 +111,8 @@ class SearchSpace(abc.ABC):
         layer_table: Every distinct layer that the space can produce.
         slots: Where they stand, in the order of execution.
         num_classes, in_channels, resolutions: What the space was made for; a space of several
-            resolutions has a choice that is named :data:`RESOLUTION`, of the same numbers.
+            resolutions has a choice that is named :data:`RESOLUTION`: see
+            :meth:`resolution_choice`.
 
     Of a family:
         network: The class that shares weights between its architectures, one running at a time:
@@ -129,7 +132,7 @@ class SearchSpace(abc.ABC):
     name: str
     num_classes: int
     in_channels: int
-    resolutions: tuple[int, ...]
+    resolutions: tuple[Resolution, ...]
     choices: tuple[Choice, ...]
     layer_table: tuple[Layer, ...]
     slots: tuple[Slot, ...]
@@ -165,7 +168,7 @@ class SearchSpace(abc.ABC):
         Raises:
             InvalidInputError: A key is missing or a value is not an option of its choice.
         """
-        resolution = Choice(RESOLUTION, self.resolutions)
+        resolution = self.resolution_choice()
         for arch in dicts:
             resolution.index(arch.get(RESOLUTION), self.name)
         rows = [[c.index(arch.get(c.name), self.name) for c in self.choices] for arch in dicts]
@@ -173,16 +176,21 @@ class SearchSpace(abc.ABC):
 
     def decode(self, archs: Archs) -> list[dict[str, object]]:
         """Option indices -> dict form, for files and people: here every choice by its name."""
-        sides = self.resolution_of(archs).tolist()
         return [
-            {RESOLUTION: side}
+            {RESOLUTION: resolution.plain}
             | {c.name: c.options[i] for c, i in zip(self.choices, row, strict=True)}
-            for side, row in zip(sides, self._checked(archs), strict=True)
+            for resolution, row in zip(
+                self.resolution_of(archs), self._checked(archs), strict=True
+            )
         ]
 
     @abc.abstractmethod
-    def with_resolutions(self, resolutions: Sequence[int]) -> Self:
-        """The same space at other resolutions."""
+    def with_resolutions(self, resolutions: Sequence[ResolutionLike]) -> Self:
+        """The same space at other resolutions.
+
+        Raises:
+            InvalidInputError: A resolution is none that a network can have.
+        """
 
     def uniform(self) -> Archs:
         """The networks that a person would draw: one kind of block everywhere.
@@ -193,20 +201,28 @@ class SearchSpace(abc.ABC):
         most = int(self.num_options.max())
         shares = np.linspace(0.0, 1.0, most)[:, None]
         rows = self.as_rows(np.rint(shares * (self.num_options - 1)))
-        at_all = [self.with_resolution(rows, side) for side in self.resolutions]
+        at_all = [self.with_resolution(rows, one) for one in self.resolutions]
         return np.unique(self.canonical(np.concatenate(at_all)), axis=0)
 
     def require_possible(self) -> None:
         """Check what the space was made for.
 
         Raises:
-            InvalidInputError: No class, no channel, or a resolution below 8 px.
+            InvalidInputError: No class, no channel, or a resolution with a side of less than
+                8 px or more than 4,096.
         """
-        if min(self.num_classes, self.in_channels) < 1 or min(self.resolutions, default=0) < 8:
+        sides = [side for one in self.resolutions for side in one.size]
+        fit = MIN_SIDE <= min(sides, default=0) and max(sides, default=0) <= MAX_SIDE
+        if min(self.num_classes, self.in_channels) < 1 or not fit:
             raise InvalidInputError(
-                f"{self.name} needs at least one class, one channel and resolutions of 8 px or "
-                f"more, got {self.num_classes}, {self.in_channels} and {list(self.resolutions)}"
+                f"{self.name} needs at least one class, one channel and resolutions of "
+                f"{MIN_SIDE} px or more, at most {MAX_SIDE:,}, got {self.num_classes}, "
+                f"{self.in_channels} and {list(self.resolutions)}"
             )
+
+    def resolution_choice(self) -> Choice:
+        """The choice of the resolution, its options as files write them."""
+        return Choice(RESOLUTION, tuple(one.plain for one in self.resolutions))
 
     @property
     def is_chain(self) -> bool:
@@ -235,32 +251,42 @@ class SearchSpace(abc.ABC):
         one_each = len(taken) == len(set(taken)) and max(map(len, deciding)) <= 1
         return one_each and self.is_chain
 
-    def resolution_of(self, archs: Archs) -> npt.NDArray[np.int64]:
-        """``(n,)`` sides of the input image in pixels."""
-        sides, archs = np.array(self.resolutions, np.int64), self._checked(archs)
-        column = self.resolution_column
-        return np.full(len(archs), sides[0]) if column is None else sides[archs[:, column]]
+    def resolution_of(self, archs: Archs) -> npt.NDArray[np.object_]:
+        """``(n,)`` :class:`Resolution` of the input image."""
+        options, indices = np.array(self.resolutions, np.object_), self.resolution_index(archs)
+        found: npt.NDArray[np.object_] = options[indices]
+        return found
 
-    def with_resolution(self, archs: Archs, pixels: npt.ArrayLike) -> Archs:
+    def resolution_index(self, archs: Archs) -> npt.NDArray[np.integer]:
+        """``(n,)`` indices into ``resolutions``."""
+        archs, column = self._checked(archs), self.resolution_column
+        return np.zeros(len(archs), np.int64) if column is None else archs[:, column]
+
+    def with_resolution(
+        self,
+        archs: Archs,
+        resolution: ResolutionLike | Sequence[ResolutionLike] | npt.NDArray[np.generic],
+    ) -> Archs:
         """Architectures, also those of this space at other resolutions, at one that it has.
 
         Args:
             archs: ``(n, num_choices)``.
-            pixels: Sides of the input image, one or ``(n,)``.
+            resolution: Of the input image, one or ``(n,)``.
 
         Raises:
-            InvalidInputError: A side is none of ``resolutions``.
+            InvalidInputError: It is none of ``resolutions``.
         """
-        sides = np.broadcast_to(np.asarray(pixels), len(archs))
-        unknown = sides[~np.isin(sides, self.resolutions)]
-        if len(unknown):
-            raise InvalidInputError(
-                f"resolution of {self.name} is one of {list(self.resolutions)}, got {unknown[0]}"
-            )
+        choice, wanted = self.resolution_choice(), np.asarray(resolution, np.object_)
+        indices = {one: choice.index(one, self.name) for one in set(wanted.flat)}
         rows = np.array(archs)
         if self.resolution_column is not None:
-            rows[:, self.resolution_column] = np.searchsorted(self.resolutions, sides)
+            rows[:, self.resolution_column] = [indices[one] for one in wanted.flat]
         return rows
+
+    @property
+    def keeps_resolutions(self) -> bool:
+        """Whether its resolutions are meant, whatever size the images have."""
+        return any(not one.is_square for one in self.resolutions)
 
     @property
     def argument(self) -> str:
@@ -279,7 +305,7 @@ class SearchSpace(abc.ABC):
             "name": self.name,
             "num_classes": self.num_classes,
             "in_channels": self.in_channels,
-            "resolutions": list(self.resolutions),
+            "resolutions": [one.plain for one in self.resolutions],
         }
 
     @cached_property

@@ -7,6 +7,7 @@ from typing import Any
 
 from deploynas.errors import InvalidInputError
 from deploynas.spaces.layers import Activation, Layer, Node, chain
+from deploynas.spaces.resolution import MIN_SIDE, Resolution, ResolutionLike
 from deploynas.spaces.staged import inverted_residual
 
 _ACTIVATIONS: Mapping[str, Activation] = {
@@ -14,13 +15,13 @@ _ACTIVATIONS: Mapping[str, Activation] = {
 }  # fmt: skip
 
 
-def parse_net(document: object, resolution: int | None = None) -> list[Node]:
+def parse_net(document: object, resolution: ResolutionLike | None = None) -> list[Node]:
     """Nodes of a published network.
 
     Args:
         document: A ``net.config`` as published (``name``, ``first_conv``, ``blocks``, ...), or
             that under ``net`` beside a ``resolution``.
-        resolution: Input height and width in pixels; needed where the document has none.
+        resolution: Of the input; where the document has none, 224 px by default.
 
     Raises:
         InvalidInputError: Not such a block list, or one with an unknown part (which is named).
@@ -28,11 +29,11 @@ def parse_net(document: object, resolution: int | None = None) -> list[Node]:
     if not isinstance(document, dict):
         raise InvalidInputError("a published block list is a JSON object")
     net = document.get("net", document)
-    side = document.get("resolution", 224) if resolution is None else resolution
-    if not isinstance(side, int) or side < 8:
-        raise InvalidInputError(f"a block list's resolution is 8 px or more, got {side!r}")
+    size = Resolution.of(document.get("resolution", 224) if resolution is None else resolution)
+    if min(size.size) < MIN_SIDE:
+        raise InvalidInputError(f"a block list's resolution is {MIN_SIDE} px or more, got {size}")
     try:
-        return chain(_layers(net, side))
+        return chain(_layers(net, size))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, InvalidInputError):
             raise
@@ -41,12 +42,12 @@ def parse_net(document: object, resolution: int | None = None) -> list[Node]:
         ) from None
 
 
-def _layers(net: Mapping[str, Any], side: int) -> list[Layer]:
+def _layers(net: Mapping[str, Any], size: Resolution) -> list[Layer]:
     eps = float(net["bn"]["eps"])
     stem = net["first_conv"]
     layers = [
         Layer(
-            "conv", stem["in_channels"], stem["out_channels"], side, side,
+            "conv", stem["in_channels"], stem["out_channels"], *size.size,
             kernel_size=stem["kernel_size"], stride=stem["stride"],
             activation=_activation(stem["act_func"]), batch_norm_eps=eps,
         )
@@ -57,9 +58,10 @@ def _layers(net: Mapping[str, Any], side: int) -> list[Layer]:
             continue  # the identity: no node
         if conv["name"] != "MBInvertedConvLayer":
             raise InvalidInputError(f"unknown block {conv['name']!r} in the block list")
-        side = layers[-1].out_height
+        before = layers[-1]
         own = Layer(
-            "mbconv", conv["in_channels"], conv["out_channels"], side, side,
+            "mbconv", conv["in_channels"], conv["out_channels"],
+            before.out_height, before.out_width,
             kernel_size=conv["kernel_size"], stride=conv["stride"],
             activation=_activation(conv.get("act_func", "relu6")), batch_norm_eps=eps,
         )  # fmt: skip

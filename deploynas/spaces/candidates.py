@@ -20,6 +20,7 @@ import numpy as np
 from deploynas.errors import InvalidInputError
 from deploynas.spaces.base import ArchDict, Archs, Choice, SearchSpace
 from deploynas.spaces.layers import Layer, make_divisible
+from deploynas.spaces.resolution import Resolution
 from deploynas.spaces.staged import (
     MBCONV,
     UIB,
@@ -118,12 +119,12 @@ class CandidateSpace(StagedSpace):
         self, number: int, block: Block
     ) -> tuple[tuple[int, ...], Sequence[Layer | None]]:
         return (0, 1 + number), [
-            self._layer(block, side, candidate)
-            for side in block.sides
+            self._layer(block, size, candidate)
+            for size in block.sizes
             for candidate in self._operations(block).values()
         ]
 
-    def _layer(self, block: Block, side: int, candidate: Candidate | None) -> Layer | None:
+    def _layer(self, block: Block, size: Resolution, candidate: Candidate | None) -> Layer | None:
         """The layer of a candidate; None for none."""
         if candidate is None:
             return None
@@ -131,19 +132,19 @@ class CandidateSpace(StagedSpace):
         widths = (block.in_channels, stage.width)
         if candidate.kind == MBCONV:
             return self.block_layer(
-                block, side, candidate.kernel_size, candidate.expand_ratio, widths
+                block, size, candidate.kernel_size, candidate.expand_ratio, widths
             )
         eps = self.table.batch_norm_eps
         if candidate.kind == UIB:
             return Layer(
-                UIB, *widths, side, side, kernel_size=candidate.middle, stride=block.stride,
+                UIB, *widths, *size.size, kernel_size=candidate.middle, stride=block.stride,
                 mid_channels=make_divisible(block.in_channels * candidate.expand_ratio),
                 activation=stage.activation, batch_norm_eps=eps,
                 residual=block.stride == 1 and block.in_channels == stage.width,
                 start_kernel_size=candidate.start,
             )  # fmt: skip
         return Layer(
-            candidate.kind, *widths, side, side, kernel_size=candidate.kernel_size,
+            candidate.kind, *widths, *size.size, kernel_size=candidate.kernel_size,
             stride=block.stride, batch_norm_eps=eps,
         )  # fmt: skip
 
@@ -202,7 +203,7 @@ class CandidateSpace(StagedSpace):
         """Option indices -> resolution, ops."""
         return [
             {
-                "resolution": self.resolutions[row[0]],
+                "resolution": self.resolutions[row[0]].plain,
                 "ops": [c.options[i] for c, i in zip(self.choices[1:], row[1:], strict=True)],
             }
             for row in self._checked(archs)

@@ -19,6 +19,7 @@ import numpy as np
 from deploynas.errors import InvalidInputError
 from deploynas.spaces.base import ArchDict, Archs, Choice, Graphs, SearchSpace, Slot
 from deploynas.spaces.layers import Layer
+from deploynas.spaces.resolution import Resolution, ResolutionLike, resolutions_of
 from deploynas.spaces.tree import All, Leaf, One, Tree
 
 KINDS = ("normal", "reduction")
@@ -60,13 +61,13 @@ CELL_TABLES: Mapping[str, CellTable] = {
 CHANGEABLE = ("channels", "cells", "nodes", "operations")
 
 
-def operation(name: str, channels: int, side: int, stride: int) -> Layer | None:
+def operation(name: str, channels: int, size: ResolutionLike, stride: int) -> Layer | None:
     """The layer of an operation between feature maps of one width.
 
     Args:
         name: Of :data:`OPERATIONS`, or ``none``.
         channels: In and out.
-        side: Of the feature map that enters.
+        size: Of the feature map that enters, px.
         stride: 1 or 2.
 
     Returns:
@@ -75,19 +76,20 @@ def operation(name: str, channels: int, side: int, stride: int) -> Layer | None:
     Raises:
         InvalidInputError: No such operation.
     """
+    entering = Resolution.of(size).size
     if name == NONE or (name == SKIP and stride == 1):
         return None
     if name == SKIP:
-        return Layer("factorised_reduce", channels, channels, side, side, stride=2)
+        return Layer("factorised_reduce", channels, channels, *entering, stride=2)
     if name not in OPERATIONS:
         raise InvalidInputError(
             f"no operation {name!r}: there are {', '.join((NONE, *OPERATIONS))}"
         )
-    kind, _, size = name.rpartition("_")
+    kind, _, kernel = name.rpartition("_")
     assert kind in ("max_pool", "avg_pool", "dil_conv", "sep_conv")
     return Layer(
-        kind, channels, channels, side, side,
-        kernel_size=int(size[0]), stride=stride, dilation=2 if kind == "dil_conv" else 1,
+        kind, channels, channels, *entering,
+        kernel_size=int(kernel[0]), stride=stride, dilation=2 if kind == "dil_conv" else 1,
     )  # fmt: skip
 
 
@@ -98,24 +100,24 @@ class Cell:
     Attributes:
         is_reduction: Whether operations on its inputs have stride 2.
         channels: Of its nodes.
-        entering: Side of its inputs, once brought to one size; one a resolution.
-        side: Of its nodes' feature maps; one a resolution.
+        entering: Size of its inputs, once brought to one; one a resolution.
+        size: Of its nodes' feature maps; one a resolution.
         states: The slots whose outputs a node can take: the two inputs, then the nodes.
     """
 
     is_reduction: bool
     channels: int
-    entering: tuple[int, ...]
-    side: tuple[int, ...]
+    entering: tuple[Resolution, ...]
+    size: tuple[Resolution, ...]
     states: list[int] = field(default_factory=list)
 
     def stride(self, source: int) -> int:
         """Of an operation on a state."""
         return 2 if self.is_reduction and source < NUM_INPUTS else 1
 
-    def sides(self, source: int) -> tuple[int, ...]:
+    def size_of(self, source: int) -> tuple[Resolution, ...]:
         """Of a state, one a resolution."""
-        return self.entering if source < NUM_INPUTS else self.side
+        return self.entering if source < NUM_INPUTS else self.size
 
 
 def cell_space(base: str, changes: Mapping[str, object], **arguments: Any) -> CellSpace:
@@ -175,12 +177,12 @@ class CellSpace(SearchSpace):
         *,
         num_classes: int | None = None,
         in_channels: int = 3,
-        resolutions: Sequence[int] | None = None,
+        resolutions: Sequence[ResolutionLike] | None = None,
     ) -> None:
         self.name, self.table, self.in_channels = name, table, in_channels
         self.num_classes = table.num_classes if num_classes is None else num_classes
         asked = table.resolutions if resolutions is None else resolutions
-        self.resolutions = tuple(sorted(set(asked)))
+        self.resolutions = resolutions_of(asked)
         self.require_possible()
         if min(table.channels, table.cells, table.nodes, table.stem) < 1 or table.channels % 2:
             raise InvalidInputError(
@@ -196,7 +198,7 @@ class CellSpace(SearchSpace):
             list(itertools.combinations(range(NUM_INPUTS + node), NUM_INPUTS))
             for node in range(table.nodes)
         ]
-        self.choices = (Choice("resolution", self.resolutions), *self._node_choices())
+        self.choices = (self.resolution_choice(), *self._node_choices())
         self.cells: tuple[Cell, ...] = ()
         self.slots, self.layer_table = self._walk()
 
@@ -232,8 +234,8 @@ class CellSpace(SearchSpace):
 
         stem = fixed(
             [
-                Layer("conv", self.in_channels, t.stem * t.channels, r, r, kernel_size=3)
-                for r in self.resolutions
+                Layer("conv", self.in_channels, t.stem * t.channels, *one.size, kernel_size=3)
+                for one in self.resolutions
             ],
             -1,
         )
@@ -243,17 +245,17 @@ class CellSpace(SearchSpace):
             reduces = number in (t.cells // 3, 2 * t.cells // 3)
             channels *= 2 if reduces else 1
             entering = before[-1][2]
-            side = tuple(-(-s // 2) for s in entering) if reduces else entering
-            cell = Cell(reduces, channels, entering, side)
-            for slot, width, sides in before:
-                pairs = zip(sides, entering, strict=True)
-                layers = [self._prepare(width, channels, s, wanted) for s, wanted in pairs]
+            size = tuple(one.strided(2) for one in entering) if reduces else entering
+            cell = Cell(reduces, channels, entering, size)
+            for slot, width, sizes in before:
+                pairs = zip(sizes, entering, strict=True)
+                layers = [self._prepare(width, channels, one, wanted) for one, wanted in pairs]
                 cell.states.append(fixed(layers, slot))
             for node in range(t.nodes):
                 column = self.column(int(reduces), node)
                 for place in range(NUM_INPUTS):
                     sources = [pair[place] for pair in self.pairs[node]]
-                    shape = (len(side), len(sources), len(t.operations))
+                    shape = (len(size), len(sources), len(t.operations))
                     slots.append(
                         Slot(
                             (0, column, column + 1 + place),
@@ -261,37 +263,40 @@ class CellSpace(SearchSpace):
                             ((column, tuple(cell.states[source] for source in sources)),),
                         )
                     )
-                layers = [Layer("add", channels, channels, s, s, num_inputs=2) for s in side]
+                layers = [
+                    Layer("add", channels, channels, *one.size, num_inputs=2) for one in size
+                ]
                 cell.states.append(fixed(layers, len(slots) - 2, len(slots) - 1))
             made = cell.states[NUM_INPUTS:]
             out, width = made[0], channels
             if len(made) > 1:
                 width = len(made) * channels
                 layers = [
-                    Layer("concat", channels, width, s, s, num_inputs=len(made)) for s in side
+                    Layer("concat", channels, width, *one.size, num_inputs=len(made))
+                    for one in size
                 ]
                 out = fixed(layers, *made)
             cells.append(cell)
-            before = [before[-1], (out, width, side)]
-        slot, width, side = before[-1]
-        fixed([Layer("head", width, self.num_classes, s, s) for s in side], slot)
+            before = [before[-1], (out, width, size)]
+        slot, width, size = before[-1]
+        fixed([Layer("head", width, self.num_classes, *one.size) for one in size], slot)
         self.cells = tuple(cells)
         return tuple(slots), tuple(index)
 
     def _edge(self, cell: Cell, sources: Sequence[int]) -> list[Layer | None]:
         """Every operation on every state that can be one of a node's inputs."""
         return [
-            operation(op, cell.channels, cell.sides(source)[r], cell.stride(source))
+            operation(op, cell.channels, cell.size_of(source)[r], cell.stride(source))
             for r in range(len(self.resolutions))
             for source in sources
             for op in self.table.operations
         ]
 
-    def _prepare(self, width: int, channels: int, side: int, wanted: int) -> Layer:
+    def _prepare(self, width: int, channels: int, size: Resolution, wanted: Resolution) -> Layer:
         """What brings an input of a cell to its channels and its size."""
-        if side != wanted:
-            return Layer("factorised_reduce", width, channels, side, side, stride=2)
-        return Layer("relu_conv", width, channels, side, side)
+        if size != wanted:
+            return Layer("factorised_reduce", width, channels, *size.size, stride=2)
+        return Layer("relu_conv", width, channels, *size.size)
 
     def _build_tree(self) -> Tree:
         """Nodes are independent."""
@@ -302,8 +307,8 @@ class CellSpace(SearchSpace):
                 column = self.column(kind, node)
                 operations = {column + 1 + place: num for place in range(NUM_INPUTS)}
                 nodes.append(Leaf.free({column: len(pairs), **operations}))
-        sides = range(len(self.resolutions))
-        return One(tuple(All((Leaf.fixed({0: r}), *nodes)) for r in sides))
+        options = range(len(self.resolutions))
+        return One(tuple(All((Leaf.fixed({0: r}), *nodes)) for r in options))
 
     def encode(self, dicts: Sequence[ArchDict]) -> Archs:
         """Dict form -> option indices; the two edges of a node in either order.
@@ -351,7 +356,7 @@ class CellSpace(SearchSpace):
         """Option indices -> resolution, normal, reduction."""
         found = []
         for row in self._checked(archs):
-            arch: dict[str, object] = {"resolution": self.resolutions[row[0]]}
+            arch: dict[str, object] = {"resolution": self.resolutions[row[0]].plain}
             for number, kind in enumerate(KINDS):
                 edges = []
                 for node, pairs in enumerate(self.pairs):
@@ -364,7 +369,7 @@ class CellSpace(SearchSpace):
             found.append(arch)
         return found
 
-    def with_resolutions(self, resolutions: Sequence[int]) -> Self:
+    def with_resolutions(self, resolutions: Sequence[ResolutionLike]) -> Self:
         """The same space at other resolutions."""
         return type(self)(
             self.name,

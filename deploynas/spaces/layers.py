@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 
 from deploynas.errors import InvalidInputError
+from deploynas.spaces.resolution import Resolution
 
 Activation = Literal["none", "relu", "relu6", "h_swish"]
 FLOAT_BYTES = 4
@@ -86,6 +87,11 @@ class Layer:
     dilation: int = 1
     num_inputs: int = 1
     start_kernel_size: int = 0
+
+    @property
+    def size(self) -> Resolution:
+        """Of the input feature map."""
+        return Resolution(self.height, self.width)
 
     @property
     def out_height(self) -> int:

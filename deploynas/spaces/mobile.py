@@ -79,10 +79,10 @@ class MobileSpace(StagedSpace):
             *own,
         )
         return columns, [
-            self.block_layer(block, side, kernel_size, expand_ratio, pair)
+            self.block_layer(block, size, kernel_size, expand_ratio, pair)
             if block.place < depth
             else None
-            for side in block.sides
+            for size in block.sizes
             for depth in stage.depths
             for kernel_size in stage.kernel_sizes
             for expand_ratio in stage.expand_ratios
@@ -184,7 +184,7 @@ class MobileSpace(StagedSpace):
 
         return [
             {
-                "resolution": self.resolutions[row[0]],
+                "resolution": self.resolutions[row[0]].plain,
                 "depths": values(row, self._depth_columns),
                 "kernel_sizes": values(row, self._kernel_columns),
                 "expand_ratios": values(row, self._expand_columns),

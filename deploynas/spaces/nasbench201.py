@@ -17,6 +17,7 @@ import numpy as np
 from deploynas.errors import InvalidInputError
 from deploynas.spaces.base import ArchDict, Archs, Choice, SearchSpace, Slot
 from deploynas.spaces.layers import Layer
+from deploynas.spaces.resolution import Resolution, ResolutionLike, resolutions_of
 from deploynas.spaces.tree import All, Leaf, One, Tree
 
 NONE = "none"
@@ -78,13 +79,13 @@ def staged_cell_space(
     return StagedCellSpace(name, table, **arguments)
 
 
-def operation(name: str, channels: int, side: int) -> Layer | None:
+def operation(name: str, channels: int, size: Resolution) -> Layer | None:
     """The layer of an operation on an edge.
 
     Args:
         name: Of :data:`OPERATIONS`.
         channels: In and out.
-        side: Of the feature map.
+        size: Of the feature map.
 
     Returns:
         None for ``none`` and for the identity, which no layer does.
@@ -92,7 +93,7 @@ def operation(name: str, channels: int, side: int) -> Layer | None:
     if name in (NONE, "skip_connect"):
         return None
     kind = "avg_pool" if name.startswith("avg_pool") else "relu_conv"
-    return Layer(kind, channels, channels, side, side, kernel_size=int(name[-1]))
+    return Layer(kind, channels, channels, *size.size, kernel_size=int(name[-1]))
 
 
 class StagedCellSpace(SearchSpace):
@@ -114,15 +115,15 @@ class StagedCellSpace(SearchSpace):
         *,
         num_classes: int | None = None,
         in_channels: int = 3,
-        resolutions: Sequence[int] | None = None,
+        resolutions: Sequence[ResolutionLike] | None = None,
     ) -> None:
         self.name, self.table, self.in_channels = name, table, in_channels
         self.num_classes = table.num_classes if num_classes is None else num_classes
         asked = table.resolutions if resolutions is None else resolutions
-        self.resolutions = tuple(sorted(set(asked)))
+        self.resolutions = resolutions_of(asked)
         self.require_possible()
         edges = (Choice(f"edge{source}-{node}", OPERATIONS) for node, source in EDGES)
-        self.choices = (Choice("resolution", self.resolutions), *edges)
+        self.choices = (self.resolution_choice(), *edges)
         self.slots, self.layer_table = _Walk(self).done()
 
     def _build_tree(self) -> Tree:
@@ -131,8 +132,8 @@ class StagedCellSpace(SearchSpace):
             Leaf.free({1 + EDGES.index((node, s)): len(OPERATIONS) for s in range(node)})
             for node in range(1, NUM_NODES)
         ]
-        sides = range(len(self.resolutions))
-        return One(tuple(All((Leaf.fixed({0: r}), *nodes)) for r in sides))
+        options = range(len(self.resolutions))
+        return One(tuple(All((Leaf.fixed({0: r}), *nodes)) for r in options))
 
     def canonical(self, archs: Archs) -> Archs:
         """Every choice counts: a copy."""
@@ -147,11 +148,7 @@ class StagedCellSpace(SearchSpace):
         rows = []
         for arch in dicts:
             resolution, ops = arch.get("resolution"), arch.get("ops")
-            if resolution not in self.resolutions:
-                raise InvalidInputError(
-                    f"resolution of {self.name} is one of {list(self.resolutions)}, "
-                    f"got {resolution!r}"
-                )
+            option = self.choices[0].index(resolution, self.name)
             if not isinstance(ops, list | tuple) or len(ops) != len(EDGES):
                 raise InvalidInputError(
                     f"an architecture of {self.name} needs a list 'ops' of {len(EDGES)} operations"
@@ -161,17 +158,20 @@ class StagedCellSpace(SearchSpace):
                     raise InvalidInputError(
                         f"{self.name} has no operation {op!r}", f"it has {', '.join(OPERATIONS)}"
                     )
-            rows.append([self.resolutions.index(resolution), *map(OPERATIONS.index, ops)])
+            rows.append([option, *map(OPERATIONS.index, ops)])
         return self.as_rows(rows)
 
     def decode(self, archs: Archs) -> list[dict[str, object]]:
         """Option indices -> resolution, ops."""
         return [
-            {"resolution": self.resolutions[row[0]], "ops": [OPERATIONS[op] for op in row[1:]]}
+            {
+                "resolution": self.resolutions[row[0]].plain,
+                "ops": [OPERATIONS[op] for op in row[1:]],
+            }
             for row in self._checked(archs)
         ]
 
-    def with_resolutions(self, resolutions: Sequence[int]) -> Self:
+    def with_resolutions(self, resolutions: Sequence[ResolutionLike]) -> Self:
         """The same space at other resolutions."""
         return type(self)(
             self.name, self.table, num_classes=self.num_classes, in_channels=self.in_channels,
@@ -195,45 +195,49 @@ class _Walk:
     def __init__(self, space: StagedCellSpace) -> None:
         self._index: dict[Layer, int] = {}
         self._slots: list[Slot] = []
-        table, channels, sides = space.table, space.table.channels, space.resolutions
+        table, channels, sizes = space.table, space.table.channels, space.resolutions
         x = self._fixed(
-            [Layer("conv", space.in_channels, channels, s, s, kernel_size=3) for s in sides], -1
+            [Layer("conv", space.in_channels, channels, *s.size, kernel_size=3) for s in sizes], -1
         )
         for stage in range(NUM_STAGES):
             if stage:
-                x, sides = self._reduction(x, channels, sides)
+                x, sizes = self._reduction(x, channels, sizes)
                 channels *= 2
             for _ in range(table.cells):
-                x = self._cell(x, channels, sides)
-        x = self._fixed([Layer("bn_relu", channels, channels, s, s) for s in sides], x)
-        self._fixed([Layer("head", channels, space.num_classes, s, s) for s in sides], x)
+                x = self._cell(x, channels, sizes)
+        x = self._fixed([Layer("bn_relu", channels, channels, *s.size) for s in sizes], x)
+        self._fixed([Layer("head", channels, space.num_classes, *s.size) for s in sizes], x)
 
     def done(self) -> tuple[tuple[Slot, ...], tuple[Layer, ...]]:
         """Slots and layer table."""
         return tuple(self._slots), tuple(self._index)
 
     def _reduction(
-        self, x: int, channels: int, sides: tuple[int, ...]
-    ) -> tuple[int, tuple[int, ...]]:
-        """The residual block between two stages, and the sides of what it makes."""
-        wide, smaller = 2 * channels, tuple(-(-s // 2) for s in sides)
+        self, x: int, channels: int, sizes: tuple[Resolution, ...]
+    ) -> tuple[int, tuple[Resolution, ...]]:
+        """The residual block between two stages, and the size of what it makes."""
+        wide, smaller = 2 * channels, tuple(s.strided(2) for s in sizes)
         first = self._fixed(
-            [Layer("relu_conv", channels, wide, s, s, kernel_size=3, stride=2) for s in sides], x
+            [Layer("relu_conv", channels, wide, *s.size, kernel_size=3, stride=2) for s in sizes],
+            x,
         )
         second = self._fixed(
-            [Layer("relu_conv", wide, wide, s, s, kernel_size=3) for s in smaller], first
+            [Layer("relu_conv", wide, wide, *s.size, kernel_size=3) for s in smaller], first
         )
         pooled = self._fixed(
-            [Layer("avg_pool", channels, channels, s, s, kernel_size=2, stride=2) for s in sides],
+            [
+                Layer("avg_pool", channels, channels, *s.size, kernel_size=2, stride=2)
+                for s in sizes
+            ],
             x,
         )
         short = self._fixed(
-            [Layer("conv", channels, wide, s, s, batch_norm=False) for s in smaller], pooled
+            [Layer("conv", channels, wide, *s.size, batch_norm=False) for s in smaller], pooled
         )
-        add = [Layer("add", wide, wide, s, s, num_inputs=2) for s in smaller]
+        add = [Layer("add", wide, wide, *s.size, num_inputs=2) for s in smaller]
         return self._fixed(add, second, short), smaller
 
-    def _cell(self, x: int, channels: int, sides: tuple[int, ...]) -> int:
+    def _cell(self, x: int, channels: int, sizes: tuple[Resolution, ...]) -> int:
         """Edges with their operations, and what adds them up; a node without any is zero."""
         states = [x]
         for node in range(1, NUM_NODES):
@@ -241,26 +245,29 @@ class _Walk:
             edges = [
                 self._slot(
                     (0, column),
-                    [[operation(op, channels, s) for op in OPERATIONS] for s in sides],
+                    [[operation(op, channels, s) for op in OPERATIONS] for s in sizes],
                     (states[source],),
-                    silent=[[op == NONE for op in OPERATIONS] for _ in sides],
+                    silent=[[op == NONE for op in OPERATIONS] for _ in sizes],
                 )
                 for source, column in enumerate(columns)
             ]
             num_present = (np.indices((len(OPERATIONS),) * node) != OPERATIONS.index(NONE)).sum(0)
             zeros = [
-                [None if n else Layer("zeros", channels, channels, s, s) for n in num_present.flat]
-                for s in sides
+                [
+                    None if n else Layer("zeros", channels, channels, *s.size)
+                    for n in num_present.flat
+                ]
+                for s in sizes
             ]
             sums = [
                 [
-                    Layer("add", channels, channels, s, s, num_inputs=int(n)) if n > 1 else None
+                    Layer("add", channels, channels, *s.size, num_inputs=int(n)) if n > 1 else None
                     for n in num_present.flat
                 ]
-                for s in sides
+                for s in sizes
             ]
             zero = self._slot(
-                (0, *columns), zeros, (x,), silent=[(num_present > 0).ravel()] * len(sides)
+                (0, *columns), zeros, (x,), silent=[(num_present > 0).ravel()] * len(sizes)
             )
             states.append(self._slot((0, *columns), sums, (*edges, zero)))
         return states[-1]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from deploynas.spaces.base import Archs, Choice, SearchSpace, Slot
 from deploynas.spaces.layers import Activation, Layer, make_divisible
+from deploynas.spaces.resolution import Resolution, ResolutionLike, resolutions_of
 from deploynas.spaces.tree import All, Leaf, One, Tree
 
 MBCONV, UIB, ZERO = "mbconv", "uib", "zero"
@@ -67,7 +68,7 @@ class StageTable:
     activation: Activation  # of stem and head
     kernel_sizes: tuple[int, ...]
     expand_ratios: tuple[int, ...]
-    resolutions: tuple[int, ...]
+    resolutions: tuple[ResolutionLike, ...]
     num_classes: int
     batch_norm_eps: float = 1e-5
     operators: tuple[str, ...] = ()
@@ -95,7 +96,7 @@ class StageTable:
             stages.append(own)
         document = {
             **({"operators": self.operators} if self.operators else {"operator": MBCONV}),
-            "resolutions": self.resolutions,
+            "resolutions": [one.plain for one in resolutions_of(self.resolutions)],
             "num_classes": self.num_classes,
             "activation": self.activation,
             "batch_norm_eps": self.batch_norm_eps,
@@ -125,14 +126,14 @@ class Block:
     """A block's place: its stage's number, its place there, and what enters it.
 
     Attributes:
-        sides: Of its input, one a resolution.
+        sizes: Of its input, one a resolution.
     """
 
     stage: int
     place: int
     in_channels: int
     stride: int
-    sides: tuple[int, ...]
+    sizes: tuple[Resolution, ...]
 
     @property
     def name(self) -> str:
@@ -163,7 +164,7 @@ class StagedSpace(SearchSpace):
         *,
         num_classes: int | None = None,
         in_channels: int = 3,
-        resolutions: Sequence[int] | None = None,
+        resolutions: Sequence[ResolutionLike] | None = None,
         ships: bool = False,
         path: str | None = None,
     ) -> None:
@@ -172,10 +173,10 @@ class StagedSpace(SearchSpace):
         self.stages = table.resolved
         self.num_classes = table.num_classes if num_classes is None else num_classes
         asked = table.resolutions if resolutions is None else resolutions
-        self.resolutions = tuple(sorted(set(asked)))
+        self.resolutions = resolutions_of(asked)
         self.require_possible()
         self.blocks = self._blocks()
-        self.choices = (Choice("resolution", self.resolutions), *self._block_choices())
+        self.choices = (self.resolution_choice(), *self._block_choices())
         self.slots, self.layer_table = self._walk()
 
     @abc.abstractmethod
@@ -228,12 +229,12 @@ class StagedSpace(SearchSpace):
         """Every block that an architecture can have, in order."""
         t = self.table
         blocks = []
-        channels, sides = t.first_width, tuple(-(-side // 2) for side in self.resolutions)
+        channels, sizes = t.first_width, tuple(one.strided(2) for one in self.resolutions)
         for s, stage in enumerate(self.stages):
             for place in range(stage.depths[-1]):
                 stride = stage.stride if place == 0 else 1
-                blocks.append(Block(s, place, channels, stride, sides))
-                channels, sides = stage.width, tuple(-(-side // stride) for side in sides)
+                blocks.append(Block(s, place, channels, stride, sizes))
+                channels, sizes = stage.width, tuple(size.strided(stride) for size in sizes)
         return tuple(blocks)
 
     def _walk(self) -> tuple[tuple[Slot, ...], tuple[Layer, ...]]:
@@ -248,10 +249,10 @@ class StagedSpace(SearchSpace):
 
         stem = [
             Layer(
-                "conv", self.in_channels, t.stem_width, r, r, kernel_size=3, stride=2,
+                "conv", self.in_channels, t.stem_width, *one.size, kernel_size=3, stride=2,
                 activation=t.activation, batch_norm_eps=t.batch_norm_eps,
             )
-            for r in self.resolutions
+            for one in self.resolutions
         ]  # fmt: skip
         first = [
             inverted_residual(
@@ -259,7 +260,7 @@ class StagedSpace(SearchSpace):
                     "mbconv", t.stem_width, t.first_width, layer.out_height, layer.out_width,
                     kernel_size=3, activation=t.first_activation, batch_norm_eps=t.batch_norm_eps,
                 ),
-                make_divisible(t.stem_width), expand=False, se=False,
+                t.stem_width, expand=False, se=False,
             )
             for layer in stem
         ]  # fmt: skip
@@ -269,11 +270,11 @@ class StagedSpace(SearchSpace):
         columns, widths = self._width_options(last.stage)
         head = [
             Layer(
-                "head", width, self.num_classes, side, side,
+                "head", width, self.num_classes, *size.strided(last.stride).size,
                 mid_channels=t.head_width, feature_channels=t.head_features,
                 activation=t.activation, batch_norm_eps=t.batch_norm_eps,
             )
-            for side in (-(-side // last.stride) for side in last.sides)
+            for size in last.sizes
             for width in widths
         ]  # fmt: skip
         slots.append(slot((0, *columns), head))
@@ -284,23 +285,26 @@ class StagedSpace(SearchSpace):
         return (), (self.stages[stage].width,)
 
     def block_layer(
-        self, block: Block, side: int, kernel_size: int, expand_ratio: int, widths: tuple[int, int]
-    ) -> Layer:
-        """A block's layer at one input side; ``widths`` are the channels in and out."""
+        self, block: Block, size: Resolution, kernel_size: int, expand_ratio: int,
+        widths: tuple[int, int],
+    ) -> Layer:  # fmt: skip
+        """A block's layer at one input size; ``widths`` are the channels in and out."""
         stage = self.stages[block.stage]
         layer = Layer(
-            "mbconv", *widths, side, side, kernel_size=kernel_size, stride=block.stride,
+            "mbconv", *widths, *size.size, kernel_size=kernel_size, stride=block.stride,
             activation=stage.activation, batch_norm_eps=self.table.batch_norm_eps,
         )  # fmt: skip
+        if expand_ratio == 1:
+            return inverted_residual(layer, widths[0], expand=False, se=stage.se)
         mid = make_divisible(round(widths[0] * expand_ratio))
-        return inverted_residual(layer, mid, expand=expand_ratio != 1, se=stage.se)
+        return inverted_residual(layer, mid, expand=True, se=stage.se)
 
     def _at_each_resolution(self, parts: Sequence[Tree]) -> Tree:
         """The tree of a space whose other choices stand in ``parts``."""
-        sides = range(len(self.resolutions))
-        return One(tuple(All((Leaf.fixed({0: r}), *parts)) for r in sides))
+        options = range(len(self.resolutions))
+        return One(tuple(All((Leaf.fixed({0: r}), *parts)) for r in options))
 
-    def with_resolutions(self, resolutions: Sequence[int]) -> Self:
+    def with_resolutions(self, resolutions: Sequence[ResolutionLike]) -> Self:
         """The same space at other resolutions."""
         return type(self)(
             self.name,
@@ -311,6 +315,11 @@ class StagedSpace(SearchSpace):
             ships=self.ships,
             path=self._path,
         )
+
+    @property
+    def keeps_resolutions(self) -> bool:
+        """Those of a table of one's own are meant, and what is no square."""
+        return not self.ships or super().keeps_resolutions
 
     @property
     def argument(self) -> str:

@@ -21,11 +21,12 @@ from typing import Any, get_args
 
 from deploynas.errors import InvalidInputError, MissingFileError
 from deploynas.spaces.layers import Activation
+from deploynas.spaces.resolution import MAX_SIDE, MIN_SIDE, Resolution
 from deploynas.spaces.staged import MBCONV, UIB, ZERO, Stage, StageTable, separable_kernel
 
 FOLDER = Path(__file__).parent / "tables"
 SUFFIX = ".toml"
-MAX_WIDTH, MAX_DEPTH, MAX_SIDE = 8_192, 32, 4_096
+MAX_WIDTH, MAX_DEPTH = 8_192, 32
 MAX_TOGETHER = 500  # widths of all stages and resolutions, which costs depend on together
 Place = tuple[str | int, ...]  # of a value: its keys, from the outside
 Check = Callable[[Any], Any]  # what a value means; raises ValueError with what it has to be
@@ -53,7 +54,7 @@ def read_table(path: Path) -> StageTable:
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist", "a space's table is a TOML file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         values = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InvalidInputError(f"{path} cannot be read as TOML: {error}") from None
@@ -213,7 +214,7 @@ def _table(top: _Section) -> StageTable:
         activation=activation,
         kernel_sizes=kernel_sizes,
         expand_ratios=expand_ratios,
-        resolutions=top.get("resolutions", _options(_whole(8, MAX_SIDE))),
+        resolutions=top.get("resolutions", _options(_resolution)),
         num_classes=top.get("num_classes", _whole(1, 1_000_000), 10),
         batch_norm_eps=top.get("batch_norm_eps", _eps, 1e-5),
         operators=operators,
@@ -271,6 +272,17 @@ def _whole(low: int, high: int) -> Check:
         return value
 
     return check
+
+
+def _resolution(value: object) -> Resolution:
+    text = f'is a whole number from {MIN_SIDE} to {MAX_SIDE}, or two of them, as in "96x160"'
+    try:
+        found = Resolution.of(value)
+    except InvalidInputError:
+        raise ValueError(text) from None
+    if not MIN_SIDE <= min(found.size) <= max(found.size) <= MAX_SIDE:
+        raise ValueError(text)
+    return found
 
 
 def _one_of(options: Sequence[object]) -> Check:

@@ -10,9 +10,10 @@ import numpy as np
 from deploynas.costs import COSTS, Cost
 from deploynas.errors import InvalidInputError
 from deploynas.spaces import SearchSpace
-from deploynas.testing.report import require
+from deploynas.testing.report import promises, require
 
 
+@promises
 def check_cost(kind: type[Cost], space: SearchSpace, model: Any = None) -> None:
     """Check a cost on the networks of a space.
 
@@ -59,6 +60,7 @@ def _check_text(kind: type[Cost], limit: float) -> None:
     name = kind.name
     require(bool(kind.help), f"{name} has no help")
     require(COSTS.load(name) is kind, f"{name} is not found by its name")
+    require(kind.suffixes.get("") == 1, f"{name}: a number without a unit is not one of its own")
     shown = kind.format(limit)
     number = float(shown.split()[0].replace(",", ""))
     require(abs(number * kind.shown[1] / limit - 1) < 1e-3, f"{name}: {shown}")

@@ -10,12 +10,13 @@ from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any
 
-from deploynas.testing.report import require
+from deploynas.testing.report import promises, require
 from deploynas.workflows.executor import Executor
 
 NUM_TASKS = 6
 
 
+@promises
 def check_executor(make: Callable[[int, Callable[[], Any]], Executor[Any]]) -> None:
     """Check an executor with two workers.
 

@@ -8,11 +8,12 @@ import numpy as np
 
 from deploynas.data import ImageDataset, Reader, Source
 from deploynas.errors import InvalidInputError
-from deploynas.testing.report import require
+from deploynas.testing.report import promises, require
 
 NUM_IMAGES = 64  # looked at, at most
 
 
+@promises
 def check_source(source: Source) -> None:
     """Check a source, that of another package or ours.
 
@@ -52,14 +53,14 @@ def check_reader(reader: Reader, path: Path) -> ImageDataset:
     require(not reader.reads(path / "no such"), "the reader takes what does not exist")
     found, again = (reader.load(path, seed=0, max_size=64) for _ in range(2))
     require(found.fingerprint == again.fingerprint, "the same data has two fingerprints")
-    require(found.size <= 64, f"images of {found.size} px, though 64 is the most")
+    require(max(found.size.size) <= 64, f"images of {found.size} px, though 64 is the most")
     require(len(found.mean) == len(found.std) == found.channels, "a statistic a channel is due")
     for source in (found.train, found.val, found.test):
         check_source(source)
         require(source.labels.max() < found.num_classes, "a label is no class")
         require(source.channels == found.channels, "parts differ in channels")
-        sides = {source.height, source.width, found.size}
-        require(len(sides) == 1, f"images are not squares of one size: {sorted(sides)}")
+        size = (source.height, source.width)
+        require(size == found.size.size, f"images of {size} px among those of {found.size} px")
     present = np.unique(found.train.labels)
     require(len(present) == found.num_classes, "a class has no image to train on")
     return found

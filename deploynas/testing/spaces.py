@@ -11,16 +11,18 @@ import torch
 from deploynas import spaces
 from deploynas.errors import InvalidInputError
 from deploynas.nn import mixture_of, recalibrate, supernet_of
-from deploynas.spaces import Archs, Node, SearchSpace
+from deploynas.spaces import Archs, Node, Resolution, SearchSpace, resolutions_of
 from deploynas.spaces import layers as layer_costs
 from deploynas.spaces.layers import kind_of
 from deploynas.testing.layers import perturb, require_parity
-from deploynas.testing.report import require
+from deploynas.testing.report import promises, require
 from deploynas.train.schedules import SCHEDULES
 
 MAX_COUNTED = 20_000  # architectures of a space that is counted one by one
+WIDE = Resolution(24, 40)  # what every space can be made for
 
 
+@promises
 def check_space(space: SearchSpace) -> None:
     """Check all that :func:`check_rows`, :func:`check_costs` and :func:`check_networks` do.
 
@@ -116,14 +118,19 @@ def check_networks(space: SearchSpace) -> None:
         space.schedules and not unknown,
         f"{space.name}: no schedules, or unknown ones: {sorted(unknown)}",
     )
-    side = space.resolutions[0]
     drawn = space.sample(2, _rng(4))
-    archs = space.with_resolution(np.concatenate([space.smallest(), space.largest(), drawn]), side)
+    _check_networks(space, np.concatenate([space.smallest(), space.largest(), drawn]))
+    _check_networks(space.with_resolutions([WIDE]), space.largest())
+
+
+def _check_networks(space: SearchSpace, archs: Archs) -> None:
+    resolution = space.resolutions[0]
+    archs = space.with_resolution(archs, resolution)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         network = supernet_of(space)
         perturb(network)
-        x = torch.randn(4, space.in_channels, side, side)
+        x = torch.randn(4, space.in_channels, *resolution.size)
         for arch in archs:
             name = f"{space.name}, {space.decode(arch[None])[0]}"
             alone = network.extract(arch)
@@ -243,27 +250,40 @@ def _check_draws(space: SearchSpace, drawn: Archs) -> None:
 
 
 def _check_resolutions(space: SearchSpace, archs: Archs) -> None:
-    for side in space.resolutions:
-        rows = space.with_resolution(archs, side)
+    ordered = resolutions_of(space.resolutions) == space.resolutions
+    require(ordered, f"{space.name}: its resolutions are not different ones in ascending order")
+    for resolution in (*space.resolutions, WIDE):
+        narrow = space.with_resolutions([resolution.plain])
         require(
-            space.resolution_of(rows).tolist() == [side] * len(rows),
-            f"{space.name}: resolution_of is not what with_resolution set",
+            narrow.resolutions == (resolution,),
+            f"{space.name}: with_resolutions({[resolution]}) gives {list(narrow.resolutions)}",
         )
-        narrow = space.with_resolutions([side])
-        require(narrow.resolutions == (side,), f"{space.name}: with_resolutions keeps others")
-        same = narrow.with_resolution(rows, side)
-        for row, other in zip(rows[:5], same[:5], strict=True):
-            nodes = space.layers(row)
+        same = narrow.with_resolution(archs, resolution)
+        _check_resolution_of(narrow, same, resolution)
+        networks = [narrow.layers(row) for row in same[:5]]
+        for row, nodes in zip(same, networks, strict=False):
             first = nodes[0].layer
             require(
-                (first.height, first.width) == (side, side),
-                f"{space.name}: the first layer at {side} px reads {first.height}x{first.width}",
+                first.size == resolution,
+                f"{space.name}: the first layer at {resolution} px reads {first.size}",
             )
-            require(
-                nodes == narrow.layers(other),
-                f"{space.name}: with_resolutions({[side]}) makes another network of a row",
-            )
+            _check_shapes(narrow, row, nodes)
+        if resolution not in space.resolutions:
+            continue
+        rows = space.with_resolution(archs, resolution)
+        _check_resolution_of(space, rows, resolution)
+        require(
+            [space.layers(row) for row in rows[:5]] == networks,
+            f"{space.name}: with_resolutions({[resolution]}) makes another network of a row",
+        )
     _require_refused(space, lambda wrong: space.with_resolution(wrong, 7), archs)
+
+
+def _check_resolution_of(space: SearchSpace, rows: Archs, resolution: Resolution) -> None:
+    require(
+        space.resolution_of(rows).tolist() == [resolution] * len(rows),
+        f"{space.name}: resolution_of is not what with_resolution set",
+    )
 
 
 def _check_size(space: SearchSpace) -> None:
@@ -289,8 +309,7 @@ def _check_size(space: SearchSpace) -> None:
 
 def _check_shapes(space: SearchSpace, arch: Archs, nodes: list[Node]) -> None:
     """Every layer reads what those before it make, and the last gives the logits."""
-    side = int(space.resolution_of(arch[None])[0])
-    shapes = {-1: (space.in_channels, side, side)}
+    shapes = {-1: (space.in_channels, *space.resolution_of(arch[None])[0].size)}
     for i, node in enumerate(nodes):
         layer = node.layer
         require(

@@ -10,24 +10,29 @@ import numpy as np
 from deploynas.costs import Floats
 from deploynas.errors import InfeasibleBudgetError, UnknownNameError
 from deploynas.search import Budget, Effort, Problem, explore
-from deploynas.search.strategy import Evaluating
+from deploynas.search.strategy import STRATEGIES, Evaluating
 from deploynas.spaces import Archs, SearchSpace
-from deploynas.testing.report import require
+from deploynas.testing.report import promises, require
 
 NUM_EVALUATIONS = (1, 40)
 
 
+@promises
 def check_strategy(strategy: Evaluating, space: SearchSpace) -> None:
     """Check a strategy on a space whose accuracies are made up.
 
-    Within ``num_evaluations``, every network once, within the limits, the same for the same seed
-    and others for another; an impossible limit ends; options have defaults, ranges and a line of
-    help, and unknown ones are refused.
+    It is found by its name. Within ``num_evaluations``, every network once, within the limits, the
+    same for the same seed and others for another; an impossible limit ends; options have defaults,
+    ranges and a line of help, and unknown ones are refused.
 
     Raises:
         AssertionError: One of them is not as promised.
     """
     options = strategy.options()
+    require(
+        STRATEGIES.load(strategy.name) is strategy, f"{strategy.name} is not found by its name"
+    )
+    require(bool(strategy.help), f"{strategy.name} has no help")
     _check_options(strategy)
     require(strategy.misfit(space) is None, f"{strategy.name} does not fit {space.name}")
     macs = np.sort(space.macs(space.sample_networks(2_000, np.random.default_rng(0))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from deploynas.data import ImageDataset, Source
+from deploynas.spaces import Resolution, ResolutionLike
 from deploynas.train.resizing import resized
 from deploynas.train.task import task_of
 
 HELD_SHARE = 0.5  # of a GPU's free memory, at most, for the images of a source
 _CHUNK = 4_096  # images resized at once
-_held: WeakKeyDictionary[Source, dict[tuple[torch.device, int], Tensor]] = WeakKeyDictionary()
+_held: WeakKeyDictionary[Source, dict[tuple[torch.device, Resolution], Tensor]] = (
+    WeakKeyDictionary()
+)
 
 
 class Batches:
@@ -40,18 +43,25 @@ class Batches:
     def __len__(self) -> int:
         return len(self._source)
 
-    def images(self, rows: np.ndarray, resolution: int, moved: Moved | None = None) -> Tensor:
-        """Normalised images ``(n, c, resolution, resolution)``, float32, channels last."""
-        held = self._held(resolution)
+    def images(
+        self,
+        rows: np.ndarray,
+        resolution: ResolutionLike,
+        change: Callable[[Tensor], Tensor] = lambda pixels_nhwc: pixels_nhwc,
+    ) -> Tensor:
+        """Normalised images ``(n, c, height, width)``, float32, channels last.
+
+        ``change`` is done to them before, ``(n, height, width, c)`` uint8.
+        """
+        wanted = Resolution.of(resolution)
+        held = self._held(wanted)
         if held is not None:
             pixels = held[on_device(rows, self._device)]
         else:
-            pixels = on_device(self._source.batch(rows, resolution, resolution), self._device)
-        if moved is not None:
-            pixels = moved.of(pixels)
-        return self.task.inputs(pixels, self._mean, self._std)
+            pixels = on_device(self._source.batch(rows, *wanted.size), self._device)
+        return self.task.inputs(change(pixels), self._mean, self._std)
 
-    def _held(self, resolution: int) -> Tensor | None:
+    def _held(self, resolution: Resolution) -> Tensor | None:
         """All images at a resolution on a GPU, uint8; None where they are not or do not fit."""
         source = self._source
         if self._device.type == "cpu" or not source.in_memory:
@@ -59,16 +69,29 @@ class Batches:
         held = _held.setdefault(source, {})
         key = (self._device, resolution)
         if key not in held:
-            sides = {(source.height, source.width), (resolution, resolution)}
-            num_bytes = len(source) * source.channels * sum(h * w for h, w in sides)
+            sizes = {(source.height, source.width), resolution.size}
+            num_bytes = len(source) * source.channels * sum(h * w for h, w in sizes)
             if num_bytes > HELD_SHARE * torch.cuda.mem_get_info(self._device)[0]:
                 return None
-            parts = (on_device(part, self._device) for part in source.chunks(_CHUNK))
-            held[key] = torch.cat([resized(part, resolution) for part in parts])
+            held[key] = torch.cat(list(self._brought_to(resolution)))
         return held[key]
 
+    def _brought_to(self, resolution: Resolution) -> Iterator[Tensor]:
+        """All images in order at a resolution, on the device, uint8."""
+        source, (height, width) = self._source, resolution.size
+        if source.height == source.width and height == width:
+            for part in source.chunks(_CHUNK):
+                yield resized(on_device(part, self._device), height)
+            return
+        for start in range(0, len(source), _CHUNK):
+            rows = np.arange(start, min(start + _CHUNK, len(source)))
+            yield on_device(source.batch(rows, height, width), self._device)
+
     def in_order(
-        self, resolution: int, num_images: int | None = None, batch_size: int | None = None
+        self,
+        resolution: ResolutionLike,
+        num_images: int | None = None,
+        batch_size: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of the first ``num_images`` images and labels."""
         end = len(self) if num_images is None else min(num_images, len(self))
@@ -77,9 +100,11 @@ class Batches:
             rows = np.arange(start, min(start + size, end))
             yield self.images(rows, resolution), self.labels[start : start + len(rows)]
 
-    def calibration(self, resolution: int, num_images: int, seed: int = 0) -> list[Tensor]:
+    def calibration(
+        self, resolution: ResolutionLike, num_images: int, seed: int = 0
+    ) -> list[Tensor]:
         """Batches of ``num_images`` random images, the same for the same seed."""
-        rng = np.random.default_rng([seed, resolution])
+        rng = np.random.default_rng([seed, *Resolution.of(resolution).numbers])
         picked = rng.permutation(len(self))[:num_images]
         num_batches = max(1, len(picked) // (128 if self._device.type == "cpu" else 512))
         return [self.images(part, resolution) for part in np.array_split(picked, num_batches)]
@@ -91,51 +116,6 @@ def on_device(array: np.ndarray, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-class Moved:
-    """Every image of a batch shifted by up to a twelfth of its side, half of them mirrored.
-
-    What is beyond the border is a reflection.
-
-    Args:
-        rng: Draws for the whole batch.
-        flip: Whether to mirror.
-        num_images: Of the whole batch.
-        own: Which of them are in hand.
-    """
-
-    def __init__(
-        self, rng: np.random.Generator, *, flip: bool, num_images: int, own: slice
-    ) -> None:
-        self._rng, self._flip, self._num, self._own = rng, flip, num_images, own
-
-    def of(self, pixels_nhwc: Tensor) -> Tensor:
-        """The images in hand, moved."""
-        n, height, width, _ = pixels_nhwc.shape
-        borders = [max(1, side // 12) for side in (height, width)]
-        draws = [self._rng.integers(0, 2 * b + 1, size=(self._num, 1)) - b for b in borders]
-        mirrored = np.zeros((self._num, 1), np.int64)
-        if self._flip:
-            mirrored = (self._rng.random(self._num) < 0.5).astype(np.int64)[:, None]
-        drawn = np.concatenate([*draws, mirrored], axis=1)[self._own]
-        top, left, flip = on_device(drawn, pixels_nhwc.device).unsqueeze(1).unbind(2)
-        rows = _reflected(top + _span(height, pixels_nhwc), height)
-        across = _span(width, pixels_nhwc)
-        across = torch.where(flip.bool(), width - 1 - across, across)
-        columns = _reflected(left + across, width)
-        sample = torch.arange(n, device=pixels_nhwc.device)[:, None, None]
-        return pixels_nhwc[sample, rows[:, :, None], columns[:, None, :]]
-
-
-def _span(length: int, like: Tensor) -> Tensor:
-    return torch.arange(length, device=like.device)[None]
-
-
-def _reflected(place: Tensor, side: int) -> Tensor:
-    """Places beyond a border, reflected at the outermost pixel."""
-    place = place.abs()
-    return (side - 1) - ((side - 1) - place).abs()
 
 
 def _tensor(array: np.ndarray) -> Tensor:

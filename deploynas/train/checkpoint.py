@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,26 @@ class State(Protocol):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take what :meth:`state` gave."""
         ...
+
+
+class Together:
+    """Several of them, each under a name of its own."""
+
+    def __init__(self, states: Mapping[str, State]) -> None:
+        self._states = states
+
+    def state(self) -> dict[str, Tensor]:
+        """See :class:`State`."""
+        return {
+            f"{name}.{key}": tensor
+            for name, one in self._states.items()
+            for key, tensor in one.state().items()
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """See :class:`State`."""
+        for name, one in self._states.items():
+            one.restore(_part(state, f"{name}."))
 
 
 def weights_of(module: nn.Module) -> bytes:

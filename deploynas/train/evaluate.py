@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Literal
 
@@ -14,7 +15,7 @@ from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
 from deploynas.nn import StaticNetwork, WeightSharing, recalibrate
 from deploynas.nn.state import digest
-from deploynas.spaces import Archs, SearchSpace
+from deploynas.spaces import Archs, Resolution, ResolutionLike, SearchSpace
 from deploynas.train.batches import Batches
 
 CALIBRATION_IMAGES = 2_048
@@ -23,7 +24,7 @@ QUICK_IMAGES, QUICK_CALIBRATION = 2_000, 512  # of an evaluation inside a search
 
 @torch.no_grad()
 def accuracy(
-    network: nn.Module, batches: Batches, resolution: int, num_images: int | None = None
+    network: nn.Module, batches: Batches, resolution: ResolutionLike, num_images: int | None = None
 ) -> float:
     """Top-1 accuracy of ``network`` on the first ``num_images`` images, a fraction.
 
@@ -50,7 +51,6 @@ class SupernetEvaluator:
     """
 
     kind: Literal["measured"] = "measured"
-    chunk = 1
     num_finalists = 5
 
     def __init__(
@@ -65,7 +65,7 @@ class SupernetEvaluator:
         device = next(supernet.parameters()).device
         self._train = Batches(dataset, dataset.train, device)
         self._val = Batches(dataset, dataset.val, device)
-        self._calibration: dict[tuple[int, int], list[torch.Tensor]] = {}
+        self._calibration: dict[tuple[Resolution, int], list[torch.Tensor]] = {}
 
     @property
     def space(self) -> SearchSpace:
@@ -75,7 +75,7 @@ class SupernetEvaluator:
     def extract(self, arch: Archs, calibration_images: int = CALIBRATION_IMAGES) -> StaticNetwork:
         """The static network of ``arch``, batch norms recalibrated at its resolution."""
         network = self._supernet.extract(self._own(arch)).to(memory_format=torch.channels_last)
-        resolution = network.nodes[0].layer.height
+        resolution = network.resolution
         key = (resolution, calibration_images)
         if key not in self._calibration:
             self._calibration[key] = self._train.calibration(resolution, calibration_images)
@@ -95,7 +95,7 @@ class SupernetEvaluator:
     ) -> float:
         """Accuracy on the first ``num_images`` validation images."""
         network = self.extract(arch, calibration_images)
-        return accuracy(network, self._val, network.nodes[0].layer.height, num_images)
+        return accuracy(network, self._val, network.resolution, num_images)
 
     @cached_property
     def identity(self) -> str:
@@ -108,9 +108,10 @@ class SupernetEvaluator:
         """Indices, the highest score first."""
         return [int(i) for i in np.argsort(-scores, kind="stable")]
 
-    def quick(self, archs: Archs) -> np.ndarray:
-        """``(n,)`` accuracies on the first images of the validation split."""
-        return np.array([self.accuracy(arch, QUICK_IMAGES, QUICK_CALIBRATION) for arch in archs])
+    def quick(self, archs: Archs) -> Iterator[float]:
+        """Accuracies on the first images of the validation split, one by one."""
+        for arch in archs:
+            yield self.accuracy(arch, QUICK_IMAGES, QUICK_CALIBRATION)
 
     def final(self, archs: Archs) -> np.ndarray:
         """``(n,)`` accuracies on the whole validation split."""

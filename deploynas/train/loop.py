@@ -12,19 +12,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from deploynas.artifacts import Record
 from deploynas.data import ImageDataset
 from deploynas.errors import DeploynasError, InvalidInputError
-from deploynas.train.batches import Batches, Moved, on_device
-from deploynas.train.checkpoint import State, load_checkpoint, save_checkpoint
+from deploynas.spaces import ResolutionLike
+from deploynas.train.augment import STRONGEST, Augmentation, Augmented
+from deploynas.train.batches import Batches, on_device
+from deploynas.train.checkpoint import State, Together, load_checkpoint, save_checkpoint
 from deploynas.train.distributed import (
     average_gradients,
     is_first,
@@ -35,6 +38,9 @@ from deploynas.train.distributed import (
 
 CHECKPOINT_SECONDS = 30.0
 MIN_STEPS, MAX_EPOCHS = 600, 40.0  # of a training whose length nobody chose
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
 LOOK_EVERY = 16  # steps of a GPU, which a look at the loss waits for
 
 
@@ -44,10 +50,20 @@ class Recipe(Record):
     Attributes:
         epochs: Passes over the train split; a fraction is allowed.
         learning_rate: Peak, reached after ``warmup`` of the steps, then a cosine to zero.
+        optimizer: Nesterov's SGD, or AdamW (Loshchilov and Hutter 2019), which wants learning
+            rates of a hundredth and weight decays of a thousand times as much.
+        momentum: Of SGD.
         weight_decay: Of convolutions and linear layers; off for norms and biases.
+        layer_decay: Learning rate of a layer over that of the next, the last having the whole
+            (Bao et al. 2022, "BEiT", appendix): below 1 what was learned first stays.
+        clip: Largest norm of all gradients; 0 for any.
+        ema: Share of themselves that a running mean of the weights keeps at a step, after the
+            first few hundred; that mean is what a training leaves (Polyak and Juditsky 1992).
+            0 for none.
         augment_from: Trainings of at least so many epochs shift the images; shorter ones do not
             overfit, and shifts slow them down.
         flip: Mirror half of the images as well.
+        operations, erased, mixup, cutmix: See :class:`Augmentation`.
         amp: What a GPU computes convolutions and linear layers in (Micikevicius et al. 2018);
             weights, batch norms' statistics and losses stay float32. ``off`` is float32
             throughout, which a CPU always is; ``fp16`` scales losses, leaves out steps that
@@ -55,14 +71,23 @@ class Recipe(Record):
             batches: docs/scaling.md.
     """
 
-    epochs: float
-    batch_size: int = 128
-    learning_rate: float = 0.2
-    weight_decay: float = 3e-5
-    warmup: float = 0.05
-    label_smoothing: float = 0.05
+    epochs: Positive
+    batch_size: Count = 128
+    learning_rate: Positive = 0.2
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 3e-5
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    clip: Annotated[float, Field(ge=0)] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup: Share = 0.05
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
     augment_from: float = 8.0
     flip: bool = True
+    operations: Annotated[float, Field(ge=0, le=STRONGEST)] = 0.0
+    erased: Share = 0.0
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
     amp: Literal["off", "bf16", "fp16"] = "off"
     seed: int = 0
 
@@ -73,6 +98,14 @@ class Recipe(Record):
     def _with_steps(self, num_steps: int, num_images: float, most: float) -> Self:
         needed = num_steps * self.batch_size / num_images
         return self.model_copy(update={"epochs": round(max(self.epochs, min(needed, most)), 1)})
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is done to images."""
+        return Augmentation(
+            self.epochs >= self.augment_from, self.flip, self.operations, self.erased,
+            self.mixup, self.cutmix,
+        )  # fmt: skip
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """What a forward pass and its loss on a device run under."""
@@ -131,22 +164,25 @@ class StepImages:
         phase: int, rate: float, scaled: Callable[[Tensor], Tensor] = lambda loss: loss,
     ) -> None:  # fmt: skip
         first, count = place()
-        self._own = slice(first, None, count)  # of the whole batch
-        self._data, self._rows, self._recipe, self._step = data, rows, recipe, step
+        own = slice(first, None, count)  # of the whole batch
+        self._data, self._rows, self._smoothing = data, rows[own], recipe.label_smoothing
         self.task = data.task
         self.rng, self.share = _generator(recipe, step, 0), share
         self.phase, self.rate, self.scaled = phase, rate, scaled
-        self.labels = data.labels[on_device(rows[self._own], data.labels.device)]
+        self.labels = data.labels[on_device(self._rows, data.labels.device)]
+        self._augmented = Augmented(
+            recipe.augmentation, partial(_generator, recipe, step), len(rows), own
+        )
 
-    def at(self, resolution: int) -> Tensor:
-        """``(n, c, resolution, resolution)``, normalised and, where the recipe says, shifted."""
-        moved = None
-        if self._recipe.epochs >= self._recipe.augment_from:
-            moved = Moved(
-                _generator(self._recipe, self._step, 1), flip=self._recipe.flip,
-                num_images=len(self._rows), own=self._own,
-            )  # fmt: skip
-        return self._data.images(self._rows[self._own], resolution, moved)
+    def at(self, resolution: ResolutionLike) -> Tensor:
+        """``(n, c, height, width)``, normalised and, where the recipe says, augmented."""
+        x = self._data.images(self._rows, resolution, self._augmented.pixels)
+        return self._augmented.inputs(x)
+
+    def wanted(self, x: Tensor, num_outputs: int) -> Tensor:
+        """What a network should answer to images of :meth:`at`."""
+        targets = self.task.targets(self.labels, num_outputs, self._smoothing)
+        return self._augmented.targets(targets, *x.shape[2:])
 
 
 @dataclass(frozen=True)
@@ -216,12 +252,12 @@ def run_training(
     steps_per_epoch = max(1, len(data) // recipe.batch_size)
     num_steps = max(1, round(recipe.epochs * steps_per_epoch))
     parameters = list(module.parameters())
-    own = parameters if trainee.weights is None else trainee.weights
-    optimizer = _optimizer(own, recipe)
-    scaler = recipe.scaler(device)
-    beside = trainee.beside
-    if scaler.is_enabled():
-        beside = _WithScale(scaler, beside)
+    optimizer = optimizer_of(module, trainee.weights, recipe)
+    scaler, mean = recipe.scaler(device), RunningMean(parameters, recipe.ema)
+    kept: dict[str, State] = {"scale": LossScale(scaler), "mean": mean}
+    if trainee.beside is not None:
+        kept["own"] = trainee.beside
+    beside = Together(kept)
     loss = math.nan
     unseen: list[Tensor] = []
     batch_size = min(recipe.batch_size, len(data))
@@ -242,7 +278,7 @@ def run_training(
             optimizer.state.clear()
         share = _schedule(step - first, int(ends[part]) - first, recipe.warmup)
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * rate * share
+            group["lr"] = recipe.learning_rate * rate * share * group["share"]
         rows = rows_of(len(data), recipe, step, steps_per_epoch)
         for parameter in parameters:
             parameter.grad = None
@@ -261,34 +297,64 @@ def run_training(
                     "try a lower learning rate" + ", or amp=bf16" * scaler.is_enabled(),
                 )
         average_gradients(module)
+        if recipe.clip:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(parameters, recipe.clip)
         scaler.step(optimizer)
         scaler.update()
         step += 1
+        mean.follow(step)
         now = time.monotonic()
         speed = (step - first_step) * recipe.batch_size / (now - started)
         on_progress(TrainingProgress(step, num_steps, loss, speed))
         if checkpoint and is_first() and is_look and now - saved > CHECKPOINT_SECONDS:
             save_checkpoint(checkpoint, identity, step, module, optimizer, beside)
             saved = time.monotonic()
+    mean.settle()
 
 
-class _WithScale:
-    """A loss scale, kept beside what else a training keeps."""
+class LossScale:
+    """A loss scale as a :class:`State`."""
 
-    def __init__(self, scaler: torch.amp.GradScaler, others: State | None) -> None:
-        self._scaler, self._others = scaler, others
+    def __init__(self, scaler: torch.amp.GradScaler) -> None:
+        self._scaler = scaler
 
     def state(self) -> dict[str, Tensor]:
         """See :class:`State`."""
-        own = {f"scale.{k}": torch.tensor(v) for k, v in self._scaler.state_dict().items()}
-        return own if self._others is None else own | self._others.state()
+        return {k: torch.tensor(v) for k, v in self._scaler.state_dict().items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """See :class:`State`."""
-        mine = {k: v for k, v in state.items() if k.startswith("scale.")}
-        self._scaler.load_state_dict({k.removeprefix("scale."): v.item() for k, v in mine.items()})
-        if self._others is not None:
-            self._others.restore({k: v for k, v in state.items() if k not in mine})
+        self._scaler.load_state_dict({k: v.item() for k, v in state.items()})
+
+
+class RunningMean:
+    """A running mean of weights; nothing where it keeps none of itself."""
+
+    def __init__(self, weights: Sequence[nn.Parameter], share: float) -> None:
+        self._weights, self._share = weights, share
+        self._means = [w.detach().clone() for w in weights] if share else []
+
+    def follow(self, step: int) -> None:
+        """After a step; the first count for more, so that the mean does not begin at random."""
+        if self._means:
+            kept = min(self._share, (1 + step) / (10 + step))
+            torch._foreach_lerp_(self._means, [w.detach() for w in self._weights], 1 - kept)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Make it the weights."""
+        if self._means:
+            torch._foreach_copy_(list(self._weights), self._means)
+
+    def state(self) -> dict[str, Tensor]:
+        """See :class:`State`."""
+        return {str(i): mean for i, mean in enumerate(self._means)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """See :class:`State`."""
+        for i, mean in enumerate(self._means):
+            mean.copy_(state[str(i)])
 
 
 def last_seen(losses: Sequence[Tensor]) -> float:
@@ -308,14 +374,30 @@ def _generator(recipe: Recipe, step: int, stream: int) -> np.random.Generator:
     return np.random.default_rng([recipe.seed, step, stream])
 
 
-def _optimizer(weights: Sequence[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    decayed = [p for p in weights if p.dim() > 1]
-    plain = [p for p in weights if p.dim() <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
+def optimizer_of(
+    module: nn.Module, weights: Sequence[nn.Parameter] | None, recipe: Recipe
+) -> torch.optim.Optimizer:
+    """Of some of a module's weights; a group's ``share`` is of the learning rate."""
+    named = dict(module.named_parameters())
+    layers = list(dict.fromkeys(_layer_of(name) for name in named))
+    moved = None if weights is None else {id(p) for p in weights}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        if moved is None or id(parameter) in moved:
+            share = recipe.layer_decay ** (len(layers) - 1 - layers.index(_layer_of(name)))
+            decay = recipe.weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((share, decay), []).append(parameter)
+    split = [{"params": p, "weight_decay": d, "share": s} for (s, d), p in groups.items()]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(split, lr=recipe.learning_rate)
+    return torch.optim.SGD(
+        split, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0
+    )
+
+
+def _layer_of(name: str) -> str:
+    """``layers.3.depthwise.conv.weight`` -> ``layers.3``."""
+    return ".".join(name.split(".")[:2])
 
 
 def _schedule(step: int, num_steps: int, warmup: float) -> float:

@@ -29,14 +29,15 @@ def train_network(
     Batch-norm statistics are set from training images at the end, as for every subnet.
     Arguments and errors as in :func:`run_training`.
     """
-    resolution = network.nodes[0].layer.height
+    resolution = network.resolution
     device = next(network.parameters()).device
     task = task_of(dataset)
 
     def accumulate(images: StepImages) -> Tensor:
         x = images.at(resolution)
         with recipe.autocast(device):
-            loss = task.loss(network(x), images.labels, recipe.label_smoothing)
+            outputs = network(x)
+            loss = task.loss(outputs, images.wanted(x, outputs.shape[1]))
         images.scaled(loss).backward()
         return loss
 

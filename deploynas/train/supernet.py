@@ -11,7 +11,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -21,13 +21,14 @@ from torch import Tensor
 from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
 from deploynas.nn import Lender, StaticNetwork, WeightSharing
-from deploynas.spaces import Archs, SearchSpace
+from deploynas.spaces import Archs, Resolution, SearchSpace
 from deploynas.train.batches import Batches
 from deploynas.train.checkpoint import load_weights, save_weights
 from deploynas.train.distributed import is_first
 from deploynas.train.evaluate import QUICK_CALIBRATION, SupernetEvaluator
 from deploynas.train.loop import (
     Parts,
+    Positive,
     Recipe,
     StepImages,
     Trainee,
@@ -51,10 +52,10 @@ class SupernetRecipe(Recipe):
             other subnets move from the labels to its predictions, which teach nothing at first.
     """
 
-    epochs: float = 4.0
+    epochs: Positive = 4.0
     schedule: Literal["sandwich", "single-path", "progressive"] = "sandwich"
     num_random: int | None = Field(default=None, ge=1)
-    teacher_ramp: float = 0.3
+    teacher_ramp: Annotated[Positive, Field(le=1)] = 0.3
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -132,7 +133,7 @@ def _accumulating(
         resolution = space.resolutions[int(images.rng.integers(len(space.resolutions)))]
         archs = space.with_resolution(_subnets(space, phase, images.rng), resolution)
         x_bchw = images.at(resolution)
-        labels = task.targets(images.labels, space.num_classes, recipe.label_smoothing)
+        labels = images.wanted(x_bchw, space.num_classes)
         targets = labels
         if phase.teacher == "largest":
             targets = 0.5 * (labels + teacher(x_bchw, resolution))
@@ -181,11 +182,11 @@ class _Teacher:
 
     def __init__(self, supernet: WeightSharing, task: Task, path: Path | None) -> None:
         self._supernet, self._task, self._path = supernet, task, path
-        self._networks: dict[int, StaticNetwork] = {}
+        self._networks: dict[Resolution, StaticNetwork] = {}
         self._weights: dict[str, Tensor] | None = None
 
     @torch.no_grad()
-    def __call__(self, x_bchw: Tensor, resolution: int) -> Tensor:
+    def __call__(self, x_bchw: Tensor, resolution: Resolution) -> Tensor:
         """Soft predictions, with the statistics of the batch itself."""
         if resolution not in self._networks:
             space = self._supernet.space

@@ -49,13 +49,12 @@ class Task(Protocol):
         """A network's outputs as targets of others."""
         ...
 
-    def loss(self, outputs: Tensor, wanted: Tensor, smoothing: float = 0.0) -> Tensor:
+    def loss(self, outputs: Tensor, wanted: Tensor) -> Tensor:
         """Mean over the images, float32.
 
         Args:
             outputs: A network's.
             wanted: Labels, or targets.
-            smoothing: Of labels.
         """
         ...
 
@@ -88,9 +87,9 @@ class Classification:
         """See :class:`Task`: soft predictions."""
         return _wide(outputs).softmax(1)
 
-    def loss(self, outputs: Tensor, wanted: Tensor, smoothing: float = 0.0) -> Tensor:
+    def loss(self, outputs: Tensor, wanted: Tensor) -> Tensor:
         """See :class:`Task`: the cross entropy."""
-        return nn.functional.cross_entropy(_wide(outputs), wanted, label_smoothing=smoothing)
+        return nn.functional.cross_entropy(_wide(outputs), wanted)
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """See :class:`Task`: whether the likeliest class is right."""

@@ -63,7 +63,6 @@ class TrainedCandidates:
 
     identity = None  # every training is kept in a file of its own
     kind: Literal["measured"] = "measured"
-    chunk = 1_000_000  # trainings tell their own progress
     num_finalists = 3
 
     def __init__(

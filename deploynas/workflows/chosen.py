@@ -16,7 +16,7 @@ from deploynas.export.exporter import PARITY_IMAGES, TrainedNetwork
 from deploynas.export.manifest import BatchNorm, Weights
 from deploynas.nn import StaticNetwork
 from deploynas.search import Candidate, SearchResult
-from deploynas.spaces import SearchSpace, space
+from deploynas.spaces import SearchSpace, SpaceRecord, space
 from deploynas.train import SupernetEvaluator, load_weights, pick_device, weights_of
 from deploynas.workflows.supernets import TrainedSupernet, open_supernet
 
@@ -113,7 +113,7 @@ def open_chosen(run: Path, result: SearchResult, dataset: ImageDataset) -> Train
     A network of a trained supernet is extracted, its batch norms recalibrated on ``dataset``; any
     other comes as the search saved it.
     """
-    if result.weights != "shared":
+    if result.has_file:
         return open_saved(run, result, dataset)
     supernet = open_supernet(Path(result.supernet), dataset, other_data=True)
     return inherited(result, result.best, supernet)
@@ -133,14 +133,14 @@ def open_saved(run: Path, result: SearchResult, dataset: ImageDataset | None) ->
     record = ChosenRecord.read(ChosenRecord.file_in(run))
     path = own_weights(run, ChosenRecord.file_in(run), record, "search again")
     chosen = space_of(result.space)
-    side = result.data.size
-    images = np.zeros((0, side, side, 3), np.uint8)
-    if result.weights in ("paths", "trained") and dataset is not None:
+    size = result.data.size
+    images = np.zeros((0, *size.size, 3), np.uint8)
+    if result.has_images and dataset is not None:
         images = dataset.test.first(PARITY_IMAGES)
     elif record.images and Path(record.images).is_dir():
         from deploynas.data.imagenet import load_unlabelled
 
-        images = load_unlabelled(Path(record.images), side, PARITY_IMAGES)
+        images = load_unlabelled(Path(record.images), size.height, PARITY_IMAGES)
     kinds: dict[str, Weights] = {"published": "published", "trained": "from-scratch"}
     kind = kinds.get(result.weights, "inherited")
     return TrainedNetwork(
@@ -182,9 +182,7 @@ def load(chosen: SearchSpace, candidate: Candidate, path: Path) -> StaticNetwork
     return network.to(pick_device()).eval()
 
 
-def space_of(
-    spec: dict[str, str | int | list[int]], num_classes: int | None = None
-) -> SearchSpace:
+def space_of(spec: SpaceRecord, num_classes: int | None = None) -> SearchSpace:
     """A result's space, for another number of classes where that is given."""
     changed = spec if num_classes is None else spec | {"num_classes": num_classes}
     return space(**changed)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from deploynas.artifacts import Artifact, Record, unchanged
 from deploynas.profile.latency_model import kendall_tau
 from deploynas.search import Budget
 from deploynas.search.result import DataRecord
-from deploynas.spaces import ArchRecord
+from deploynas.spaces import ArchRecord, SpaceRecord
 from deploynas.train import Recipe
 
 RANDOM = "random"  # what every other strategy must beat
@@ -119,7 +119,7 @@ class Comparison(Artifact):
     VERSION = 4
     MIGRATIONS = {3: unchanged}  # noqa: RUF012
 
-    space: dict[str, str | int | list[int]]
+    space: SpaceRecord
     settings: Settings
     data: DataRecord
     profile: str

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from deploynas.artifacts import EXPORTS, PROFILES, RUNS, exists
+from deploynas.artifacts import EXPORTS, PROFILES, RUNS, Artifact, ensure_writable, exists
 from deploynas.check import CheckResult, Examples, check
 from deploynas.data import ImageDataset, space_for
 from deploynas.device import LocalDevice
@@ -28,7 +29,7 @@ from deploynas.workflows.inherited import Inherited
 from deploynas.workflows.recipes import FINE_TUNING
 from deploynas.workflows.retraining import retrain
 from deploynas.workflows.search import search
-from deploynas.workflows.supernets import SupernetRecord, open_supernet, train
+from deploynas.workflows.supernets import CHECKPOINT, SupernetRecord, open_supernet, train
 from deploynas.workflows.target import OnProgress, Target, Tell
 from deploynas.workflows.trainings import images_per_second
 
@@ -44,6 +45,32 @@ CHECK_SECONDS = 14.0  # of an export and its check
 LEAST_IMAGES, MOST_EPOCHS = 4_000, 40.0  # of a training
 TITLES = ("chosen", "random search", "best uniform", "largest", "smallest")
 ENDS = ("largest", "smallest")
+
+
+class DemoPlan(Artifact):
+    """How a demo trains its supernet, as decided when it began: it goes on by it.
+
+    Format 1 (0.1.0): first version.
+
+    Attributes:
+        data: Fingerprint of the images.
+        minutes, epochs, seed: As they were asked for.
+        settings: As many passes as fitted.
+    """
+
+    SCHEMA: ClassVar[str] = "deploynas-demo-plan"
+    VERSION: ClassVar[int] = 1
+
+    data: str
+    minutes: float
+    epochs: float | None
+    seed: int
+    settings: SupernetRecipe
+
+    @classmethod
+    def file_in(cls, run: Path) -> Path:
+        """Where a run directory keeps it."""
+        return run / "demo.json"
 
 
 @dataclass(frozen=True)
@@ -203,18 +230,26 @@ def run_demo(
     left = _Time(deadline, dataset, evaluated / (3 * alone) + EXTRACT_SECONDS)
     if exists(SupernetRecord.file_in(run)):
         supernet = open_supernet(run, dataset)
-        on_note(f"supernet {run}, trained before")
+        settings = SupernetRecord.read(SupernetRecord.file_in(run)).settings
+        on_note(
+            f"supernet {run}, trained before in {settings.epochs:g} passes over the images (seed "
+            f"{settings.seed}); delete the folder to train another"
+        )
     else:
         recipe = SupernetRecipe(seed=seed, flip=flip)
         speed = supernet_images_per_second(supernet_of(chosen).to(pick_device()), dataset, recipe)
         own = epochs or left.epochs(SUPERNET_SHARE * left.for_training, speed, MOST_EPOCHS)
+        plan_now = DemoPlan(
+            data=dataset.fingerprint, minutes=minutes, epochs=epochs, seed=seed,
+            settings=recipe.model_copy(update={"epochs": own}),
+        )  # fmt: skip
+        going = begun(run, plan_now)
         on_note(
             f"this machine trains {speed:.0f} images/s of a supernet and {alone:.0f} of a single "
-            f"network: {own:g} passes over the images for the supernet"
+            f"network: {going.settings.epochs:g} passes over the images for the supernet"
             + ("" if epochs else f", so that all takes about {minutes:g} minutes")
         )
-        recipe = recipe.model_copy(update={"epochs": own})
-        supernet = train(chosen, dataset, run, recipe, on_progress)
+        supernet = train(chosen, dataset, run, going.settings, on_progress)
     source = Inherited(chosen, dataset, run, None)
     plan = Plan(OFA, OFA.options(), seed, Effort(left.num_evaluations))
     result = search(budget, plan, source, Target(path, device), run, Tell(on_progress))
@@ -247,6 +282,19 @@ def run_demo(
         rows.append(Row(title, candidate, judged, folder))
     taken = (time.monotonic() - started) / 60
     return DemoTable(dataset.name, budget.latency_ms or 0.0, rows, taken)
+
+
+def begun(run: Path, plan: DemoPlan) -> DemoPlan:
+    """The plan of a demo that was interrupted, where the same was asked for; else this one."""
+    path = DemoPlan.file_in(run)
+    if exists(path) and exists(run / CHECKPOINT):
+        before = DemoPlan.read(path)
+        if before.model_copy(update={"settings": plan.settings}) == plan:
+            return before
+    ensure_writable(run)
+    (run / CHECKPOINT).unlink(missing_ok=True)  # of another
+    plan.write(path)
+    return plan
 
 
 def _binding_budget(model: LatencyModel) -> float:

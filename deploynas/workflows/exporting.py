@@ -32,10 +32,10 @@ def open_for_export(
     """
     if exists(RetrainRecord.file_in(run)) and not as_searched:
         return open_retrained(run, moved_to)
-    if result.weights == "published":
+    if not result.has_images:
         return open_saved(run, result, None)
     dataset = open_data(result.data, moved_to)
-    if result.weights in ("paths", "trained"):
+    if result.has_file:
         return open_saved(run, result, dataset)
     return inherited(result, result.best, open_supernet(Path(result.supernet), dataset))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deploynas.data import ImageDataset, Split, load_dataset
+from deploynas.data import ImageDataset, Split, load_dataset, native_size_for
 from deploynas.errors import InvalidInputError
 from deploynas.search import DataRecord
 
@@ -31,7 +31,7 @@ def load_for(record: DataRecord, path: Path | None) -> ImageDataset:
     """A data set at the sides that a network of ``record`` can use, with its channels."""
     where = Path(record.source)
     dataset = load_dataset(
-        path or (where if where.exists() else None), max_size=max(64, record.size)
+        path or (where if where.exists() else None), max_size=native_size_for([record.size])
     )
     return dataset.with_channels(record.channels)
 
@@ -56,7 +56,7 @@ def data_of(own: DataRecord, path: Path | None) -> ImageDataset:
         )
     from deploynas.data.imagenet import load_imagenet
 
-    images, labels = load_imagenet(path, own.size, IMAGENET_PER_CLASS)
+    images, labels = load_imagenet(path, own.size.height, IMAGENET_PER_CLASS)
     whole, half = Split(images, labels), len(labels) // 2
     train, val = whole.take(np.arange(half)), whole.take(np.arange(half, len(labels)))
     return ImageDataset(

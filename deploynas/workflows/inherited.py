@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -167,15 +168,16 @@ class InWorkers(SupernetEvaluator):
         vars(self).update(vars(own))
         self._executor = executor
 
-    @property
-    def chunk(self) -> int:  # type: ignore[override]
-        """As many as there are."""
-        return 1_000_000
+    def quick(self, archs: Archs) -> Iterator[float]:
+        """Accuracies on the first images of the validation split, as they come."""
+        futures = [self._executor.submit(_quick, arch[None]) for arch in archs]
+        for future in futures:
+            yield future.result()
 
-    def quick(self, archs: Archs) -> Floats:
-        """``(n,)`` accuracies on the first images of the validation split."""
-        futures = [self._executor.submit(SupernetEvaluator.quick, arch[None]) for arch in archs]
-        return np.array([float(future.result()[0]) for future in futures])
+
+def _quick(evaluator: SupernetEvaluator, arch: Archs) -> float:
+    (found,) = evaluator.quick(arch)
+    return found
 
 
 def _evaluator(
@@ -199,6 +201,16 @@ def require_space(folder: Path, named: SearchSpace) -> None:
             f"{folder} is a supernet of {own.name}, not of {named.name} as it is now",
             "leave out --space, or train another",
         )
+
+
+def trained_at(folder: Path) -> list[str]:
+    """The resolutions that a supernet was trained at.
+
+    Raises:
+        MissingFileError, InvalidInputError: It is not there.
+    """
+    record = SupernetRecord.read(SupernetRecord.file_in(folder))
+    return [str(one) for one in space_of(record.space).resolutions]
 
 
 def _differences(wanted: SupernetRecipe, before: SupernetRecipe) -> str:

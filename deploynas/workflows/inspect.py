@@ -69,7 +69,7 @@ def _require_agreement(folder: Path, macs: int, stored_bytes: int, manifest: Any
 
 
 def inspect_layers(
-    target: Path, spec: dict[str, Any], resolution: int | None, profile: Path | None
+    target: Path, spec: dict[str, Any], resolution: str | None, profile: Path | None
 ) -> dict[str, Any]:
     """Costs of a run, a manifest, a block list or an architecture, layer by layer.
 
@@ -105,20 +105,21 @@ def inspect_layers(
 
 
 def _read(
-    target: Path, spec: dict[str, Any], resolution: int | None
+    target: Path, spec: dict[str, Any], resolution: str | None
 ) -> tuple[list[Node], SearchSpace | None, dict[str, Any] | None]:
     """Nodes of what ``target`` describes; its space and architecture where it names them."""
     from deploynas.artifacts import read_json
     from deploynas.errors import InvalidInputError
     from deploynas.export import Manifest
     from deploynas.search import SearchResult
-    from deploynas.spaces import parse_genotype, parse_net, space
+    from deploynas.spaces import Resolution, parse_genotype, parse_net, space
 
+    given = None if resolution is None else Resolution.of(resolution).plain
     path = SearchResult.file_in(target) if target.is_dir() else target
     if path.is_file() and path.read_bytes().lstrip().startswith(b"Genotype("):
         document: Any = parse_genotype(path.read_text())
         spec = {**spec, "name": spec["name"] or "darts"}
-        document["resolution"] = resolution or space(**spec).resolutions[-1]
+        document["resolution"] = given or space(**spec).resolutions[-1].plain
     else:
         document = read_json(path)
     schema = document.get("schema") if isinstance(document, dict) else None
@@ -132,14 +133,14 @@ def _read(
         if spec["name"] is None:
             raise InvalidInputError(f"{path} is an architecture", "say of what: --space NAME")
         chosen, architecture = space(**spec), document
-        if resolution is not None:
-            architecture = {"resolution": resolution, **document}
-        side = architecture.get("resolution")
-        if isinstance(side, int):
-            chosen = chosen.with_resolutions([*chosen.resolutions, side])
+        if given is not None:
+            architecture = {"resolution": given, **document}
+        one = architecture.get("resolution")
+        if isinstance(one, int | str):
+            chosen = chosen.with_resolutions([*chosen.resolutions, one])
     else:
         try:
-            return parse_net(document, resolution), None, None
+            return parse_net(document, given), None, None
         except InvalidInputError as error:
             raise InvalidInputError(f"{path}: {error}") from None
     return chosen.layers(chosen.encode([architecture])[0]), chosen, architecture

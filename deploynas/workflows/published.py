@@ -26,7 +26,7 @@ from deploynas.search.imagenet import ImageNetPredictor, imagenet_predictor
 from deploynas.search.result import AccuracyKind
 from deploynas.search.run import by_score
 from deploynas.search.strategy import Strategy
-from deploynas.spaces import Archs, SearchSpace
+from deploynas.spaces import Archs, Resolution, SearchSpace
 from deploynas.train import pick_device
 from deploynas.workflows.search import Opened
 from deploynas.workflows.target import OnProgress, Tell
@@ -37,6 +37,9 @@ NUM_EVALUATIONS = 20_000
 BATCH = 100
 
 
+BATCH = 4_096  # architectures predicted at once
+
+
 class Published:
     """A published supernet, the images that recalibrate its subnets, and those that judge them.
 
@@ -45,7 +48,6 @@ class Published:
     """
 
     identity = None  # a prediction is as quick as reading it
-    chunk = 4_096
 
     def __init__(
         self,
@@ -66,7 +68,8 @@ class Published:
 
     def quick(self, archs: Archs) -> Floats:
         """``(n,)`` predicted accuracies."""
-        return self._predictor.predict(archs)
+        parts = np.split(archs, range(BATCH, len(archs), BATCH))
+        return np.concatenate([self._predictor.predict(part) for part in parts])
 
     def promising(self, archs: Archs, scores: Floats) -> list[int]:
         """Indices, the highest score first."""
@@ -82,8 +85,7 @@ class Published:
         """The static network of ``arch``; batch norms recalibrated where there are images."""
         network = self._supernet.extract(arch).to(memory_format=torch.channels_last)
         if self._calibration is not None:
-            side = network.nodes[0].layer.height
-            assert side == self._calibration.shape[1]
+            assert network.resolution.size == self._calibration.shape[1:3]
             recalibrate(network, self._batches(self._calibration, "calibrating batch norms"))
         return network
 
@@ -165,7 +167,7 @@ class PublishedWeights:
         sides = ", ".join(map(str, space.resolutions))
         tell.note(f"searching at {sides} px: the accuracy predictor knows no other resolution")
         supernet = self._supernet.to(pick_device()).eval()
-        size = max(space.resolutions)
+        size = max(space.resolutions).height  # a square, as the predictor's are
         calibration, validation = pictures(
             size, self._calibration, self._images, plan.seed, tell.progress
         )
@@ -218,7 +220,7 @@ def _imagenet_record(data: Path | None, size: int) -> DataRecord:
         fingerprint="",
         classes=tuple(categories),
         channels=3,
-        size=size,
+        size=Resolution(size, size),
         mean=MEAN,
         std=STD,
         crop=CROP,

@@ -46,9 +46,9 @@ class Int8:
         Raises:
             InvalidInputError: Even with half of the layers in float, it loses too much.
         """
-        side, mean, std = preprocessing.resolution, preprocessing.mean, preprocessing.std
+        size, mean, std = preprocessing.resolution.size, preprocessing.mean, preprocessing.std
         rows = np.random.default_rng(0).permutation(len(self.dataset.train))[:NUM_CALIBRATION]
-        images = normalise(self.dataset.train.batch(rows, side, side), mean, std)
+        images = normalise(self.dataset.train.batch(rows, *size), mean, std)
         val = self.dataset.val
         judged = val.take(np.arange(min(NUM_JUDGED, len(val))))
         examples = Examples(judged, mean, std, self.dataset.num_classes)

@@ -16,7 +16,7 @@ from deploynas.export.manifest import Weights
 from deploynas.nn import build
 from deploynas.profile import DeviceProfile, LatencyModel
 from deploynas.search import Candidate, DataRecord, SearchResult
-from deploynas.spaces import SearchSpace
+from deploynas.spaces import SearchSpace, SpaceRecord
 from deploynas.train import (
     Batches,
     Recipe,
@@ -97,8 +97,7 @@ def _priced(result: SearchResult, chosen: SearchSpace) -> Candidate:
     predicted: float | None = None
     if Path(result.profile).is_file():
         profile = DeviceProfile.read(Path(result.profile))
-        side = int(chosen.decode(arch)[0]["resolution"])  # type: ignore[call-overload]
-        narrow = chosen.with_resolutions([side])
+        narrow = chosen.with_resolutions(chosen.resolution_of(arch).tolist())
         try:
             model = LatencyModel(narrow, profile, result.precision)
             predicted = float(model.predict_ms(narrow.encode([result.best.architecture]))[0])
@@ -129,7 +128,7 @@ def retrain(
         checkpoint=checkpoint, on_progress=told("retraining", on_progress),
     )  # fmt: skip
     batches = Batches(prepared, prepared.val, next(network.parameters()).device)
-    measured = accuracy(network, batches, network.nodes[0].layer.height)
+    measured = accuracy(network, batches, network.resolution)
     candidate = start.candidate.model_copy(
         update={
             "accuracy": measured,
@@ -155,7 +154,7 @@ class RetrainRecord(Artifact):
     SCHEMA = "deploynas-retrained"
     VERSION = 1
 
-    space: dict[str, str | int | list[int]]
+    space: SpaceRecord
     data: DataRecord
     candidate: Candidate
     weights: Weights

@@ -14,7 +14,7 @@ from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
 from deploynas.nn import WeightSharing, supernet_of
 from deploynas.search import DataRecord
-from deploynas.spaces import SearchSpace, space
+from deploynas.spaces import SearchSpace, SpaceRecord, space
 from deploynas.train import (
     ScalarLog,
     SupernetRecipe,
@@ -27,7 +27,7 @@ from deploynas.train import (
 from deploynas.train.distributed import is_first
 from deploynas.workflows.target import OnProgress
 
-SUPERNET = "supernet.safetensors"  # in a run
+SUPERNET, CHECKPOINT = "supernet.safetensors", "checkpoint.safetensors"  # in a run
 
 
 class SupernetRecord(Artifact):
@@ -36,7 +36,7 @@ class SupernetRecord(Artifact):
     SCHEMA = "deploynas-supernet"
     VERSION = 1
 
-    space: dict[str, str | int | list[int]]
+    space: SpaceRecord
     data: DataRecord
     settings: SupernetRecipe
     weights_sha256: str
@@ -81,7 +81,7 @@ def train(
     ensure_writable(run)
     torch.manual_seed(settings.seed)
     network = supernet_of(chosen).to(pick_device())
-    checkpoint = run / "checkpoint.safetensors"
+    checkpoint = run / CHECKPOINT
     with ScalarLog(run / "tensorboard" if is_first() else None) as log:
         train_supernet(
             network, dataset, settings,

@@ -201,9 +201,8 @@ def train_alone(
         tell(state)
 
     train_network(network, dataset, recipe, checkpoint=checkpoint, on_progress=watch)
-    side = nodes[0].layer.height
     validation, test = (
-        accuracy(network, Batches(dataset, split, pick_device()), side)
+        accuracy(network, Batches(dataset, split, pick_device()), network.resolution)
         for split in (dataset.val, dataset.test)
     )
     seconds = before + time.process_time() - started
@@ -228,8 +227,8 @@ def images_per_second(space: SearchSpace, batch_size: int) -> float:
     nodes = space.layers(arch)
     network = StaticNetwork(nodes).to(pick_device())
     network.to(memory_format=torch.channels_last).train()
-    side = nodes[0].layer.height
-    x = torch.randn(batch_size, space.in_channels, side, side, device=pick_device())
+    size = network.resolution.size
+    x = torch.randn(batch_size, space.in_channels, *size, device=pick_device())
     labels = torch.zeros(batch_size, dtype=torch.long, device=pick_device())
     times = []
     for _ in range(5):

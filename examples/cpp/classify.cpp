@@ -11,6 +11,7 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 struct Image {
@@ -56,12 +57,23 @@ std::vector<Taps> taps(int size, double begin, double length, int count) {
   return all;
 }
 
+// Height and width of the network's input: 28, or "96x160".
+std::pair<int, int> size(const nlohmann::json& preprocessing) {
+  const auto& resolution = preprocessing["resolution"];
+  if (resolution.is_number()) return {resolution, resolution};
+  const std::string text = resolution;
+  return {std::stoi(text), std::stoi(text.substr(text.find('x') + 1))};
+}
+
 // From an image to the network's input, as the manifest says: channels, rows, columns.
 std::vector<float> prepare(const Image& image, const nlohmann::json& preprocessing) {
-  const int side = preprocessing["resolution"], channels = preprocessing["channels"];
-  const double square = std::min(image.width, image.height) * preprocessing["crop"].get<double>();
-  const auto across = taps(image.width, (image.width - square) / 2, square, side);
-  const auto down = taps(image.height, (image.height - square) / 2, square, side);
+  const auto [rows, columns] = size(preprocessing);
+  const int channels = preprocessing["channels"];
+  const double h = image.height, w = image.width, crop = preprocessing["crop"];
+  const double tall = std::min(h, w * rows / columns) * crop;
+  const double wide = std::min(w, h * columns / rows) * crop;
+  const auto across = taps(image.width, (image.width - wide) / 2, wide, columns);
+  const auto down = taps(image.height, (image.height - tall) / 2, tall, rows);
   std::vector<float> input;
   for (int c = 0; c < channels; ++c) {
     const double mean = preprocessing["mean"][c], deviation = preprocessing["std"][c];
@@ -70,19 +82,19 @@ std::vector<float> prepare(const Image& image, const nlohmann::json& preprocessi
       if (image.channels == 1) return int(p[0]);
       return channels == 1 ? (19595 * p[0] + 38470 * p[1] + 7471 * p[2] + 32768) >> 16 : int(p[c]);
     };
-    std::vector<double> narrow(size_t(side) * image.height);
+    std::vector<double> narrow(size_t(columns) * image.height);
     for (int y = 0; y < image.height; ++y)
-      for (int x = 0; x < side; ++x) {
+      for (int x = 0; x < columns; ++x) {
         double sum = 0;
         for (size_t i = 0; i < across[x].weights.size(); ++i)
           sum += across[x].weights[i] * value(across[x].first + int(i), y);
-        narrow[size_t(y) * side + x] = std::round(sum);
+        narrow[size_t(y) * columns + x] = std::round(sum);
       }
-    for (int y = 0; y < side; ++y)
-      for (int x = 0; x < side; ++x) {
+    for (int y = 0; y < rows; ++y)
+      for (int x = 0; x < columns; ++x) {
         double sum = 0;
         for (size_t i = 0; i < down[y].weights.size(); ++i)
-          sum += down[y].weights[i] * narrow[(down[y].first + i) * side + x];
+          sum += down[y].weights[i] * narrow[(down[y].first + i) * columns + x];
         input.push_back(float((std::round(sum) / 255 - mean) / deviation));
       }
   }
@@ -103,8 +115,8 @@ int main(int count, char** arguments) try {
   const auto output_name = session.GetOutputNameAllocated(0, allocator);
   const char* inputs[] = {input_name.get()};
   const char* outputs[] = {output_name.get()};
-  const int64_t side = preprocessing["resolution"];
-  const std::array<int64_t, 4> shape{1, preprocessing["channels"].get<int64_t>(), side, side};
+  const auto [rows, columns] = size(preprocessing);
+  const std::array<int64_t, 4> shape{1, preprocessing["channels"].get<int64_t>(), rows, columns};
   const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   const auto tensor = Ort::Value::CreateTensor<float>(
       memory, input.data(), input.size(), shape.data(), shape.size());

@@ -15,7 +15,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deploynas.spaces import Choice, Layer, SearchSpace, Slot
+from deploynas.spaces import (
+    Choice,
+    Layer,
+    ResolutionLike,
+    SearchSpace,
+    Slot,
+    resolutions_of,
+)
 
 WIDTHS = ((8, 16), (16, 32), (32, 64))  # to choose from, a stage
 DEPTHS = (1, 2, 3)
@@ -30,21 +37,23 @@ class PlainSpace(SearchSpace):
     weights, features, moves and the dict form are the base class's too.
     """
 
-    def __init__(self, num_classes: int, in_channels: int, resolutions: Sequence[int]) -> None:
+    def __init__(
+        self, num_classes: int, in_channels: int, resolutions: Sequence[ResolutionLike]
+    ) -> None:
         self.name, self.num_classes, self.in_channels = "plain", num_classes, in_channels
-        self.resolutions = tuple(sorted(set(resolutions)))
+        self.resolutions = resolutions_of(resolutions)
         self.require_possible()
         stages = [
             (Choice(f"stage{i}.width", widths), Choice(f"stage{i}.depth", DEPTHS))
             for i, widths in enumerate(WIDTHS, 1)
         ]
-        self.choices = (Choice("resolution", self.resolutions), *itertools.chain(*stages))
+        self.choices = (self.resolution_choice(), *itertools.chain(*stages))
         self.slots, self.layer_table = self._walk()
 
     def _walk(self) -> tuple[tuple[Slot, ...], tuple[Layer, ...]]:
         """Every place of a layer, in order, and every layer that can stand somewhere."""
         index: dict[Layer, int] = {}
-        slots, sides = [], self.resolutions
+        slots, sizes = [], self.resolutions
         before: dict[int, tuple[int, ...]] = {}  # the column of the width that enters: its options
         for stage, widths in enumerate(WIDTHS):
             width_column, depth_column = 1 + 2 * stage, 2 + 2 * stage
@@ -59,24 +68,23 @@ class PlainSpace(SearchSpace):
                     if place >= DEPTHS[chosen[depth_column]]:
                         continue  # -1: nothing stands here
                     channels = [w[chosen[c]] for c, w in entering.items()] or [self.in_channels]
-                    side = sides[chosen[0]]
                     layer = Layer(
-                        "conv", channels[0], widths[chosen[width_column]], side, side,
+                        "conv", channels[0], widths[chosen[width_column]], *sizes[chosen[0]].size,
                         kernel_size=3, stride=stride, activation="relu",
                     )  # fmt: skip
                     ids[options] = index.setdefault(layer, len(index))
                 slots.append(Slot(columns, ids))
-                sides = tuple(-(-side // stride) for side in sides)
+                sizes = tuple(size.strided(stride) for size in sizes)
             before = {width_column: widths}
         ((column, widths),) = before.items()
-        ids = np.empty((len(sides), len(widths)), np.int64)
+        ids = np.empty((len(sizes), len(widths)), np.int64)
         for r, w in np.ndindex(ids.shape):
-            layer = Layer("head", widths[w], self.num_classes, sides[r], sides[r])
+            layer = Layer("head", widths[w], self.num_classes, *sizes[r].size)
             ids[r, w] = index.setdefault(layer, len(index))
         slots.append(Slot((0, column), ids))
         return tuple(slots), tuple(index)
 
-    def with_resolutions(self, resolutions: Sequence[int]) -> PlainSpace:
+    def with_resolutions(self, resolutions: Sequence[ResolutionLike]) -> PlainSpace:
         """The same space at other resolutions."""
         return PlainSpace(self.num_classes, self.in_channels, resolutions)
 
@@ -84,7 +92,7 @@ class PlainSpace(SearchSpace):
 def space(
     num_classes: int | None = None,
     in_channels: int = 3,
-    resolutions: Sequence[int] | None = None,
+    resolutions: Sequence[ResolutionLike] | None = None,
 ) -> SearchSpace:
     """What the entry point names; called as ``deploynas.space`` is."""
     classes = 10 if num_classes is None else num_classes

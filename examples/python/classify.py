@@ -13,15 +13,17 @@ from PIL import Image
 
 
 def prepare(image: Image.Image, preprocessing: dict) -> np.ndarray:
-    """``(1, channels, side, side)``: the network's input, made as its manifest says."""
+    """``(1, channels, height, width)``: the network's input, made as its manifest says."""
     image = image.convert("L" if preprocessing["channels"] == 1 else "RGB")
-    square = min(image.size) * preprocessing["crop"]
-    left, top = (image.width - square) / 2, (image.height - square) / 2
-    side = preprocessing["resolution"]
+    sides = str(preprocessing["resolution"]).split("x")  # 28, or "96x160": height, width
+    height, width = int(sides[0]), int(sides[-1])
+    tall = min(image.height, image.width * height / width) * preprocessing["crop"]
+    wide = min(image.width, image.height * width / height) * preprocessing["crop"]
+    left, top = (image.width - wide) / 2, (image.height - tall) / 2
     image = image.resize(
-        (side, side), Image.Resampling.BILINEAR, box=(left, top, left + square, top + square)
+        (width, height), Image.Resampling.BILINEAR, box=(left, top, left + wide, top + tall)
     )
-    pixels = np.asarray(image, np.float32).reshape(side, side, -1) / 255
+    pixels = np.asarray(image, np.float32).reshape(height, width, -1) / 255
     pixels = (pixels - np.float32(preprocessing["mean"])) / np.float32(preprocessing["std"])
     return pixels.transpose(2, 0, 1)[None]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+import deploynas
 from deploynas.check import Baseline, Examples, check, model_file, regression, verdict
 from deploynas.check.model_file import ModelFile
 from deploynas.check.regression import slower_layers
@@ -312,6 +316,23 @@ def test_a_file_is_read_as_onnx_whatever_it_is_called(name, tmp_path):
     (tmp_path / name).write_text('{"schema": "deploynas-latency-record"}')
     with pytest.raises(InvalidInputError, match="not an ONNX file"):
         check(tmp_path / name, LocalDevice())
+
+
+@pytest.mark.parametrize("option", ["--record", "--summary", "--junit"])
+@pytest.mark.parametrize("name", ["model.onnx", "weights.bin", "old.onnx", "link.onnx"])
+def test_nothing_is_written_over_what_is_checked(option, name, tmp_path):
+    with_external_data(tmp_path / "model.onnx")
+    relu(tmp_path / "old.onnx", (1, 3, 8, 8))
+    (tmp_path / "link.onnx").symlink_to(tmp_path / "model.onnx")
+    before = (tmp_path / name).read_bytes()
+    command = [sys.executable, "-m", "deploynas", "check", "model.onnx", "--baseline", "old.onnx"]
+    done = subprocess.run(
+        [*command, option, name], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(deploynas.__file__).parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"{name} is a file that is checked (write to another file)" in done.stderr
+    assert (tmp_path / name).read_bytes() == before
 
 
 def with_external_data(path, location="weights.bin", num=3000):

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
 import deploynas as dn
-from deploynas.check import Baseline, check, junit, markdown, percentage
-from deploynas.check.regression import RECORD_MARGIN, against, decide
-from deploynas.device import Estimate, LocalDevice
+from deploynas.check import Baseline, LatencyRecord, check, junit, markdown, percentage, regression
+from deploynas.check.regression import RECORD_MARGIN, against, decide, looks
+from deploynas.device import Estimate, Level, LocalDevice, Samples
 from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
 from deploynas.graph import RandomWeights, write_model
+from deploynas.onboard.timing import t_quantile
 
 pytestmark = pytest.mark.usefixtures("short_sessions")
 
@@ -49,15 +56,52 @@ def test_the_whole_interval_decides(low, high, expected):
     assert decide(Estimate((low + high) / 2, low, high, 100), 0.05) == expected
 
 
+def test_looks_spend_what_one_look_may_err():
+    first = list(itertools.islice(looks(), 40))
+    assert [sessions for sessions, _ in first[:6]] == [3, 4, 6, 9, 13, 19]
+    assert [confidence for _, confidence in first[:3]] == [0.975, 0.9875, 0.99375]
+    assert sum(1 - confidence for _, confidence in first) == pytest.approx(0.05)
+
+
+@pytest.mark.slow
+def test_the_gate_errs_as_rarely_as_it_says():
+    """1,000 simulated decisions a scene, by the benchmark's command: two standard errors more."""
+    script = Path(__file__).parents[2] / "benchmarks" / "gate.py"
+    found = json.loads(
+        subprocess.run(
+            [sys.executable, script, "--simulate", "--quick", "--json"],
+            capture_output=True, text=True, check=True,
+        ).stdout
+    )  # fmt: skip
+    for kind in ("1 %", "as measured"):
+        # wider than need be where sessions scatter with long tails
+        assert all(0.935 <= share <= 0.985 for share in found["coverage"][kind].values())
+        scenes = found["decisions"][kind]
+        for scene in ("+5 %, limit 5 %", "equal, limit 0 %"):
+            assert max(scenes[scene]["pass"], scenes[scene]["regressed"]) <= 0.025 + 0.01
+        assert scenes["equal, limit 5 %"]["regressed"] <= 0.005
+        assert scenes["+10 %, limit 5 %"]["pass"] <= 0.005
+        assert scenes["equal, limit 2 %"]["regressed"] <= 0.01
+    quiet = found["decisions"]["1 %"]
+    for scene, right in (("equal, limit 5 %", "pass"), ("+10 %, limit 5 %", "regressed")):
+        assert quiet[scene][right] >= 0.999
+        assert quiet[scene]["sessions_median"] == 3
+
+
 @pytest.mark.slow
 def test_a_slower_model_regresses_and_a_faster_one_does_not(models):
     device = LocalDevice()
     slower = against(device, models["large"], Baseline(models["small"]))
     assert slower.outcome == "regressed"
     assert 1.05 < slower.ratio.low <= slower.ratio.median <= slower.ratio.high
+    assert slower.ratio == slower.looks[-1].ratio
+    expected = list(itertools.islice(looks(), len(slower.looks)))
+    assert [(look.sessions, look.confidence) for look in slower.looks] == expected
+    assert all(decide(look.ratio, 0.05) == "inconclusive" for look in slower.looks[:-1])
     faster = against(device, models["small"], Baseline(models["large"]))
     assert faster.outcome == "pass"
-    assert faster.ratio.median == pytest.approx(1 / slower.ratio.median, rel=0.2)
+    assert faster.ratio.low <= 1 / slower.ratio.low
+    assert faster.ratio.high >= 1 / slower.ratio.high
     result = check(models["large"], device, baseline=Baseline(models["small"]))
     assert result.verdict == "regressed"
     assert result.regression.ratio.median > 1.05
@@ -66,11 +110,48 @@ def test_a_slower_model_regresses_and_a_faster_one_does_not(models):
 @pytest.mark.slow
 def test_a_limit_that_nothing_can_tell_ends_with_the_timeout(models):
     equal = Baseline(models["small"], max_regression=0.0, timeout_seconds=0.1)
-    for _ in range(12):  # equal models: the interval mostly holds 1, of few sessions too
+    for _ in range(3):  # equal models: the interval holds 1 in 97.5 %, of few sessions too
         found = against(LocalDevice(), models["small"], equal)
         if found.outcome == "inconclusive":
+            assert [look.sessions for look in found.looks] == [3]
             return
-    pytest.fail("twelve times an interval of equal models lay beside 1")
+    pytest.fail("three times an interval of equal models lay beside 1")
+
+
+def test_the_last_look_is_where_the_time_is_over(models, monkeypatch):
+    """A second a session, of 7.5: looks after 3, 4 and 6 sessions, and after the eighth."""
+    clock = [0.0]
+
+    def one_session(device, files, rule, *, samples):
+        for name in files:
+            one = samples.setdefault(name, Samples(1000))
+            ms = 1.0 + 0.1 * (len(one.ms) % 2) * (name == "candidate")
+            one.add(True, ms, Level(1.0, 1.0))
+        assert rule.max_seconds == 7.5 / 3
+        clock[0] += 1.0
+
+    monkeypatch.setattr(regression, "measure", one_session)
+    monkeypatch.setattr(regression, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    found = against(LocalDevice(), models["small"], Baseline(models["small"], 0.05, 7.5))
+    assert [look.sessions for look in found.looks] == [3, 4, 6, 8]
+    assert found.outcome == "inconclusive"  # half of the sessions say 1, the others 1.1
+    assert found.ratio.median == pytest.approx(1.1**0.5)
+    half = t_quantile(1 - 0.05 / 16, 7) * math.log(1.1) / math.sqrt(4 * 7)
+    assert found.ratio.high == pytest.approx(1.1**0.5 * math.exp(half))
+
+
+def test_the_interval_against_a_record_by_hand(models):
+    """Now twice as slow, without scatter; the record's two sessions differ by 2 %."""
+    device = LocalDevice()
+    then = Samples(1000, [[1.0], [math.exp(0.02)]], [[1.0]] * 2, [[1.0]] * 2)
+    now = Samples(1000, [[2.0], [2.0], [2.0]], [[1.0]] * 3, [[1.0]] * 3)
+    record = LatencyRecord.of(device, models["small"], then)
+    ratio = regression._of_record(now, record, 0.975)
+    assert ratio.median == pytest.approx(2 * math.exp(-0.01), rel=1e-6)
+    # Student's quantile for one degree of freedom at 97.5 %, times half of the difference
+    half = 25.4516996 * 0.01 + RECORD_MARGIN
+    assert math.log(ratio.high / ratio.median) == pytest.approx(half, rel=1e-4)
+    assert math.log(ratio.median / ratio.low) == pytest.approx(half, rel=1e-4)
 
 
 @pytest.mark.slow

@@ -168,6 +168,22 @@ def test_a_measurement_that_is_ended(number, code, tmp_path, start):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_anything_is_imported(number, code, start):
+    """Once Python itself has begun, whatever it imports then."""
+    process = start([sys.executable, "-v", "-m", "deploynas", "spaces", "--json"])
+    for line in process.stderr:  # of Python, which says what it imports
+        if line.startswith("import 'typer'"):
+            process.send_signal(number)
+            break
+    out, err = process.communicate()
+    assert process.returncode == code
+    assert json.loads(out)["error"]["kind"] == "interrupted"
+    assert "error: interrupted before anything began" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once_without_a_traceback(tmp_path, start):
     model = write_model(tmp_path / "model.onnx", chain([FAST]), RandomWeights())
     # a link that does not end with its input: it is given some seconds

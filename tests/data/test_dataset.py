@@ -22,18 +22,22 @@ from deploynas.data import (
     build_dataset,
     decode,
     load_dataset,
+    native_size_for,
     normalise,
     resize,
     resolutions_for,
     sources,
+    space_for,
 )
 from deploynas.data.idx import FASHION_CLASSES, FILE_NAMES
+from deploynas.data.sources import load_digits
 from deploynas.data.splits import stratified_mask
 from deploynas.errors import (
     InvalidInputError,
     MissingDependencyError,
     MissingFileError,
 )
+from deploynas.spaces import Resolution
 
 
 def colours(rng, side=16, channels=3):
@@ -139,6 +143,22 @@ def test_resize_is_pillows_bilinear(channels):
         image = Image.fromarray(source.squeeze())
         theirs = np.asarray(image.resize((20, 20), Image.Resampling.BILINEAR))
         assert np.array_equal(ours.squeeze(), theirs)
+
+
+def test_resize_distorts_nothing():
+    rng = np.random.default_rng(0)
+    for height, width, rows, columns in [(36, 60, 24, 40), (48, 48, 24, 40), (30, 90, 20, 20)]:
+        images = rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+        found = resize(images, rows, columns)
+        assert np.array_equal(found, resize(images, f"{rows}x{columns}"))
+        scale = max(rows / height, columns / width)
+        whole = Image.fromarray(images[0]).resize(
+            (round(width * scale), round(height * scale)), Image.Resampling.BILINEAR
+        )
+        top, left = (whole.height - rows) // 2, (whole.width - columns) // 2
+        expected = np.asarray(whole)[top : top + rows, left : left + columns]
+        # Pillow may swap its two passes for a box, which rounds differently.
+        np.testing.assert_allclose(found[0].astype(int), expected.astype(int), atol=1)
 
 
 def test_resize_antialiases():
@@ -433,6 +453,34 @@ def test_shortest_side_is_resized_and_the_centre_cropped(tmp_path):
     small = tall.resize((32, 64), Image.Resampling.BILINEAR).crop((0, 16, 32, 48))
     # Pillow may swap its two passes for a box, which rounds differently.
     np.testing.assert_allclose(data.train.images[0].astype(int), np.asarray(small), atol=1)
+
+
+def test_wide_images_stay_wide_where_that_is_asked(tmp_path):
+    wide = np.zeros((48, 100), dtype=np.uint8)
+    wide[:, 10:90] = 200  # the centre of 24 to 40
+    root = save_all(tmp_path / "wide", [Image.fromarray(wide)] * 3)
+    found = load_dataset(root, max_size="24x40")
+    assert (found.size, found.train.images.shape[1:]) == ("24x40", (24, 40, 1))
+    assert (found.train.images[:, 3:-3, 3:-3] == 200).all()
+    assert found.fingerprint == load_dataset(root, max_size=Resolution(24, 40)).fingerprint
+    assert found.fingerprint != load_dataset(root).fingerprint
+    with pytest.raises(InvalidInputError, match="8 or more"):
+        load_dataset(root, max_size="4x40")
+
+
+def test_digits_and_idx_files_can_be_wide_too():
+    digits = load_digits((), seed=0, max_size="24x40")
+    assert digits.val.images.shape[1:] == (24, 40, 1)
+    assert space_for("mobile-small", digits).resolutions == (20, 24)
+    assert space_for("mobile-small", digits, ["24x40"]).resolutions == ("24x40",)
+
+
+@pytest.mark.parametrize(
+    ("resolutions", "expected"),
+    [([20, 24], 64), ([128, 224], 224), (["24x40", 32], "24x40"), (["24x40", "96x160"], "96x160")],
+)
+def test_images_are_loaded_as_large_as_networks_see_them(resolutions, expected):
+    assert native_size_for(resolutions) == expected
 
 
 def test_extreme_aspect_ratio_stays_cheap(tmp_path):

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from deploynas.runtimes.web.runtime import find_browser
 from PIL import Image
 
 from deploynas.artifacts import sha256
@@ -24,6 +23,7 @@ from deploynas.data import normalise, resize
 from deploynas.errors import DeploynasError
 from deploynas.export.manifest import Manifest
 from deploynas.runtimes.web import install
+from deploynas.runtimes.web.runtime import find_browser
 
 ROOT = Path(__file__).parents[2]
 EXPORT = ROOT / "exports" / "fashion-mnist"

@@ -111,6 +111,24 @@ def test_another_packages_space_is_listed_and_shown(tmp_path: Path) -> None:
     assert "did you mean 'plain'" in done.stderr
 
 
+def test_one_that_cannot_be_imported_does_not_hide_the_others(tmp_path: Path) -> None:
+    package(tmp_path, "one", "broken")
+    bring(tmp_path, "two", strategies="also = plain:STRATEGY")
+    (tmp_path / "plain.py").write_text("import nothing_like_it")
+    for arguments in (("spaces",), ("strategies",), ("strategies", "show", "evolution")):
+        done = run(tmp_path, MAIN, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    done = run(tmp_path, MAIN, "spaces")
+    assert "mobile-small" in done.stdout
+    assert "'broken' of one cannot be imported" in done.stderr
+    done = run(tmp_path, MAIN, "strategies")
+    assert "evolution" in done.stdout
+    assert "'also' of two cannot be imported" in done.stderr
+    done = run(tmp_path, MAIN, "strategies", "show", "also")
+    assert done.returncode == 1
+
+
 @pytest.mark.slow
 def test_it_keeps_what_every_space_promises(tmp_path: Path) -> None:
     package(tmp_path, "plainspaces")

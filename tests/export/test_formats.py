@@ -10,7 +10,7 @@ import pytest
 from deploynas import spaces
 from deploynas.check import Baseline
 from deploynas.check.model_file import open_file
-from deploynas.check.verdict import Examples, check, file_accuracy, side_of
+from deploynas.check.verdict import Examples, check, file_accuracy, size_of
 from deploynas.data.sources import load_digits
 from deploynas.device import open_device
 from deploynas.errors import (
@@ -117,7 +117,7 @@ def test_its_accuracy_is_that_of_the_onnx_file(folder):
         for name in ("model.onnx", "model.tflite")
     }
     assert found["model.onnx"] == found["model.tflite"]
-    assert side_of(folder / "model.tflite") == 32
+    assert size_of(folder / "model.tflite") == size_of(folder / "model.onnx") == (32, 32)
 
 
 def test_what_cannot_be_judged_says_why(folder, tmp_path):

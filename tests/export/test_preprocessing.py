@@ -12,13 +12,14 @@ from torchvision import transforms
 
 import deploynas as dn
 from deploynas.check.verdict import Examples, file_accuracy
-from deploynas.data import framed
+from deploynas.data import framed, normalise, resize
 from deploynas.data.sources import load_digits
 from deploynas.errors import InvalidInputError
 from deploynas.export.exporter import network_bytes
 from deploynas.graph.preprocess import centre, with_preprocessing
 from deploynas.nn import build
 from deploynas.nn.static import initialise
+from deploynas.spaces import Resolution
 from deploynas.train import Recipe, train_network
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -52,7 +53,7 @@ def ask(content, image):
 @torch.no_grad()
 def by_torchvision(network, image, crop=1.0):
     steps = [
-        transforms.CenterCrop(centre(*image.shape[:2], crop).side),
+        transforms.CenterCrop(centre(*image.shape[:2], crop).size),
         transforms.Resize(SIDE),
         transforms.ToTensor(),
         transforms.Normalize(MEAN, STD),
@@ -94,6 +95,24 @@ def test_an_old_opset_has_no_antialiased_resize(network):
     np.testing.assert_allclose(ask(whole, image), by_torchvision(network, image), atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "crop"), [((60, 60), 1.0), ((50, 100), 0.875), ((24, 40), 1.0)])
+def test_a_model_that_is_wide_crops_so(size, crop):
+    space = dn.space("mobile-small", 10, 3, ["24x40"])
+    network = build(space, space.smallest()[0]).eval()
+    assert network.resolution == "24x40"
+    model = with_preprocessing(
+        network_bytes(network, opset=18), MEAN, STD, crop=crop, image_size=size
+    )
+    box = centre(*size, crop, network.resolution)
+    assert box.size[1] / box.size[0] == pytest.approx(40 / 24, rel=0.05)
+    (image,) = pictures(*size, 1)
+    pixels = image[box.top :, box.left :][: box.size[0], : box.size[1]]
+    x = torch.from_numpy(normalise(resize(pixels[None], "24x40"), MEAN, STD))
+    with torch.no_grad():
+        expected = network(x).softmax(1)[0].numpy()
+    np.testing.assert_allclose(ask(model, image), expected, atol=0.02)
+
+
 def test_a_frame_holds_what_the_model_crops():
     image = np.arange(6 * 6 * 3, dtype=np.uint8).reshape(1, 6, 6, 3)
     frame = framed(image, 9, 13, *centre(9, 13, 2 / 3))
@@ -110,7 +129,7 @@ def test_accuracy_is_the_same_whoever_preprocesses(tmp_path):
     network = build(space, space.smallest()[0])
     train_network(network, digits, Recipe(epochs=3, batch_size=64, augment_from=99))
     model = network_bytes(network.eval(), opset=18)
-    examples = Examples(digits.test, digits.mean, digits.std, 10, crop=0.8)
+    examples = Examples(digits.test, digits.mean, digits.std, 10, 0.8, Resolution(16, 16))
     files = {
         "floats": model,
         "pixels": with_preprocessing(model, digits.mean, digits.std),

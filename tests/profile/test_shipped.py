@@ -112,7 +112,7 @@ def test_list_and_show(folder: Path, measured: Path, monkeypatch: pytest.MonkeyP
     assert held["space"] == SPACE.name
     assert held["resolutions"] == [20]
     assert held["num_networks"] == row["num_networks"] == validation.num_networks
-    assert held["stated_error"] == validation.residual_95
+    assert held["stated_error"] == validation.margin
     _, shown, _ = run(monkeypatch, "profiles", "show", "here-ort", "--json")
     assert json.loads(shown).items() >= row.items()
     _, other, _ = run(monkeypatch, "profiles", "show", str(measured), "--json")

@@ -181,6 +181,9 @@ OPERATORS = {
         node("Mul", inputs=("x", "k")),
     ],
     "Identity": [node("Identity", output="i"), node("Relu", inputs=("i",))],
+    "Identity of a constant": [
+        node("Identity", noise(4, 1, 1), output="k", inputs=()), node("Add", inputs=("x", "k")),
+    ],
     "Identity at the end": [BELOW, node("Identity", inputs=("c",))],
 }  # fmt: skip
 

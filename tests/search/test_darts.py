@@ -224,9 +224,10 @@ def test_the_second_order_unrolls_the_very_step_that_follows(space, digits, mode
                 torch.testing.assert_close(mine, own.detach() - step, rtol=1e-4, atol=1e-6)
             super().step()
 
-    monkeypatch.setattr(
-        loop, "_optimizer", lambda weights, recipe: Plain(weights, recipe.learning_rate)
-    )
+    def plain(module, weights, recipe):
+        return Plain([{"params": weights, "share": 1.0}], recipe.learning_rate)
+
+    monkeypatch.setattr(loop, "optimizer_of", plain)
     loss = DartsOptimizer.held_out_loss
 
     def at_unrolled_weights(self, x, labels):

@@ -487,7 +487,7 @@ def test_one_candidate_a_block(space, digits, board_profile):
 
 def test_a_decision_that_measures_over_budget_gives_way_to_the_next(space, model):
     class Same:
-        identity, kind, chunk, num_finalists = None, "measured", 8, 5
+        identity, kind, num_finalists = None, "measured", 5
 
         def promising(self, archs, scores):
             return list(range(len(archs)))

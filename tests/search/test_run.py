@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import strategies as bench
 
+from deploynas.costs.latency import Latency
 from deploynas.errors import InfeasibleBudgetError, UnknownNameError
 from deploynas.search import STRATEGIES, Budget, Effort, Plan, Problem, search
 from deploynas.search.evaluations import Evaluations
-from deploynas.search.run import by_score, first_within
+from deploynas.search.run import History, by_score, first_within, front_of
 
 FINALISTS = np.array([[2], [1], [0]], np.uint8)
 
@@ -83,16 +84,17 @@ COSTS = np.sort(LAND.upper_ms(LAND.everything))
 class Judge:
     """An evaluator of a landscape that counts what it is asked, and can be made to end early."""
 
-    kind, chunk, num_finalists, identity = "measured", 1, 3, "landscape"
+    kind, num_finalists, identity = "measured", 3, "landscape"
 
     def __init__(self, most=10**9):
         self.asked, self.most = [], most
 
     def quick(self, archs):
-        self.asked += [arch.tobytes() for arch in archs]
-        if len(self.asked) > self.most:
-            raise KeyboardInterrupt
-        return LAND.accuracies(archs)
+        for arch in archs:
+            self.asked.append(arch.tobytes())
+            if len(self.asked) > self.most:
+                raise KeyboardInterrupt
+            yield LAND.accuracies(arch[None])[0]
 
     def promising(self, archs, scores):
         return by_score(scores)
@@ -107,7 +109,7 @@ class Model:
     def __init__(self):
         for name in ("space", "half_width", "upper_ms", "predict_ms", "layer_terms", "terms_of"):
             setattr(self, name, getattr(LAND, name))
-        self.intercept_term, self.ms_of = 0.0, LAND.ms_of
+        self.intercept_term, self.ms_of, self.within_ms = 0.0, LAND.ms_of, LAND.within_ms
 
     def extrapolates(self, ms):
         return False
@@ -143,6 +145,25 @@ def test_a_machine_slower_than_its_profile_steps_down_along_what_was_evaluated(f
     archs = np.stack([np.frombuffer(key, np.uint8) for key in set(judge.asked)])
     fits = factor * LAND.upper_ms(archs) <= limit * 0.99
     assert outcome.best.accuracy >= LAND.accuracies(archs[fits]).max() - 0.02
+
+
+@pytest.mark.parametrize("strategy", ["random", "evolution", "predictor", "pareto"])
+@pytest.mark.parametrize("factor", [1.6, 2.4])
+def test_where_nothing_evaluated_is_quick_enough_a_few_more_are(strategy, factor):
+    """Nothing beside the strategy, whose networks are near the limit; the machine is slower."""
+    limit = factor * float(COSTS[40])
+    one = STRATEGIES.load(strategy)
+    plan = Plan(one, one.options(), 0, Effort(24), beside=False)
+    judge, measured = Judge(), []
+
+    def measure(arch):
+        measured.append(factor * float(LAND.upper_ms(arch[None])[0]))
+        return {"latency_ms": measured[-1]}
+
+    outcome = search(Problem(Model(), Budget(latency_ms=limit)), judge, plan, measure=measure)
+    assert measured[-1] == outcome.measured["latency_ms"] <= limit
+    assert row_of(outcome.best).tobytes() in set(judge.asked)
+    assert outcome.found_by in ("strategy", "random")
 
 
 def test_where_nothing_evaluated_measures_within_budget_the_evaluations_stay(tmp_path):
@@ -228,3 +249,36 @@ def test_two_devices_are_two_limits():
         tight.require_reachable(np.random.default_rng(0))
     with pytest.raises(UnknownNameError, match="phone"):
         problem.within(Budget(**{"phone.latency_ms": 1.0})).admits(row)
+
+
+class Throughput(Latency):
+    """Networks a second: its limit is the least that is wanted."""
+
+    name, at_least = "fps", True
+
+    def upper(self, archs):
+        return 1e3 / self.model.upper_ms(archs)
+
+    predict = upper
+
+
+class WithThroughput(Problem):
+    """Knows one cost more."""
+
+    def cost(self, name):
+        return Throughput(self.model) if name == "fps" else super().cost(name)
+
+
+def test_a_front_over_what_is_wanted_to_be_much_is_that_over_its_inverse():
+    archs = LAND.everything[::97]
+    history = History(archs, LAND.accuracies(archs))
+    problem = WithThroughput(Model())
+    by_time, trade_off = front_of(history, problem, ("latency_ms",))
+    by_rate, other = front_of(history, problem, ("fps",))
+    assert len(by_time) > 5
+    assert [p.architecture for p in by_rate] == [p.architecture for p in by_time]
+    for one, same in zip(by_time, by_rate, strict=True):
+        assert same.costs[0] == pytest.approx(1e3 / one.costs[0])
+    assert other.worst[0] == pytest.approx(1e3 / trade_off.worst[0])
+    assert other.worst[0] == pytest.approx(min(1e3 / LAND.upper_ms(archs)))
+    assert Throughput.share(50, 100) == Latency.share(2, 1) == 2

@@ -11,10 +11,13 @@ import pytest
 
 import deploynas as dn
 from deploynas import spaces
+from deploynas.data import space_for
+from deploynas.data.sources import load_digits
 from deploynas.errors import InvalidInputError, MissingFileError
 from deploynas.profile.device_profile import space_key
 from deploynas.spaces import CandidateSpace, MobileSpace
 from deploynas.spaces.tables import parse_table, shipped_names, shipped_table
+from deploynas.testing import check_space
 
 ELASTIC = """\
 operator = "mbconv"
@@ -137,6 +140,29 @@ def test_elastic_widths(write):
     assert again.layer_table == space.layer_table
 
 
+@pytest.mark.parametrize("text", [ELASTIC, CANDIDATES])
+def test_widths_need_not_be_multiples_of_eight(text, write):
+    """A block that does not expand is as wide as its input."""
+    odd = (
+        text.replace("[stem]\nwidth = 8", "[stem]\nwidth = 12")
+        .replace("expand_ratios = [2, 4]", "expand_ratios = [1, 4]")
+        .replace("width = 16", "width = 36").replace("[first]\nwidth = 8", "[first]\nwidth = 20")
+    )  # fmt: skip
+    check_space(spaces.space(write(odd)))
+
+
+def test_a_table_of_ones_own_keeps_its_resolutions(write):
+    digits = load_digits((), seed=0, max_size=64)
+    path = write(ELASTIC)
+    assert space_for(path, digits).resolutions == (16, 24)
+    assert space_for(path, digits, [32]).resolutions == (32,)
+    assert space_for("mobile-plain", digits).resolutions == (20, 24, 28)  # the data has 28
+
+
+def test_a_file_with_a_byte_order_mark_is_read(write):
+    assert spaces.space(write("\ufeff" + ELASTIC)).size == spaces.space(write(ELASTIC)).size
+
+
 def test_arguments_override_the_tables(write):
     space = spaces.space(write(ELASTIC), 7, 1, [32])
     layers = [node.layer for node in space.layers(space.smallest()[0])]
@@ -163,6 +189,9 @@ def test_arguments_override_the_tables(write):
         ("se = true", "se = 1", "line 23: se of stage 2 is one of false, true, got 1"),
         ("stride = 2", "stride = true", "line 16: stride of stage 1 is one of 1, 2, got True"),
         ("[16, 24]", "[4]", "line 5: resolutions is a list: each is a whole number from 8"),
+        ("[16, 24]", '[16, "24x"]', "line 5: resolutions is a list: each is a whole number"),
+        ("[16, 24]", '["24x9999"]', "line 5: resolutions is a list: each is a whole number"),
+        ("[16, 24]", '["24x40", "24x40"]', "line 5: resolutions names an option twice"),
         ("num_classes = 3", "num_classes = 0", "line 6: num_classes is a whole number from 1"),
         ('operator = "mbconv"', 'operator = "fire"', 'line 1: operator is "mbconv", got \'fire\''),
         ('operator = "mbconv"\n', "", "give either operator"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deploynas import spaces
-from deploynas.spaces import MobileSpace, SearchSpace, staged_space
+from deploynas.spaces import MobileSpace, Resolution, SearchSpace, resolutions_of, staged_space
 from deploynas.spaces.tables import parse_table, shipped_table
 from deploynas.testing import check_costs, check_networks, check_rows, check_space
 
@@ -110,6 +110,13 @@ class Broken(MobileSpace):
     """Whatever a subclass gets wrong."""
 
 
+def squares(self, sides):
+    """It builds squares, whatever it says."""
+    found = MobileSpace.with_resolutions(self, [Resolution.of(one).height for one in sides])
+    found.resolutions = resolutions_of(sides)
+    return found
+
+
 def broken(monkeypatch, name, wrong):
     monkeypatch.setattr(Broken, name, wrong)
     return Broken("mobile-small", shipped_table("mobile-small"), ships=True)
@@ -133,6 +140,7 @@ def test_a_space_that_is_right_passes(monkeypatch):
         ("sample_spread", lambda self, n, rng: self.sample(n, np.random.default_rng()), "seed"),
         ("resolution_of", lambda self, archs: archs[:, 0], "resolution_of"),
         ("with_resolutions", lambda self, sides: self, "with_resolutions"),
+        ("with_resolutions", lambda self, sides: squares(self, sides), "24x40"),
         ("spec", {"name": "mobile-plain"}, "spec"),
         ("decode", lambda self, archs: MobileSpace.decode(self, archs[::-1]), "encode"),
         ("encode", lambda self, dicts: np.repeat(self.smallest(), len(dicts), 0), "encode"),

@@ -9,40 +9,11 @@ import torch
 from deploynas.data import Split, normalise, resize
 from deploynas.data.sources import load_digits
 from deploynas.train import Batches
-from deploynas.train.batches import Moved
 from deploynas.train.resizing import resized
 
 
 def pixels(n, height, width, channels, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, height, width, channels), np.uint8)
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_images_are_moved_as_a_reflected_border_would_move_them(flip):
-    images = pixels(40, 12, 24, 3)
-    moved = Moved(np.random.default_rng(7), flip=flip, num_images=40, own=slice(None))
-    found = moved.of(torch.from_numpy(images)).numpy()
-    rng = np.random.default_rng(7)
-    tops, lefts = rng.integers(0, 3, (40, 1)), rng.integers(0, 5, (40, 1))
-    mirrored = rng.random(40) < 0.5 if flip else np.zeros(40, bool)
-    assert mirrored.any() == flip
-    padded = np.pad(images, ((0, 0), (1, 1), (2, 2), (0, 0)), mode="reflect")
-    for i in range(40):
-        top, left = int(tops[i, 0]), int(lefts[i, 0])
-        part = padded[i, top : top + 12, left : left + 24]
-        np.testing.assert_array_equal(found[i], part[:, ::-1] if mirrored[i] else part)
-
-
-def test_a_part_of_a_batch_is_moved_as_the_whole():
-    images = torch.from_numpy(pixels(10, 12, 12, 1))
-
-    def moved(own):
-        return Moved(np.random.default_rng(3), flip=True, num_images=10, own=own)
-
-    whole = moved(slice(None)).of(images)
-    for first in range(2):
-        own = slice(first, None, 2)
-        assert torch.equal(moved(own).of(images[own]), whole[own])
 
 
 @pytest.mark.parametrize(
@@ -64,6 +35,17 @@ def test_batches_are_normalised_and_channels_last():
     expected = normalise(resize(digits.val.images, 20)[rows], digits.mean, digits.std)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
     assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_batches_need_not_be_square():
+    digits = load_digits((), seed=0, max_size="24x40")
+    batches = Batches(digits, digits.val, torch.device("cpu"))
+    rows = np.array([5, 0, 3])
+    found = batches.images(rows, "12x20")
+    expected = normalise(resize(digits.val.images, 12, 20)[rows], digits.mean, digits.std)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
+    (images,) = batches.calibration("20x12", 4)
+    assert images.shape == (4, 1, 20, 12)
 
 
 def test_images_that_cannot_be_written_to_are_taken():

@@ -22,6 +22,7 @@ from deploynas.train import (
     train_network,
     train_supernet,
 )
+from deploynas.train.checkpoint import Together
 
 RECIPE = SupernetRecipe(epochs=0.5, batch_size=64)
 
@@ -249,11 +250,98 @@ def test_a_loss_scale_is_kept_beside_the_rest():
     scaler.step(optimizer)
     scaler.update()
     assert float(weight.detach()) == 1.0  # the step that overflowed was left out
-    kept = loop._WithScale(scaler, Others()).state()
+    kept = Together({"scale": loop.LossScale(scaler), "own": Others()}).state()
     others = Others()
-    loop._WithScale(fresh, others).restore(kept)
+    Together({"scale": loop.LossScale(fresh), "own": others}).restore(kept)
     assert fresh.state_dict() == scaler.state_dict() != torch.amp.GradScaler("cpu").state_dict()
     assert others.kept.keys() == {"own"}
+
+
+def plain_network(space):
+    torch.manual_seed(0)
+    return build(space, space.smallest()[0])
+
+
+@pytest.mark.slow
+def test_a_killed_training_by_other_means_goes_on(digits, space, tmp_path, monkeypatch):
+    """AdamW, a running mean of weights, a rate for every layer, all kinds of augmentation."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    recipe = Recipe(
+        epochs=0.4, batch_size=64, optimizer="adamw", learning_rate=1e-3, layer_decay=0.9, ema=0.9,
+        clip=1.0, augment_from=0, operations=9, erased=0.3, mixup=0.2, cutmix=1.0,
+    )  # fmt: skip
+    whole = plain_network(space)
+    train_network(whole, digits, recipe)
+
+    def kill(progress):
+        if progress.step == 3:
+            raise Killed
+
+    path, killed = tmp_path / "checkpoint", plain_network(space)
+    with pytest.raises(Killed):
+        train_network(killed, digits, recipe, checkpoint=path, on_progress=kill)
+    resumed = plain_network(space)
+    train_network(resumed, digits, recipe, checkpoint=path)
+    assert_same(state(resumed), state(whole))
+
+
+def test_what_a_training_leaves_is_the_mean_of_its_weights():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    mean = loop.RunningMean([weight], 0.5)
+    for step in range(1, 4):
+        weight.data.fill_(float(step))
+        mean.follow(step)
+    expected = 0.0
+    for step, kept in ((1, 2 / 11), (2, 3 / 12), (3, 4 / 13)):
+        expected = kept * expected + (1 - kept) * step
+    mean.settle()
+    assert float(weight.detach()) == pytest.approx(expected)
+    for step in range(4, 60):
+        mean.follow(step)
+    weight.data.fill_(0.0)
+    before = float(next(iter(mean.state().values())))
+    mean.follow(60)  # long after the start it keeps the share that was asked for
+    assert float(next(iter(mean.state().values()))) == pytest.approx(0.5 * before)
+    none = loop.RunningMean([weight], 0.0)
+    none.follow(1)
+    none.settle()
+    assert float(weight.detach()) == 0.0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_earlier_layers_learn_more_slowly(optimizer, space):
+    network = plain_network(space)
+    recipe = Recipe(epochs=1, optimizer=optimizer, layer_decay=0.5, weight_decay=0.1)
+    built = loop.optimizer_of(network, None, recipe)
+    shares = {
+        id(p): (group["share"], group["weight_decay"])
+        for group in built.param_groups
+        for p in group["params"]
+    }
+    last = len(network.layers) - 1
+    assert len(shares) == len(list(network.parameters()))
+    for name, parameter in network.named_parameters():
+        decay = 0.1 if parameter.dim() > 1 else 0.0
+        assert shares[id(parameter)] == (0.5 ** (last - int(name.split(".")[1])), decay)
+    some = list(network.parameters())[:3]
+    few = loop.optimizer_of(network, some, Recipe(epochs=1))
+    assert [p for group in few.param_groups for p in group["params"]] == some[:1] + some[1:]
+    assert {group["share"] for group in few.param_groups} == {1.0}
+
+
+@pytest.mark.slow
+def test_gradients_are_clipped_to_a_norm(digits, space, monkeypatch):
+    norms = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def watched(parameters, most):
+        norms.append((float(clip(parameters, most)), float(clip(parameters, most))))
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watched)
+    train_network(plain_network(space), digits, Recipe(epochs=0.2, batch_size=64, clip=1e-3))
+    assert norms
+    assert all(before > 1e-3 for before, _ in norms)
+    assert all(after == pytest.approx(1e-3, rel=1e-3) for _, after in norms)
 
 
 def test_the_order_of_images_follows_from_seed_and_epoch():

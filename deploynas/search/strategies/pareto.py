@@ -61,6 +61,7 @@ class Pareto(Evaluating):
     name = "pareto"
     help = "The whole trade-off: front, hypervolume, knee."
     options = ParetoOptions
+    shows_front = True
 
     def shown_costs(self, options: Any) -> tuple[str, ...]:
         """Those that were asked for."""
