@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from deploynas.device import LocalDevice
 from deploynas.errors import InvalidInputError
@@ -84,12 +85,12 @@ def open_file(path: Path) -> ModelFile | RuntimeFile:
     return ModelFile(path) if of_file(path).suffix == ".onnx" else RuntimeFile(path)
 
 
-def macs_of(path: Path) -> int:
-    """Of one run of a file with fixed shapes.
+def costs_of(path: Path) -> list[Any]:
+    """Of one run of a file with fixed shapes, node by node.
 
     Raises:
         InvalidInputError: The runtime of its format does not tell.
     """
     own = of_file(path)
     nodes, _ = node_costs(path) if own.suffix == ".onnx" else own.costs(path)
-    return sum(int(node.macs) for node in nodes)
+    return list(nodes)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from deploynas.artifacts import sha256
 from deploynas.check.accuracy import Examples, file_accuracy
 from deploynas.check.inputs import MAX_SAMPLES, NOTHING, Given, RealInputs
-from deploynas.check.limits import LATENCY, TITLES, WORDS, kind_of, measured
+from deploynas.check.limits import LATENCY, TITLES, kind_of, measured
 from deploynas.check.model_file import RuntimeFile, open_file
 from deploynas.check.regression import Baseline, LatencyRecord, Regression, against, slower_layers
 from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
@@ -73,7 +73,9 @@ class CheckResult:
             are any, predicted and measured are not compared.
         regression: Against the baseline, where there is one.
         record: To compare later measurements with.
-        taken: What else was limited -> what the file takes; None where the device does not tell.
+        taken: What else was limited -> what the file takes; None where that cannot be told.
+        elsewhere: Latencies of other devices that the network was searched under -> limit: no gate
+            here.
     """
 
     verdict: Verdict
@@ -88,6 +90,7 @@ class CheckResult:
     regression: Regression | None
     record: LatencyRecord
     taken: Mapping[str, float | None] = field(default_factory=dict)
+    elsewhere: Mapping[str, float] = field(default_factory=dict)
 
 
 def load_target(target: Path) -> tuple[Path, Manifest | None]:
@@ -191,6 +194,7 @@ def check(
     return CheckResult(
         gravest.verdict, gravest.reason, tuple(gates), raw, normalised, budget, accuracy, manifest,
         differences, regression, LatencyRecord.of(device, file, samples), taken,
+        manifest.elsewhere if manifest else {},
     )  # fmt: skip
 
 
@@ -251,11 +255,11 @@ def _unseen(file: ModelFile | RuntimeFile) -> str:
 
 
 def _limited(name: str, value: float | None, limit: float) -> Gate:
-    title = TITLES[name]
+    title, kind = TITLES.get(name, name), kind_of(name)
     if value is None:
-        return Gate(title, "inconclusive", f"the device does not tell {title}")
-    kept = value >= limit if kind_of(name).at_least else value <= limit
-    text = f"{value:,.0f} {WORDS[name]}, allowed {limit:,.0f}"
+        return Gate(title, "inconclusive", f"neither the file nor the device tells {title}")
+    kept = kind.share(value, limit) <= 1
+    text = f"{kind.format(value)} where {kind.format(limit)} is allowed"
     return Gate(title, "pass" if kept else "failed-gate", text)
 
 

@@ -261,6 +261,7 @@ def check(
             document["slower_layers"] = [vars(layer) for layer in result.regression.slower]
         if result.taken:
             document["taken"] = dict(result.taken)
+        document["elsewhere"] = dict(result.elsewhere)
         if result.taken.get("peak_memory_bytes") is not None:
             document["peak_bytes"] = result.taken["peak_memory_bytes"]
         print_json(document)
@@ -289,6 +290,8 @@ def check(
         if result.accuracy is not None:
             say(f"test accuracy of the file {result.accuracy:.2%}")
             say(f"images: {examples.told}" if examples else "")
+        for name, most in result.elsewhere.items():
+            say(f"searched under {name} {most:g} too: a check on that device judges it")
         say(f"{result.verdict}: {result.reason}")
     raise typer.Exit(EXIT_CODES[result.verdict])
 

@@ -129,10 +129,6 @@ def search(
         from deploynas.workflows.inherited import require_space
 
         require_space(supernet, space(space_name))
-    if supernet is not None and not resolution:
-        from deploynas.workflows.inherited import trained_at
-
-        resolution = trained_at(supernet)
     space_name = space_name or strategy.home
     space(space_name)  # one that is not known ends here
 
@@ -144,6 +140,10 @@ def search(
 
     how = Training(seed, epochs, changes, evaluator, Workers(workers, executor), supernet)
     how.require_fit(strategy)
+    if supernet is not None and not resolution:
+        from deploynas.workflows.inherited import trained_at
+
+        resolution = trained_at(supernet)
     quiet = quiet or not is_first()  # of the processes that torchrun started
 
     def note(text: str) -> None:

@@ -5,7 +5,7 @@ A limit, a front and a verdict know costs, and nothing of what a cost is.
 
 from __future__ import annotations
 
-from deploynas.costs.base import Cost, Floats, LayerSum
+from deploynas.costs.base import Cost, Floats, LayerSum, MeasuredFile
 from deploynas.plugins import Plugins
 
 COSTS: Plugins[type[Cost]] = Plugins(
@@ -20,4 +20,4 @@ COSTS: Plugins[type[Cost]] = Plugins(
     },
 )
 
-__all__ = ["COSTS", "Cost", "Floats", "LayerSum"]
+__all__ = ["COSTS", "Cost", "Floats", "LayerSum", "MeasuredFile"]

@@ -68,6 +68,26 @@ class Latencies(Protocol):
         ...
 
 
+class MeasuredFile(Protocol):
+    """What can be told of the file of a network, and of its runs on a device."""
+
+    @property
+    def macs(self) -> float:
+        """Multiply-adds of one run."""
+
+    @property
+    def num_weights(self) -> float:
+        """Constants that the file stores; a batch norm that was folded is one a channel."""
+
+    @property
+    def weight_bytes(self) -> float:
+        """Their bytes."""
+
+    @property
+    def peak_bytes(self) -> float | None:
+        """Of memory, on the device; None where it does not tell."""
+
+
 @dataclass(frozen=True)
 class LayerSum:
     """A cost that is a sum over layers, whatever the choices are, and how much it may be.
@@ -134,6 +154,11 @@ class Cost(abc.ABC):
         """``(n,)`` whether networks keep a limit."""
         found = self.upper(archs)
         return found >= limit if self.at_least else found <= limit
+
+    @classmethod
+    def measure(cls, file: MeasuredFile) -> float | None:
+        """What the file of a network has of it; None where that cannot be told."""
+        return None
 
     @classmethod
     def share(cls, value: float, limit: float) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from deploynas.costs.base import BYTES, COUNT, Cost, Floats, LayerSum
+from deploynas.costs.base import BYTES, COUNT, Cost, Floats, LayerSum, MeasuredFile
 from deploynas.spaces import Archs
 
 MAX_THRESHOLDS = 40  # of activations, where memory is limited beside something else
@@ -36,6 +36,11 @@ class Macs(OfLayers):
     name, help = "macs", "Multiply-adds of one image, which papers call FLOPs."
     suffixes, shown = COUNT, ("M MACs", 1e6)
 
+    @classmethod
+    def measure(cls, file: MeasuredFile) -> float:
+        """Of one run."""
+        return file.macs
+
 
 class Params(OfLayers):
     """Trainable parameters."""
@@ -43,12 +48,22 @@ class Params(OfLayers):
     name, help = "params", "Trainable parameters."
     suffixes, shown = COUNT, ("k params", 1e3)
 
+    @classmethod
+    def measure(cls, file: MeasuredFile) -> float:
+        """Those that the file stores, which are fewer where batch norms are folded."""
+        return file.num_weights
+
 
 class WeightBytes(OfLayers):
     """Bytes of the deployed float32 weights, batch norms folded."""
 
     name, help = "weight_bytes", "Bytes of the deployed float32 weights."
     suffixes, shown = BYTES, ("kB", 1e3)
+
+    @classmethod
+    def measure(cls, file: MeasuredFile) -> float:
+        """Of the constants in the file."""
+        return file.weight_bytes
 
 
 class PeakMemory(Cost):
@@ -60,6 +75,11 @@ class PeakMemory(Cost):
 
     name, help = "peak_memory_bytes", "Bytes of weights and live feature maps."
     suffixes, shown = BYTES, ("kB", 1e3)
+
+    @classmethod
+    def measure(cls, file: MeasuredFile) -> float | None:
+        """What the process of a run takes at most, where the device tells."""
+        return file.peak_bytes
 
     def upper(self, archs: Archs) -> Floats:
         """``(n,)``, exact."""

@@ -173,6 +173,7 @@ def export_network(
         predicted_latency_ms=candidate.predicted_latency_ms,
         prediction_error=candidate.prediction_error,
         latency_budget_ms=result.budget.latency_ms,
+        limits={k: v for k, v in result.budget.limits.items() if k != "latency_ms"},
         weights=trained.weights,
         batch_norm=trained.batch_norm,
         accuracy=candidate.accuracy if trained.batch_norm == "calibrated" else None,

@@ -101,6 +101,8 @@ class Manifest(Artifact):
             over ``parity_num_images`` images, which are real ones or noise.
         preprocessing_max_abs_diff: Largest difference of a probability between this file, which
             preprocesses, and its network after the preprocessing of training; None in others.
+        limits: What else the search was held to: costs that the architecture keeps, and latencies
+            of other devices.
         converted: What was written beside it, which ``check`` then judges.
         recorded_outputs: Answers to fixed inputs, which :mod:`deploynas.export.probe` makes again.
     """
@@ -122,6 +124,7 @@ class Manifest(Artifact):
     predicted_latency_ms: Positive | None
     prediction_error: float
     latency_budget_ms: Positive | None
+    limits: dict[str, Positive] = {}
     weights: Weights
     batch_norm: BatchNorm
     accuracy: float | None
@@ -137,6 +140,11 @@ class Manifest(Artifact):
     converted: Converted | None = None
     recorded_outputs: tuple[tuple[float, ...], ...] = ()
     versions: dict[str, str]
+
+    @property
+    def elsewhere(self) -> dict[str, float]:
+        """The limits that are latencies of other devices."""
+        return {name: limit for name, limit in self.limits.items() if "." in name}
 
     @property
     def files(self) -> dict[str, str]:

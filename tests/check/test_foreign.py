@@ -209,7 +209,7 @@ def test_memory_is_a_gate(tmp_path):
         pytest.skip("this system does not tell peak memory")
     assert result.taken["peak_memory_bytes"] > path.stat().st_size / 2
     assert result.verdict == "failed-gate"
-    assert "bytes of memory at most, allowed 1,000" in result.reason
+    assert "kB where 1 kB is allowed" in result.reason
     with pytest.raises(InvalidInputError, match="tells neither"):
         check(path, _web(), limits={"peak_memory_bytes": 1e9})
 
