@@ -33,7 +33,7 @@ from deploynas.profile import LatencyModel, profile_space
 from deploynas.search import Problem, cells, darts
 from deploynas.search.strategies.darts import STRATEGY as DARTS
 from deploynas.spaces import CellSpace
-from deploynas.spaces.cells import genotype
+from deploynas.spaces.genotypes import genotype
 from deploynas.train import Recipe
 from deploynas.workflows.recipes import for_data
 from deploynas.workflows.trainings import Trained, key_of, train_alone

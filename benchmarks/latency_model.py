@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import deploynas as dn
-from deploynas.device import DEVICE_NAMES, open_device
+from deploynas.device import device_names, open_device
 from deploynas.profile import LatencyModel, profile_space
 from deploynas.profile.validate import SEED, fresh_archs, validate
 from deploynas.search import Budget, Effort, Problem, explore
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--space", default="ofa-mbv3-w1.0")
     parser.add_argument("--resolution", action="append")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", choices=DEVICE_NAMES)
+    parser.add_argument("--device", default="cpu", choices=device_names())
     parser.add_argument("--searched", action="store_true", help="networks that a search returns")
     parser.add_argument("--fresh", action="store_true", help="profile from nothing")
     options = parser.parse_args()
