@@ -25,6 +25,7 @@ RuntimeName = Annotated[
     str | None, typer.Option("--runtime", help="Of a device elsewhere; onnxruntime.")
 ]
 PrecisionName = Annotated[str, typer.Option("--precision", help="fp32 or int8.")]
+USUAL_SPACE = "mobile-small"
 SpaceName = Annotated[str, typer.Option("--space", help="Search space.")]
 Resolutions = Annotated[
     list[str] | None,
@@ -56,7 +57,7 @@ def warn(text: str) -> None:
 def open_data(
     data: Path | None,
     *,
-    space_name: str = "mobile-small",
+    space_name: str = USUAL_SPACE,
     resolutions: Sequence[str] | None = None,
     download: bool = False,
     seed: int = 0,

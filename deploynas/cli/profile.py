@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploynas.cli.console import (
+    USUAL_SPACE,
     Json,
     PrecisionName,
     Quiet,
@@ -48,7 +49,7 @@ def profile(
         str,
         typer.Option(help="cpu, web, exec:COMMAND, ssh:HOST, a name of yours, or a fleet A,B."),
     ] = "cpu",
-    space_name: SpaceName = "mobile-small",
+    space_name: SpaceName = USUAL_SPACE,
     data: Annotated[Path | None, typer.Option(help="Data set that fixes the space.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Without --data.")] = None,
     in_channels: Annotated[int | None, typer.Option(help="Without --data.")] = None,
@@ -137,7 +138,7 @@ def profile(
     say(f"networks of {chosen.name} take {ends[0]:.3g} to {ends[1]:.3g} ms here")
     middle = f"{float(np.sqrt(ends[0] * ends[1])):.2g}"
     named = "" if path == PROFILES / "cpu.json" else f" --profile {path}"
-    how = "" if chosen.name == "mobile-small" else f" --space {chosen.argument}"
+    how = "" if chosen.argument == USUAL_SPACE else f" --space {chosen.argument}"
     how += "" if precision == "fp32" else f" --precision {precision}"
     how += f" --strategy {chosen.strategy}" if chosen.strategy else ""
     if data or (chosen.strategy and chosen.num_classes == 1000):

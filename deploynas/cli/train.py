@@ -9,6 +9,7 @@ import typer
 
 from deploynas.cli.asked import RecipeName, RecipeSet, recipe_changes
 from deploynas.cli.console import (
+    USUAL_SPACE,
     Json,
     Quiet,
     Resolutions,
@@ -26,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    space_name: SpaceName = "mobile-small",
+    space_name: SpaceName = USUAL_SPACE,
     data: Annotated[Path | None, typer.Option(help="Image folder or IDX files.")] = None,
     resolution: Resolutions = None,
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/supernet"),

@@ -25,7 +25,7 @@ from deploynas.workflows.search import Opened
 from deploynas.workflows.supernets import data_record
 from deploynas.workflows.target import OnProgress, Tell
 from deploynas.workflows.trainings import (
-    Cost,
+    Spent,
     executor_for,
     images_per_second,
     key_of,
@@ -241,7 +241,7 @@ class Candidates:
         )
 
         def finish(result: SearchResult, arch: Archs) -> SearchResult:
-            Cost(seconds=evaluator.seconds).write(run / "cost.json")
+            Spent(seconds=evaluator.seconds).write(run / "cost.json")
             return result
 
         opened = Opened(

@@ -47,7 +47,7 @@ from deploynas.workflows.sources import EVALUATORS
 from deploynas.workflows.supernets import SupernetRecord, data_record, train
 from deploynas.workflows.target import OnProgress, Target, Tell
 from deploynas.workflows.trainings import (
-    Cost,
+    Spent,
     Trained,
     clocked,
     images_per_second,
@@ -214,7 +214,7 @@ class _Bench:
             folder.mkdir(parents=True, exist_ok=True)
             with clocked(folder, told) as (clock, _):
                 train(self.problem.space, self.dataset, folder, recipe, clock)
-        seconds = Cost.read(folder / "cost.json").seconds if exists(folder / "cost.json") else 0.0
+        seconds = Spent.read(folder / "cost.json").seconds if exists(folder / "cost.json") else 0.0
         self._seconds.setdefault(schedule, {})[seed] = seconds
         return seconds
 
@@ -318,7 +318,7 @@ class _Search:
         return Winner(
             strategy=plan.strategy.name, seed=plan.seed, job=self.job,
             architecture=best.architecture,
-            search_seconds=Cost.read(self.folder / "cost.json").seconds + seconds, cheap=cheap,
+            search_seconds=Spent.read(self.folder / "cost.json").seconds + seconds, cheap=cheap,
             predicted_latency_ms=best.predicted_latency_ms or 0.0,
         )  # fmt: skip
 
@@ -334,7 +334,7 @@ class _Search:
             )  # fmt: skip
             more.append(self.source.more_seconds)
         if not exists(self.folder / "cost.json"):  # of candidates, whose own seconds count
-            Cost.read(clock / "cost.json").write(self.folder / "cost.json")
+            Spent.read(clock / "cost.json").write(self.folder / "cost.json")
 
 
 def _first_rung(

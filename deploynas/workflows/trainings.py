@@ -37,7 +37,7 @@ from deploynas.workflows.target import OnProgress
 CLOCK_SECONDS = 10.0
 
 
-class Cost(Artifact):
+class Spent(Artifact):
     """``cost.json`` beside a search or a training: its seconds. Format 1 (0.1.0)."""
 
     SCHEMA = "deploynas-cost"
@@ -55,12 +55,12 @@ def clocked(folder: Path, on_progress: OnProgress) -> Iterator[tuple[OnProgress,
         most; and a list: what is put into it is added.
     """
     file = folder / "cost.json"
-    before = Cost.read(file).seconds if exists(file) else 0.0
+    before = Spent.read(file).seconds if exists(file) else 0.0
     started = written = time.monotonic()
     more: list[float] = []
 
     def write() -> None:
-        Cost(seconds=before + time.monotonic() - started + sum(more)).write(file)
+        Spent(seconds=before + time.monotonic() - started + sum(more)).write(file)
 
     def told(text: str, share: float) -> None:
         nonlocal written
@@ -189,7 +189,7 @@ def train_alone(
     initialise(network)
     network.to(pick_device())
     checkpoint, clock = file.with_suffix(".checkpoint"), file.with_suffix(".cost.json")
-    before = Cost.read(clock).seconds if clock.exists() and checkpoint.exists() else 0.0
+    before = Spent.read(clock).seconds if clock.exists() and checkpoint.exists() else 0.0
     started = written = time.process_time()
     tell = told("training", on_progress)
 
@@ -197,7 +197,7 @@ def train_alone(
         nonlocal written
         if time.process_time() - written > CLOCK_SECONDS:
             written = time.process_time()
-            Cost(seconds=before + written - started).write(clock)
+            Spent(seconds=before + written - started).write(clock)
         tell(state)
 
     train_network(network, dataset, recipe, checkpoint=checkpoint, on_progress=watch)

@@ -164,7 +164,7 @@ def test_a_search_that_was_killed_goes_on_and_ends_in_a_network(
     batches = Batches(digits, digits.val, next(chosen.network.parameters()).device)
     assert accuracy(chosen.network, batches, 8) == pytest.approx(result.best.accuracy, abs=0.01)
     assert SearchResult.read(SearchResult.file_in(tmp_path / "run")) == result
-    seconds = trainings.Cost.read(tmp_path / "run" / "cost.json").seconds
+    seconds = trainings.Spent.read(tmp_path / "run" / "cost.json").seconds
     assert seconds > 0
 
 

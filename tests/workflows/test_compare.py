@@ -248,7 +248,7 @@ def test_seconds_add_up_over_processes(tmp_path, monkeypatch):
         interrupted()
     with trainings.clocked(tmp_path, lambda text, share: None):
         pass
-    assert trainings.Cost.read(tmp_path / "cost.json").seconds == 5 + 3 + 1 + 7
+    assert trainings.Spent.read(tmp_path / "cost.json").seconds == 5 + 3 + 1 + 7
 
 
 def test_an_impossible_budget_ends_before_any_work(space, digits, profile, tmp_path):
