@@ -129,7 +129,7 @@ class UnknownNameError(DeploynasError):
         self, what: str, name: str, known: Iterable[str], *, tells_all: bool = False
     ) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.6 if tells_all else 0.5)
         hints = [f"did you mean {one!r}?" for one in near]
         if tells_all or not near:
             hints.append(f"known: {', '.join(names)}")

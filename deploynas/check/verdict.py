@@ -259,7 +259,10 @@ def _limited(name: str, value: float | None, limit: float) -> Gate:
     if value is None:
         return Gate(title, "inconclusive", f"neither the file nor the device tells {title}")
     kept = kind.share(value, limit) <= 1
-    text = f"{kind.format(value)} where {kind.format(limit)} is allowed"
+    shown = [kind.format(one) for one in (value, limit)]
+    if shown[0] == shown[1]:  # what decides is beyond the digits for people
+        shown = [f"{one:,.10g}" for one in (value, limit)]
+    text = "{} where {} is allowed".format(*shown)
     return Gate(title, "pass" if kept else "failed-gate", text)
 
 

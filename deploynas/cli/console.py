@@ -69,9 +69,7 @@ def open_data(
     from deploynas.data import load_dataset, native_size_for
     from deploynas.spaces import resolutions_of, space
 
-    asked = resolutions_of(resolutions or ())
-    if all(one.is_square for one in asked):
-        asked = space(space_name).resolutions
+    asked = resolutions_of(resolutions or ()) or space(space_name).resolutions
     max_size = native_size_for(asked)
     dataset = load_dataset(data, download=download, seed=seed, max_size=max_size)
     for text in dataset.warnings:

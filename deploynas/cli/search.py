@@ -48,6 +48,7 @@ FINDERS = {
     "random": "the random search beside it",
     "uniform": "the uniform networks beside it",
     "largest": "looking at the largest network",
+    "drawn": "a few more draws, for the machine is slower than its profile",
 }
 MAX_SHOWN = 30  # networks of a front
 PREDICTED = "ofa"  # the usual strategy where a predictor judges, and many networks can be
@@ -125,10 +126,13 @@ def search(
         )
     if ofa_weights is not None and supernet is not None:
         raise InvalidInputError("give one of --ofa-weights and --supernet")
-    if supernet is not None and space_name is not None:
-        from deploynas.workflows.inherited import require_space
+    if supernet is not None:
+        from deploynas.workflows.inherited import require_space, space_trained, trained_at
 
-        require_space(supernet, space(space_name))
+        if space_name is not None:
+            require_space(supernet, space(space_name))
+        elif strategy.weights == "any":
+            space_name = space_trained(supernet)
     space_name = space_name or strategy.home
     space(space_name)  # one that is not known ends here
 
@@ -140,10 +144,11 @@ def search(
 
     how = Training(seed, epochs, changes, evaluator, Workers(workers, executor), supernet)
     how.require_fit(strategy)
-    if supernet is not None and not resolution:
-        from deploynas.workflows.inherited import trained_at
-
-        resolution = trained_at(supernet)
+    if (ofa_weights or supernet) and evaluator == "inherited" and (epochs or changes):
+        whose = "--ofa-weights" if ofa_weights else "--supernet"
+        raise InvalidInputError(f"{whose} is trained: leave out --epochs and the recipe")
+    if supernet is not None:
+        resolution = trained_at(supernet, resolution or ())
     quiet = quiet or not is_first()  # of the processes that torchrun started
 
     def note(text: str) -> None:

@@ -163,7 +163,9 @@ class Cost(abc.ABC):
     @classmethod
     def share(cls, value: float, limit: float) -> float:
         """Of what is allowed: above 1 where a limit is broken."""
-        return limit / value if cls.at_least else value / limit
+        if cls.at_least:
+            return limit / value if value else math.inf
+        return value / limit
 
     def ends(self, rng: np.random.Generator) -> Archs:
         """Networks, among which are the cheapest and the dearest, as far as is known."""

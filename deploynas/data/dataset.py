@@ -14,6 +14,7 @@ from deploynas.data.pixels import round_side
 from deploynas.errors import InvalidInputError
 from deploynas.spaces import Resolution, ResolutionLike, SearchSpace, resolutions_of, space
 
+SAME_SHAPE = 0.05  # that heights over widths of one shape differ by, rounded to pixels
 _STD_FLOOR = 1 / 255  # a constant channel must not divide by zero
 
 
@@ -121,11 +122,23 @@ def native_size_for(resolutions: Sequence[ResolutionLike]) -> Resolution:
 
     The largest that is no square, so that nothing of wide images is lost; else a square of the
     longest side, of 64 px at least.
+
+    Raises:
+        InvalidInputError: They are of several shapes, for which no one size is right.
     """
     asked = resolutions_of(resolutions)
-    other = [one for one in asked if not one.is_square]
-    side = max([64, *(one.height for one in asked)])
-    return other[-1] if other else Resolution(side, side)
+    largest = asked[-1]
+    for one in asked:
+        if abs(one.height * largest.width / (one.width * largest.height) - 1) > SAME_SHAPE:
+            raise InvalidInputError(
+                f"resolutions of several shapes, {one} and {largest}, see other parts of an image",
+                "search those of one shape at a time: --resolution",
+            )
+    return (
+        Resolution(max(64, largest.height), max(64, largest.width))
+        if all(one.is_square for one in asked)
+        else largest
+    )
 
 
 def build_dataset(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import statistics
 import threading
 import warnings
@@ -33,10 +34,8 @@ Progress = Callable[[int, int], None]
 # Naming the formats keeps Pillow from trying its other, less harmless readers on a file
 # that merely has the suffix of an image.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM", "TIFF", "AVIF")
-_STARTS = (
-    b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM", b"GIF8", b"II*\0", b"MM\0*",
-    b"P1", b"P2", b"P3", b"P4", b"P5", b"P6",
-)  # fmt: skip
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
+_PPM = re.compile(rb"P[1-6][ \t\r\n#]")
 _BRANDS = (b"avif", b"avis")
 _BITS = (8, 10, 12, 14, 16)  # of what cameras and scanners keep in files of 16 or 32 bits
 _FLOATS = (1, 255, 65535)  # what white is in images of floats
@@ -203,7 +202,9 @@ def is_image(path: Path) -> bool:
         return start[8:12] == b"WEBP"
     if start[4:8] == b"ftyp":
         return start[8:12] in _BRANDS and "AVIF" in _formats()
-    return start.startswith(_STARTS)
+    if start.startswith(b"BM"):
+        return start[6:10] == bytes(4)  # reserved: text has none
+    return start.startswith(_STARTS) or _PPM.match(start) is not None
 
 
 def decode(paths: Sequence[Path], look: Look, progress: Progress | None = None) -> Decoded:

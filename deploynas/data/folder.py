@@ -133,8 +133,11 @@ def images_below(folder: Path) -> tuple[list[Path], Counter[str]]:
     """Image files of a folder and all below it, and how many others by their suffixes."""
     found: list[Path] = []
     others: Counter[str] = Counter()
-    for parent, folders, names in os.walk(folder, onerror=_refuse):
-        folders[:] = [name for name in folders if _is_visible(name)]
+    seen = {folder.resolve()}  # links may lead in circles
+    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        kept = {n: Path(parent, n).resolve() for n in folders if _is_visible(n)}
+        folders[:] = [name for name, real in kept.items() if real not in seen]
+        seen.update(kept.values())
         for path in (Path(parent, name) for name in names if _is_visible(name)):
             if path.suffix.lower() in _SUFFIXES or is_image(path):
                 found.append(path)

@@ -214,7 +214,7 @@ class DeviceProfile(Artifact):
             assert lacking is not None
             raise IncompleteProfileError(
                 f"the profile lacks the layer {lacking.key} of {space.name}",
-                f"add it: {profile_command(space, self.identity)}",
+                f"add it: {profile_command(space, self.identity, precision)}",
             )
         return space.with_resolutions(held)
 

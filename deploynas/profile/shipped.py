@@ -47,8 +47,8 @@ class Calibration:
         space, precision, num_classes, in_channels: Which.
         resolutions: Of its calibration networks, ascending, as files write them.
         num_networks: How many these are.
-        stated_error: Half-width of the held-out 95 % residual, relative; None where it was not
-            validated.
+        stated_error: Margin within which 95 % of held-out networks lie, relative; None where it
+            was not validated.
     """
 
     space: str

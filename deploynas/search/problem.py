@@ -128,7 +128,7 @@ class Problem:
                 raise InfeasibleBudgetError(
                     f"no network of {self.space.name} keeps {name} {cost.format(limit)}: the "
                     f"{end} reachable is {reached[name]}",
-                    cost.meant(limit, best, worst),
+                    cost.meant(limit, min(best, worst), max(best, worst)),
                 )
             if worst >= limit if cost.at_least else worst <= limit:
                 not_binding.append(name)

@@ -13,7 +13,7 @@ from deploynas.search.budget import Budget
 from deploynas.spaces import ArchRecord, Resolution, SpaceRecord
 
 AccuracyKind = Literal["measured", "predicted"]
-FoundBy = Literal["strategy", "random", "uniform", "largest"]
+FoundBy = Literal["strategy", "random", "uniform", "largest", "drawn"]
 SearchWeights = Literal["shared", "published", "paths", "trained"]
 
 
@@ -141,7 +141,8 @@ class SearchResult(Artifact):
     Attributes:
         job: Hash of the whole :class:`~deploynas.search.job.Job`; empty before format 3.
         found_by: The strategy, or what was evaluated beside it: the random search, the uniform
-            networks, or the largest network, where no limit binds.
+            networks, or the largest network, where no limit binds; or what was drawn in the end,
+            where nothing evaluated was quick enough.
         best: The chosen network; ``random_best``: the best of a random search with as many
             evaluations; ``uniform_best``: the best evaluated network with one depth, kernel
             size and expand ratio everywhere, where one keeps the budget; ``largest`` and

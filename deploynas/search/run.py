@@ -11,6 +11,7 @@ import numpy as np
 
 from deploynas.costs import Floats
 from deploynas.errors import InfeasibleBudgetError
+from deploynas.search.budget import own_name
 from deploynas.search.drawing import MAX_DRAWS, uniform_samples
 from deploynas.search.evaluations import Evaluations
 from deploynas.search.fronts import front, hypervolume, knee
@@ -270,7 +271,7 @@ def search(
         held = [name for name, archs in pools.items() if (archs == best).all(axis=1).any()]
         return Outcome(
             best=candidate(best),
-            found_by=held[0] if held else "random" if decide is None else "strategy",
+            found_by=held[0] if held else "drawn" if decide is None else "strategy",
             random_best=first_of("random"),
             uniform_best=first_of("uniform"),
             largest=candidate(space.largest()[0]) if plan.beside else None,
@@ -453,7 +454,8 @@ class _Descent:
             fresh = np.array([arch.tobytes() not in self._seen for arch in self._pool])
             rest = self._pool[fresh & (predicted(self._pool) <= share)]
             if not len(rest) and not fitting:
-                rest = self._on_device.more(share, self._num)
+                more = self._on_device.more(share, self._num)
+                rest = more[[arch.tobytes() not in self._seen for arch in more]]
             better = share < 1 and bool(fitting) and self._promises_more(rest, fitting[0])
             if len(rest) and (better or not fitting):
                 picked = self._judged.best(rest, self._num)
@@ -609,8 +611,9 @@ def front_of(
     """
     predicted, accuracies = problem.model.predict_ms(history.archs), history.accuracies
     costs = problem.values(history.archs, names)
-    if "latency_ms" in names:  # of the prediction itself, as everywhere else
-        costs[:, list(names).index("latency_ms")] = predicted
+    for column, name in enumerate(names):  # of a latency the prediction itself, as elsewhere
+        if own_name(name) == "latency_ms":
+            costs[:, column] = problem.cost(name).predict(history.archs)
     rows = history.front(costs)
     signs = np.array([-1.0 if problem.cost(name).at_least else 1.0 for name in names])
     points = tuple(

@@ -3,7 +3,8 @@
 Each process takes its part of every batch. All draw the same subnets and paths, for every draw
 follows from the seed and the step; batch norms see the whole batch, gradients are averaged, and
 only the first process writes and talks. So a step computes what one process would compute with
-the same batch. What does not share its work refuses to be started like that.
+the same batch, but for images that are mixed (mixup, CutMix), each with one of its own part. What
+does not share its work refuses to be started like that.
 """
 
 from __future__ import annotations

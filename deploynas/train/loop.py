@@ -253,7 +253,8 @@ def run_training(
     num_steps = max(1, round(recipe.epochs * steps_per_epoch))
     parameters = list(module.parameters())
     optimizer = optimizer_of(module, trainee.weights, recipe)
-    scaler, mean = recipe.scaler(device), RunningMean(parameters, recipe.ema)
+    scaler = recipe.scaler(device)
+    mean = RunningMean(trainee.weights or parameters, recipe.ema)
     kept: dict[str, State] = {"scale": LossScale(scaler), "mean": mean}
     if trainee.beside is not None:
         kept["own"] = trainee.beside
@@ -276,6 +277,7 @@ def run_training(
         if step == first:
             parts.on_part(part)
             optimizer.state.clear()
+            mean.begin()
         share = _schedule(step - first, int(ends[part]) - first, recipe.warmup)
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * rate * share * group["share"]
@@ -335,6 +337,12 @@ class RunningMean:
         self._weights, self._share = weights, share
         self._means = [w.detach().clone() for w in weights] if share else []
 
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Anew, from the weights as they are: channels may have been sorted."""
+        if self._means:
+            torch._foreach_copy_(self._means, list(self._weights))
+
     def follow(self, step: int) -> None:
         """After a step; the first count for more, so that the mean does not begin at random."""
         if self._means:
@@ -378,15 +386,14 @@ def optimizer_of(
     module: nn.Module, weights: Sequence[nn.Parameter] | None, recipe: Recipe
 ) -> torch.optim.Optimizer:
     """Of some of a module's weights; a group's ``share`` is of the learning rate."""
-    named = dict(module.named_parameters())
-    layers = list(dict.fromkeys(_layer_of(name) for name in named))
     moved = None if weights is None else {id(p) for p in weights}
+    named = {n: p for n, p in module.named_parameters() if moved is None or id(p) in moved}
+    layers = list(dict.fromkeys(_layer_of(name) for name in named))
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named.items():
-        if moved is None or id(parameter) in moved:
-            share = recipe.layer_decay ** (len(layers) - 1 - layers.index(_layer_of(name)))
-            decay = recipe.weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((share, decay), []).append(parameter)
+        share = recipe.layer_decay ** (len(layers) - 1 - layers.index(_layer_of(name)))
+        decay = recipe.weight_decay if parameter.dim() > 1 else 0.0
+        groups.setdefault((share, decay), []).append(parameter)
     split = [{"params": p, "weight_decay": d, "share": s} for (s, d), p in groups.items()]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(split, lr=recipe.learning_rate)

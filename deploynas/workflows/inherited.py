@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
 from deploynas.nn import StaticNetwork
 from deploynas.search import Plan, Problem
-from deploynas.spaces import Archs, SearchSpace
+from deploynas.spaces import Archs, ResolutionLike, SearchSpace, resolutions_of
 from deploynas.train import SupernetEvaluator, SupernetRecipe
 from deploynas.train.evaluate import CALIBRATION_IMAGES, QUICK_CALIBRATION, QUICK_IMAGES
 from deploynas.workflows.candidates import TrainedCandidates
@@ -87,7 +87,9 @@ class Inherited:
                     "leave the recipe's options out to search it, or pass another --output to "
                     "train one",
                 )
-            self.space = space_of(record.space)
+            own = space_of(record.space)
+            held = [one for one in space.resolutions if one in own.resolutions]
+            self.space = own.with_resolutions(held) if space.key == own.key and held else own
 
     @property
     def data(self) -> str:
@@ -203,14 +205,28 @@ def require_space(folder: Path, named: SearchSpace) -> None:
         )
 
 
-def trained_at(folder: Path) -> list[str]:
-    """The resolutions that a supernet was trained at.
+def trained_at(folder: Path, asked: Sequence[ResolutionLike] = ()) -> list[str]:
+    """The resolutions that a supernet was trained at, of those that are asked for.
+
+    Raises:
+        MissingFileError, InvalidInputError: It is not there, or was trained at others.
+    """
+    record = SupernetRecord.read(SupernetRecord.file_in(folder))
+    own = space_of(record.space).resolutions
+    for one in resolutions_of(asked):
+        if one not in own:
+            held = ", ".join(map(str, own))
+            raise InvalidInputError(f"{folder} was trained at {held} px, not at {one}")
+    return [str(one) for one in resolutions_of(asked) or own]
+
+
+def space_trained(folder: Path) -> str:
+    """What names the space of a supernet on the command line.
 
     Raises:
         MissingFileError, InvalidInputError: It is not there.
     """
-    record = SupernetRecord.read(SupernetRecord.file_in(folder))
-    return [str(one) for one in space_of(record.space).resolutions]
+    return space_of(SupernetRecord.read(SupernetRecord.file_in(folder)).space).argument
 
 
 def _differences(wanted: SupernetRecipe, before: SupernetRecipe) -> str:

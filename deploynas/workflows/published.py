@@ -34,10 +34,10 @@ from deploynas.workflows.target import OnProgress, Tell
 CALIBRATION_IMAGES = 2_000
 VALIDATION_PER_CLASS = 5
 NUM_EVALUATIONS = 20_000
-BATCH = 100
+BATCH = 100  # images in a pass
 
 
-BATCH = 4_096  # architectures predicted at once
+PREDICTED = 4_096  # architectures at once
 
 
 class Published:
@@ -68,7 +68,7 @@ class Published:
 
     def quick(self, archs: Archs) -> Floats:
         """``(n,)`` predicted accuracies."""
-        parts = np.split(archs, range(BATCH, len(archs), BATCH))
+        parts = np.split(archs, range(PREDICTED, len(archs), PREDICTED))
         return np.concatenate([self._predictor.predict(part) for part in parts])
 
     def promising(self, archs: Archs, scores: Floats) -> list[int]:

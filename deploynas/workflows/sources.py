@@ -12,7 +12,7 @@ from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError, UnknownNameError
 from deploynas.search.strategy import STRATEGIES, Strategy
 from deploynas.spaces import SearchSpace
-from deploynas.train import SupernetRecipe
+from deploynas.train import Recipe, SupernetRecipe
 from deploynas.workflows.candidates import Candidates, TrainedCandidates
 from deploynas.workflows.executor import ALONE, Workers
 from deploynas.workflows.gradient import Learning
@@ -119,7 +119,8 @@ def _single_path(
 ) -> Inherited:
     recipe = supernet_recipe(space, dataset, how.epochs, how.seed, "single-path", how.changes)
     longer = None if how.epochs is None else LONGER * how.epochs
-    alone = for_data(FROM_SCRATCH.model_copy(update={"seed": how.seed}), dataset, longer)
+    known = {k: v for k, v in how.changes.items() if k in Recipe.model_fields and k != "epochs"}
+    alone = for_data(FROM_SCRATCH.model_copy(update={"seed": how.seed}), dataset, longer, known)
     trained = TrainedCandidates(
         space, dataset, alone, run / "trained", workers=how.workers, on_progress=tell.progress
     )  # fmt: skip

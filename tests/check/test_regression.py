@@ -221,7 +221,7 @@ def test_the_gravest_verdict_wins(models):
         limits={"file_bytes": size - 1},
     )
     assert result.verdict == "failed-gate"
-    assert f"{size:,} bytes" in result.reason
+    assert result.reason == f"{size:,} where {size - 1:,} is allowed"
     assert [(g.name, g.verdict) for g in result.gates] == [
         ("regression", "regressed"), ("size", "failed-gate"), ("outputs", "pass"),
     ]  # fmt: skip

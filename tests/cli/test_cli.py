@@ -168,6 +168,8 @@ def test_light_imports(tmp_path: Path) -> None:
         (("train", "--recipe-set", "teacher_ramp=-1"), 1, "recipe field teacher_ramp: "),
         (("train", "--recipe", "strongg"), 1, "did you mean 'strong'"),
         (("train", "--resume"), 2, "No such option"),
+        ((*SEARCH, "--supernet", "x", "--epochs", "3"), 1, "--supernet is trained: leave out"),
+        ((*SEARCH, "--ofa-weights", "x", "--recipe", "strong"), 1, "--ofa-weights is trained"),
         ((*SEARCH, "--strategy", "evolution", "--set", "soft_flops=nan"), 1, "soft_flops"),
         ((*SEARCH, "--set", "population"), 1, "--set is NAME=VALUE"),
         (("search", "--limit", "macs"), 1, "--limit is NAME=VALUE"),

@@ -478,10 +478,32 @@ def test_digits_and_idx_files_can_be_wide_too():
 
 @pytest.mark.parametrize(
     ("resolutions", "expected"),
-    [([20, 24], 64), ([128, 224], 224), (["24x40", 32], "24x40"), (["24x40", "96x160"], "96x160")],
+    [
+        ([20, 24], 64),
+        ([128, 224], 224),
+        (["24x40", "96x160"], "96x160"),
+        (["24x41", "96x160"], "96x160"),
+    ],
 )
 def test_images_are_loaded_as_large_as_networks_see_them(resolutions, expected):
     assert native_size_for(resolutions) == expected
+
+
+def test_no_one_size_is_right_for_several_shapes():
+    with pytest.raises(InvalidInputError, match="of several shapes, 24x40 and 64"):
+        native_size_for(["24x40", 64])
+
+
+def test_linked_folders_are_read_and_text_is_no_image(tmp_path):
+    root = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    elsewhere = write_classes(tmp_path / "more", {"c": 3}) / "c"
+    (root / "a" / "more").symlink_to(elsewhere, target_is_directory=True)
+    (root / "a" / "round").symlink_to(root / "a", target_is_directory=True)
+    (root / "b" / "cars.txt").write_text("BMW 3 series\n")
+    (root / "b" / "table.csv").write_text("P1,P2\n1,2\n")
+    found = load_dataset(root)
+    assert sum(len(split) for split in (found.train, found.val, found.test)) == 11
+    assert any(".csv" in text and ".txt" in text for text in found.warnings)
 
 
 def test_extreme_aspect_ratio_stays_cheap(tmp_path):

@@ -302,6 +302,11 @@ def test_what_a_training_leaves_is_the_mean_of_its_weights():
     before = float(next(iter(mean.state().values())))
     mean.follow(60)  # long after the start it keeps the share that was asked for
     assert float(next(iter(mean.state().values()))) == pytest.approx(0.5 * before)
+    weight.data.fill_(5.0)
+    mean.begin()  # channels were sorted, say
+    mean.settle()
+    assert float(weight.detach()) == 5.0
+    weight.data.fill_(0.0)
     none = loop.RunningMean([weight], 0.0)
     none.follow(1)
     none.settle()
@@ -327,6 +332,9 @@ def test_earlier_layers_learn_more_slowly(optimizer, space):
     few = loop.optimizer_of(network, some, Recipe(epochs=1))
     assert [p for group in few.param_groups for p in group["params"]] == some[:1] + some[1:]
     assert {group["share"] for group in few.param_groups} == {1.0}
+    first = [p for n, p in network.named_parameters() if n.startswith(("layers.0.", "layers.1."))]
+    part = loop.optimizer_of(network, first, recipe)  # what does not move is no layer
+    assert {group["share"] for group in part.param_groups} == {0.5, 1.0}
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from deploynas.search.evaluations import Evaluation
 from deploynas.train import SupernetEvaluator, SupernetRecipe
 from deploynas.workflows import inherited, supernets
 from deploynas.workflows.executor import Workers
-from deploynas.workflows.inherited import Inherited, require_space
+from deploynas.workflows.inherited import Inherited, require_space, space_trained, trained_at
 from deploynas.workflows.search import search
 from deploynas.workflows.target import Target, Tell
 
@@ -110,3 +110,19 @@ def test_what_is_there_is_not_trained_again(space, digits, trained, target, tmp_
     again = searched(Inherited(space, digits, trained, None), target, tmp_path / "run")
     assert again.best == first.best
     assert again.job != first.job  # of a recipe, and of weights that somebody made
+
+
+def test_what_a_supernet_was_trained_at(trained, space, digits):
+    assert trained_at(trained) == trained_at(trained, ["8"]) == ["8"]
+    with pytest.raises(InvalidInputError, match="was trained at 8 px, not at 24"):
+        trained_at(trained, ["8", "24"])
+    assert space_trained(trained) == space.argument
+    assert Inherited(space, digits, trained, None).space.resolutions == (8,)
+
+
+def test_a_supernet_of_several_resolutions_is_searched_at_some(digits, tmp_path):
+    whole = dn.space("mobile-small", digits.num_classes, digits.channels, [20, 24])
+    few = RECIPE.model_copy(update={"epochs": 0.05, "schedule": "sandwich"})
+    supernets.train(whole, digits, tmp_path, few, lambda text, share: None)
+    part = Inherited(whole.with_resolutions([24]), digits, tmp_path, None)
+    assert part.space.resolutions == (24,)
