@@ -126,15 +126,8 @@ def search(
         )
     if ofa_weights is not None and supernet is not None:
         raise InvalidInputError("give one of --ofa-weights and --supernet")
-    if supernet is not None:
-        from deploynas.workflows.inherited import require_space, space_trained, trained_at
-
-        if space_name is not None:
-            require_space(supernet, space(space_name))
-        elif strategy.weights == "any":
-            space_name = space_trained(supernet)
-    space_name = space_name or strategy.home
-    space(space_name)  # one that is not known ends here
+    if space_name is not None:
+        space(space_name)  # one that is not known ends here
 
     from deploynas.train.distributed import is_first
     from deploynas.workflows import search as workflow
@@ -148,7 +141,15 @@ def search(
         whose = "--ofa-weights" if ofa_weights else "--supernet"
         raise InvalidInputError(f"{whose} is trained: leave out --epochs and the recipe")
     if supernet is not None:
+        from deploynas.workflows.inherited import require_space, space_trained, trained_at
+
+        if space_name is not None:
+            require_space(supernet, space(space_name))
+        elif strategy.weights == "any":
+            space_name = space_trained(supernet)
         resolution = trained_at(supernet, resolution or ())
+    space_name = space_name or strategy.home
+
     quiet = quiet or not is_first()  # of the processes that torchrun started
 
     def note(text: str) -> None:
