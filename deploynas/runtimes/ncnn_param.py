@@ -105,7 +105,7 @@ class _Writer:
                 WRITERS[node.op_type](self, known)
         for name in self._outputs:
             if not self.is_made(self.blob(name)):
-                raise InvalidInputError(f"output {name}: it is a constant")
+                raise InvalidInputError(f"output {name}: no node computes it")
         for name in self._outputs:
             self._output(name)
         layers = self._with_splits()

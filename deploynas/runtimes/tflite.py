@@ -187,7 +187,7 @@ class Writer:
         outputs = [one.name for one in graph.output]
         for name in outputs:
             if name not in self._known or self._known[name].value is not None:
-                raise InvalidInputError(f"the output {name!r} is a constant")
+                raise InvalidInputError(f"no node computes the output {name!r}")
         return self._packed(inputs, outputs)
 
     # what operators are written with
@@ -268,6 +268,9 @@ class Writer:
             name in self._readers or name in self._outputs for name in proto.output[1:] if name
         ):
             refuse(proto, "has outputs beside its first, which is not converted for LiteRT")
+        for name in proto.input:
+            if name and name not in self._known:
+                refuse(proto, f"reads {name!r}, which nothing gives")
         activation, output = self._activation(proto)
         read = [self._known[name] if name else None for name in proto.input]
         OPERATORS[proto.op_type](self, Node(proto, read, output, activation))
@@ -580,7 +583,7 @@ def _gemm(writer: Writer, node: Node) -> None:
 
 def _matmul(writer: Writer, node: Node) -> None:
     weight = node.weight(1)
-    if weight.ndim != 2:
+    if weight.ndim != 2 or len(node.x.shape) < 2:
         refuse(node.proto, "is not of a matrix of weights, which is not converted for LiteRT")
     _linear(writer, node, weight.T, None)
 

@@ -320,7 +320,7 @@ def test_an_operator_that_is_lacking_is_named_before_anything_runs(tmp_path):
 
 REFUSED = [
     ([1, 4, 7, 9], 17, [
-        BELOW, node("GlobalAveragePool", output="g"), node("Reshape", np.array([4]),
+        BELOW, node("GlobalMaxPool", output="g"), node("Reshape", np.array([4]),
         inputs=("g",), output="r"), node("Slice", np.array([0]), np.array([1]),
         inputs=("r",), output="s"), node("Squeeze", inputs=("s",), output="low"),
         node("Clip", inputs=("c", "low")),
@@ -328,6 +328,7 @@ REFUSED = [
     ([1, 4, 7], 17, [
         node("BatchNormalization", noise(4), noise(4), noise(4), noise(4) ** 2 + 0.5)
     ], "BatchNormalization .* has not two dimensions"),
+    ([5], 17, [node("MatMul", noise(5, 3))], "MatMul .* not of a matrix"),
     ([3, 5], 17, [node("Gemm", noise(5, 3), noise(3, 1))], "Gemm .* a bias a row"),
     ([3, 5], 17, [node("Gemm", noise(5, 4), noise(3, 4))], "Gemm .* a bias a row"),
     ([1, 2, 4, 4], 17, [
@@ -339,7 +340,7 @@ REFUSED = [
     ([1, 4, 7, 9], 11, [node("Softmax", axis=2)], "Softmax .* over the last axis"),
     ([1, 4, 7, 9], 11, [node("Softmax")], "Softmax .* over the last axis"),
     ([1, 4, 7, 9], 17, [node("Relu", output="r"), node("Identity", noise(2), inputs=())],
-     "the output 'y' is a constant"),
+     "no node computes the output 'y'"),
     ([1, 4, 7, 9], 17, [
         node("Constant", output="k", inputs=(), value_strings=["a"]), node("Relu")
     ], "Constant .* value_strings"),
