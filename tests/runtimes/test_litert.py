@@ -322,9 +322,9 @@ REFUSED = [
     ([1, 4, 7, 9], 17, [
         BELOW, node("GlobalMaxPool", output="g"), node("Reshape", np.array([4]),
         inputs=("g",), output="r"), node("Slice", np.array([0]), np.array([1]),
-        inputs=("r",), output="s"), node("Squeeze", inputs=("s",), output="low"),
-        node("Clip", inputs=("c", "low")),
-    ], "Clip of node 'the Clip' computes its input 1"),
+        inputs=("r",), output="s"), node("Squeeze", inputs=("s",), output="high"),
+        (helper.make_node("Clip", ["c", "low", "high"], ["y"], "clip"), {"low": np.float32(0)}),
+    ], "Clip of node 'clip' computes its input 2"),
     ([1, 4, 7], 17, [
         node("BatchNormalization", noise(4), noise(4), noise(4), noise(4) ** 2 + 0.5)
     ], "BatchNormalization .* has not two dimensions"),
