@@ -13,7 +13,7 @@ from deploynas.device.base import Identity, Notes
 from deploynas.device.reference import write_references
 from deploynas.errors import InvalidInputError, MissingDependencyError, ModelError
 from deploynas.onboard.conversation import Examination, Worker, open_worker
-from deploynas.onboard.folders import temporary_folder
+from deploynas.onboard.folders import PREFIX, temporary_folder
 from deploynas.onboard.runtime import Array, Feeds, Input, Runtime, inputs_beside
 from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
 from deploynas.runtimes import DEFAULT, RUNTIMES, by_device, of_file
@@ -82,7 +82,9 @@ class LocalDevice:
     def opening(self, model: Path, times: int) -> tuple[int, float]:
         """Bytes of the files that its worker opens, and the least milliseconds that takes."""
         runtime, found = self.identity.runtime, []
-        with temporary_folder() as folder:
+        # not one of ours with a mark: in these a runtime keeps what it compiles
+        with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
+            folder = Path(name)
             models = {"first": write_references(folder)[0], "ready": model}
             first, ready = converted(self._runtime, models, folder).values()
             for session in range(times):

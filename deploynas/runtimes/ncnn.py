@@ -102,7 +102,9 @@ class NcnnSession(Session):
         for load, suffix in ((net.load_param, ".param"), (net.load_model, ".bin")):
             if load(str(path.with_suffix(suffix))):
                 raise ValueError(f"ncnn cannot read its {suffix} file")
-        self._outputs = list(net.output_names())
+        # what nothing reads, inputs too
+        own = {blob for kind, _, _, _, blob, *_ in self._layers if kind == "Input"}
+        self._outputs = [name for name in net.output_names() if name not in own]
 
     @property
     def inputs(self) -> Sequence[Input]:

@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from deploynas.errors import InvalidInputError
 from deploynas.onboard.runtime import Array
+from deploynas.runtimes.source import array_of, opset_of, refusing, softmax_axis
 
 MAGIC = "7767517"
 INT8 = "ncnn runs int8 networks of its own quantizer alone"
 GREATER, LESS = 4, 5  # of two numbers: of BinaryOp
+ADD, SUB, MUL, DIV = range(4)
+TURNED = {ADD: ADD, SUB: 7, MUL: MUL, DIV: 8}  # with the second operand first
 
 
 @dataclass
@@ -63,18 +66,18 @@ def written(model: Path) -> Network:
         whole = onnx.shape_inference.infer_shapes(whole, strict_mode=True)
     except (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
         raise InvalidInputError("it is no ONNX file, or is damaged") from None
-    return _Writer(whole.graph).network()
+    return _Writer(whole).network()
 
 
 class _Writer:
     """A network in ncnn's terms, under construction."""
 
-    def __init__(self, graph: Any) -> None:
+    def __init__(self, model: Any) -> None:
+        graph = model.graph
+        self.opset = opset_of(model)
         self._inputs, self._outputs = graph.input, [one.name for one in graph.output]
         self._nodes = _needed(graph.node, self._outputs)
-        self.constants: dict[str, Array] = {
-            one.name: numpy_helper.to_array(one) for one in graph.initializer
-        }
+        self.constants: dict[str, Array] = {one.name: array_of(one) for one in graph.initializer}
         self.layers: list[Layer] = []
         self._maker: dict[str, Layer] = {}  # blob -> its layer
         self._twins: dict[tuple[object, ...], str] = {}  # kind, what it reads and how -> blob
@@ -98,7 +101,11 @@ class _Writer:
                 raise known.refused("ncnn has only the first of its outputs")
             if reason := lacking("" if node.domain not in ("", "ai.onnx") else node.op_type):
                 raise known.refused(reason)
-            WRITERS[node.op_type](self, known)
+            with refusing(known.refused):
+                WRITERS[node.op_type](self, known)
+        for name in self._outputs:
+            if not self.is_made(self.blob(name)):
+                raise InvalidInputError(f"output {name}: no node computes it")
         for name in self._outputs:
             self._output(name)
         layers = self._with_splits()
@@ -155,6 +162,10 @@ class _Writer:
     def same(self, name: str, blob: str) -> None:
         """A value that ncnn has already."""
         self._alias[name] = blob
+
+    def is_made(self, blob: str) -> bool:
+        """Whether a layer makes it; constants have none."""
+        return blob in self._maker
 
     def cube(self, blob: str) -> str:
         """A vector as an image of one pixel; anything else as it is."""
@@ -216,7 +227,7 @@ class _Node:
         self.output = str(node.output[0])
         self.name = str(node.name) or self.output
         self.attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-        self._constants, self._shapes = writer.constants, writer.shapes
+        self._writer, self._constants, self._shapes = writer, writer.constants, writer.shapes
 
     def refused(self, reason: str) -> InvalidInputError:
         """What is said of a node that ncnn lacks."""
@@ -225,6 +236,29 @@ class _Node:
     def get(self, name: str, default: Any) -> Any:
         """An attribute."""
         return self.attributes.get(name, default)
+
+    def blob(self, place: int = 0) -> str:
+        """What ncnn calls a computed input.
+
+        Raises:
+            InvalidInputError: It is a constant.
+        """
+        blob = self._writer.blob(self.inputs[place])
+        if not self._writer.is_made(blob):
+            raise self.refused(f"its input {self.inputs[place]} must not be a constant")
+        return blob
+
+    def whole_blob(self, place: int = 0) -> str:
+        """As :meth:`blob`, with the sides that the input has in ONNX."""
+        blob = self.blob(place)
+        return self._writer.cube(blob) if len(self.shape(place)) == 4 else blob
+
+    def numbers(self, name: str, place: int) -> list[int] | None:
+        """A list of integers: the attribute of that name, or a constant."""
+        found = self.get(name, None)
+        if found is None and (constant := self.constant(place)) is not None:
+            found = constant.ravel().tolist()
+        return None if found is None else [int(one) for one in found]
 
     def constant(self, place: int) -> Array | None:
         """An input that the file holds; None where there is no such input.
@@ -312,8 +346,8 @@ def _conv(writer: _Writer, node: _Node) -> None:
     groups, outputs = int(node.get("group", 1)), len(weight)
     window = _window(node, weight.shape[2:])
     weights = [_floats(weight, flagged=True)] + ([] if bias is None else [_floats(bias)])
-    blob = writer.blob(node.inputs[0])
-    if blob in writer.vectors and window["kernel"] == (1, 1) and groups == 1:
+    blob, is_padded = node.blob(), any(window["before"] + window["after"])
+    if blob in writer.vectors and window["kernel"] == (1, 1) and groups == 1 and not is_padded:
         params = {0: outputs, 1: int(bias is not None), 2: weight.size}
         writer.add("InnerProduct", node.name, [blob], node.output, params, weights)
         writer.vectors.add(node.output)
@@ -340,8 +374,7 @@ def _linear(writer: _Writer, node: _Node) -> None:
     if bias is not None:
         weights.append(_floats(np.broadcast_to(bias, (1, len(weight)))))
     params = {0: len(weight), 1: int(bias is not None), 2: weight.size}
-    blob = writer.blob(node.inputs[0])
-    writer.add("InnerProduct", node.name, [blob], node.output, params, weights)
+    writer.add("InnerProduct", node.name, [node.blob()], node.output, params, weights)
 
 
 def _activation(
@@ -373,7 +406,7 @@ def _activate(
             maker.params[10] = list(values)
         writer.replace_output(maker, node.output)
         return
-    blob = writer.blob(node.inputs[0])
+    blob = node.blob()
     writer.add(kind, node.name, [blob], node.output, dict(enumerate(values)))
     if blob in writer.vectors:
         writer.vectors.add(node.output)
@@ -402,20 +435,36 @@ def _binary(number: int) -> Callable[[_Writer, _Node], None]:
     """An operator of two values, by its number in ncnn."""
 
     def write(writer: _Writer, node: _Node) -> None:
-        if _scaled(writer, node):
+        if _scaled(writer, node) or _with_number(writer, node, number):
             return
-        blobs = []
-        for place, name in enumerate(node.inputs):
-            if name in writer.constants:
-                blobs.append(_memory(writer, node, place))
-            else:
-                blobs.append(writer.blob(name))
-        vectors = [blob in writer.vectors for blob in blobs]
-        if all(vectors):
+        computed = [i for i, name in enumerate(node.inputs) if name not in writer.constants]
+        if len({len(node.shape(i)) for i in computed}) > 1:
+            raise node.refused("ncnn has no sides for values of different ranks")
+        blobs = [node.blob(i) if i in computed else _memory(writer, node, i) for i in (0, 1)]
+        if all(blob in writer.vectors for blob in blobs):
             writer.vectors.add(node.output)
+        elif len(node.shape(computed[0])) == 4:
+            channels = {([1] * 3 + node.shape(i))[-3] for i in (0, 1)}
+            if len(channels) > 1:  # otherwise ncnn takes a vector for channels
+                blobs = [writer.cube(blob) for blob in blobs]
         writer.add("BinaryOp", node.name, blobs, node.output, {0: number})
 
     return write
+
+
+def _with_number(writer: _Writer, node: _Node, number: int) -> bool:
+    """A constant of one number, which is a part of the layer."""
+    for place, name in enumerate(node.inputs):
+        constant = writer.constants.get(name)
+        if constant is None or constant.size != 1 or constant.ndim > len(node.shape(1 - place)):
+            continue
+        blob = node.blob(1 - place)
+        params = {0: number if place else TURNED[number], 1: 1, 2: float(constant.item())}
+        writer.add("BinaryOp", node.name, [blob], node.output, params)
+        if blob in writer.vectors:
+            writer.vectors.add(node.output)
+        return True
+    return False
 
 
 def _scaled(writer: _Writer, node: _Node) -> bool:
@@ -435,7 +484,7 @@ def _scaled(writer: _Writer, node: _Node) -> bool:
         maker.weights.append(_floats(constant))
         writer.replace_output(maker, node.output)
         return True
-    blob = writer.cube(writer.blob(name))
+    blob = node.whole_blob(1 - places[0])
     params = {0: shape[1], 1: 0}
     writer.add("Scale", node.name, [blob], node.output, params, [_floats(constant)])
     return True
@@ -471,7 +520,7 @@ def _pool(kind: int) -> Callable[[_Writer, _Node], None]:
         params |= {14: window["after"][1], 15: window["after"][0], 5: 1}
         if kind:
             params[6] = int(node.get("count_include_pad", 0))
-        blob = writer.cube(writer.blob(node.inputs[0]))
+        blob = node.whole_blob()
         writer.add("Pooling", node.name, [blob], node.output, params)
 
     return write
@@ -481,13 +530,12 @@ def _global_pool(kind: int) -> Callable[[_Writer, _Node], None]:
     """A pooling of whole channels: 0 the greatest, 1 the mean."""
 
     def write(writer: _Writer, node: _Node) -> None:
-        axes = node.get("axes", None)
-        if axes is None and node.operator == "ReduceMean":
-            constant = node.constant(1)
-            axes = [] if constant is None else constant.tolist()
-        if axes is not None and sorted(axis % len(node.shape(0)) for axis in axes) != [2, 3]:
+        rank, axes = len(node.shape(0)), [2, 3]
+        if node.operator == "ReduceMean":
+            axes = node.numbers("axes", 1) or []
+        if rank != 4 or sorted(axis % rank for axis in axes) != [2, 3]:
             raise node.refused("ncnn pools whole channels alone")
-        blob = writer.blob(node.inputs[0])
+        blob = node.blob()
         if blob in writer.vectors:
             return writer.same(node.output, blob)
         writer.add("Pooling", node.name, [blob], node.output, {0: kind, 4: 1})
@@ -498,32 +546,32 @@ def _global_pool(kind: int) -> Callable[[_Writer, _Node], None]:
 
 
 def _concat(writer: _Writer, node: _Node) -> None:
-    blobs = [writer.blob(name) for name in node.inputs]
-    if len(node.shape(0)) == 4:
-        blobs = [writer.cube(blob) for blob in blobs]
+    blobs = [node.whole_blob(place) for place in range(len(node.inputs))]
     writer.add("Concat", node.name, blobs, node.output, {0: node.axis(1)})
 
 
 def _slice(writer: _Writer, node: _Node) -> None:
     shape = node.shape(0)
-    starts, ends, axes, steps = (node.constant(place) for place in (1, 2, 3, 4))
-    assert starts is not None
-    assert ends is not None
-    axes = np.arange(len(starts)) if axes is None else axes % len(shape)
-    if (axes == 0).any() or not (steps is None or (steps == 1).all()):
+    starts, ends = node.numbers("starts", 1), node.numbers("ends", 2)
+    if starts is None or ends is None:
+        raise node.refused("it says not where to cut")
+    axes, steps = node.numbers("axes", 3), node.numbers("steps", 4)
+    axes = [axis % len(shape) for axis in (range(len(starts)) if axes is None else axes)]
+    if 0 in axes or set(steps or [1]) != {1}:
         raise node.refused("ncnn cuts neither batches nor with steps")
-    cut = [slice(int(a), int(b)).indices(shape[axis]) for a, b, axis in zip(starts, ends, axes)]
+    cut = [slice(a, b).indices(shape[axis]) for a, b, axis in zip(starts, ends, axes)]
+    if any(end <= first for first, end, _ in cut):
+        raise node.refused("it leaves nothing")
     params = {
         9: [first for first, _, _ in cut], 10: [end for _, end, _ in cut],
-        11: [int(axis) - 1 for axis in axes],
+        11: [axis - 1 for axis in axes],
     }  # fmt: skip
-    blob = writer.cube(writer.blob(node.inputs[0]))
-    writer.add("Crop", node.name, [blob], node.output, params)
+    writer.add("Crop", node.name, [node.whole_blob()], node.output, params)
 
 
 def _reshape(writer: _Writer, node: _Node) -> None:
     """``Flatten``, ``Reshape``, ``Squeeze``: what keeps the order of numbers, and the batch."""
-    blob, shape = writer.blob(node.inputs[0]), writer.shapes.get(node.output, [])
+    blob, shape = node.blob(), writer.shapes.get(node.output, [])
     if shape[:1] != [1] or not 2 <= len(shape) <= 4 or not all(shape):
         raise node.refused(f"the shape {shape} is not one image or vector of a fixed size")
     if len(shape) == 2:
@@ -537,22 +585,24 @@ def _reshape(writer: _Writer, node: _Node) -> None:
 
 
 def _softmax(writer: _Writer, node: _Node) -> None:
-    blob = writer.cube(writer.blob(node.inputs[0]))
-    writer.add("Softmax", node.name, [blob], node.output, {0: node.axis(-1), 1: 1})
+    axis = softmax_axis(node.shape(0), node.get("axis", None), writer.opset)
+    if not axis:
+        raise node.refused("ncnn has it along one axis alone, and not along a batch")
+    writer.add("Softmax", node.name, [node.whole_blob()], node.output, {0: axis - 1, 1: 1})
 
 
 def _same(writer: _Writer, node: _Node) -> None:
-    writer.same(node.output, writer.blob(node.inputs[0]))
+    writer.same(node.output, node.blob())
 
 
 FUSING = ("Convolution", "ConvolutionDepthWise", "InnerProduct")
 WRITERS: dict[str, Callable[[_Writer, _Node], None]] = {
-    "Add": _binary(0),
+    "Add": _binary(ADD),
     "AveragePool": _pool(1),
     "Clip": _clip,
     "Concat": _concat,
     "Conv": _conv,
-    "Div": _binary(3),
+    "Div": _binary(DIV),
     "Dropout": _same,
     "Flatten": _reshape,
     "Gemm": _linear,
@@ -564,7 +614,7 @@ WRITERS: dict[str, Callable[[_Writer, _Node], None]] = {
     "LeakyRelu": _activation("ReLU", 2, "alpha", defaults=(0.01,)),
     "MatMul": _linear,
     "MaxPool": _pool(0),
-    "Mul": _binary(2),
+    "Mul": _binary(MUL),
     "ReduceMean": _global_pool(1),
     "Relu": _activation("ReLU", 1),
     "Reshape": _reshape,
@@ -572,6 +622,6 @@ WRITERS: dict[str, Callable[[_Writer, _Node], None]] = {
     "Slice": _slice,
     "Softmax": _softmax,
     "Squeeze": _reshape,
-    "Sub": _binary(1),
+    "Sub": _binary(SUB),
     "Tanh": _activation("TanH", 0),
 }

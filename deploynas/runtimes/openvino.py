@@ -20,7 +20,11 @@ TRACE_SECONDS = 1.0  # of a slow model fewer runs are enough
 RANDOM_SEED = "random_weights_seed"  # what networks for timing have, see deploynas.graph.emit
 IMAGE_CHANNELS = 4  # at most; feature maps have more
 CHANNELS_LAST, CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
-_TYPES = {"f32": "float32", "f64": "float64", "u8": "uint8"}  # what numpy calls them
+_TYPES = {  # what numpy calls them
+    "boolean": "bool", "bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64",
+    **{f"i{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"u{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}  # fmt: skip
 
 
 class OpenVino(PythonRuntime):
@@ -115,13 +119,18 @@ class OpenVinoSession(Session):
         return found
 
     def prepared(self, feeds: Feeds) -> Callable[[], object]:
-        """See :class:`~deploynas.onboard.runtime.Session`."""
+        """See :class:`~deploynas.onboard.runtime.Session`; bfloat16 comes as its bits."""
         import openvino
 
+        halves = [one.name for one in self.inputs if one.type == "bfloat16"]
         for name, array in feeds.items():
             if name in self._turned:
                 array = array.transpose(CHANNELS_LAST)
-            self._request.set_tensor(name, openvino.Tensor(np.array(array, order="C")))
+            tensor = openvino.Tensor(np.array(array, order="C"))
+            if name in halves:
+                tensor = openvino.Tensor(openvino.Type.bf16, tensor.shape)
+                tensor.data.view(np.uint16)[...] = array
+            self._request.set_tensor(name, tensor)
         return functools.partial(self._request.infer, share_outputs=True)
 
     def answers(self, feeds: Feeds) -> list[Any]:

@@ -15,6 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,10 +23,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from deploynas.errors import InvalidInputError
 from deploynas.runtimes.litert import CHANNELS_LAST
+from deploynas.runtimes.source import array_of, opset_of, refusing, softmax_axis
 
 Array = npt.NDArray[Any]
 LAST = (0, 2, 3, 1)  # channels last: what a dimension of the file is in ONNX
@@ -155,7 +157,7 @@ class Writer:
         from ai_edge_litert import schema_py_generated as schema
 
         self._schema = schema
-        self._model = model
+        self._model, self.opset = model, opset_of(model)
         self._tensors: list[Any] = []
         self._operators: list[Any] = []
         self._codes: dict[tuple[str, int], int] = {}
@@ -180,10 +182,13 @@ class Writer:
             self._known[name] = self._add(name, shape, turned, dtype)
         for proto in graph.node:
             if proto.output[0] not in self._known:  # no constant, nor merged into another
-                activation, output = self._activation(proto)
-                read = [self._known[name] if name else None for name in proto.input]
-                OPERATORS[proto.op_type](self, Node(proto, read, output, activation))
-        return self._packed(inputs, [one.name for one in graph.output])
+                with refusing(partial(refuse, proto)):
+                    self._operator(proto)
+        outputs = [one.name for one in graph.output]
+        for name in outputs:
+            if name not in self._known or self._known[name].value is not None:
+                raise InvalidInputError(f"no node computes the output {name!r}")
+        return self._packed(inputs, outputs)
 
     # what operators are written with
 
@@ -258,15 +263,32 @@ class Writer:
             raise InvalidInputError(f"{name!r} is of type {dtype}, which LiteRT lacks")
         return dtype
 
+    def _operator(self, proto: onnx.NodeProto) -> None:
+        if any(
+            name in self._readers or name in self._outputs for name in proto.output[1:] if name
+        ):
+            refuse(proto, "has outputs beside its first, which is not converted for LiteRT")
+        for name in proto.input:
+            if name and name not in self._known:
+                refuse(proto, f"reads {name!r}, which nothing gives")
+        activation, output = self._activation(proto)
+        read = [self._known[name] if name else None for name in proto.input]
+        OPERATORS[proto.op_type](self, Node(proto, read, output, activation))
+
     def _activation(self, proto: onnx.NodeProto) -> tuple[str, str]:
         """What can become a part of a node, and the output of both."""
         (output, *_), nothing = proto.output, ("NONE", proto.output[0])
         if proto.op_type not in MERGING or self._readers[output] != 1 or output in self._outputs:
             return nothing
         reader = self._by_input[output]
-        if reader.op_type not in ("Relu", "Clip"):
+        if reader.op_type not in ("Relu", "Clip") or reader.input[0] != output:
             return nothing
         bounds = [self._known.get(name) for name in reader.input[1:]]
+        if any(
+            name and (one is None or one.value is None)
+            for name, one in zip(reader.input[1:], bounds)
+        ):
+            return nothing  # a bound is computed
         name = ACTIVATIONS.get(_limits(Node(reader, [None, *bounds], "", "")))
         return (name, reader.output[0]) if name else nothing
 
@@ -382,16 +404,27 @@ def _limits(node: Node) -> tuple[float, float]:
 
 def _constants(graph: onnx.GraphProto) -> dict[str, Tensor]:
     """Those of the file, under every name that they have."""
-    arrays = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+    arrays = {one.name: array_of(one) for one in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
-            (attribute,) = node.attribute
-            value = helper.get_attribute_value(attribute)
-            is_tensor = attribute.name == "value"
-            arrays[node.output[0]] = numpy_helper.to_array(value) if is_tensor else np.array(value)
+            with refusing(partial(refuse, node)):
+                arrays[node.output[0]] = _value(node)
         elif node.op_type == "Identity" and node.input[0] in arrays:
             arrays[node.output[0]] = arrays[node.input[0]]
     return {name: Tensor(array.shape, value=array) for name, array in arrays.items()}
+
+
+def _value(node: onnx.NodeProto) -> Array:
+    """Of a Constant."""
+    (attribute,) = node.attribute
+    value = helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        return array_of(value)
+    types = {"float": np.float32, "int": np.int64}
+    kind = attribute.name.removeprefix("value_").rstrip("s")
+    if kind not in types:
+        refuse(node, f"has a {attribute.name}, which is not converted for LiteRT")
+    return np.array(value, types[kind])
 
 
 @dataclass(frozen=True)
@@ -429,6 +462,10 @@ class Windows:
             first = {b"SAME_UPPER": missing // 2, b"SAME_LOWER": missing - missing // 2}
             before.append(first.get(auto, pads[i]))
             after.append(reach - sizes[i] - before[i])
+            if attributes.get("ceil_mode") and (out[i] - 1) * strides[i] >= sizes[i] + before[i]:
+                refuse(
+                    node.proto, "has a window of padding alone, which is not converted for LiteRT"
+                )
         pairs = (sizes, out, kernel, strides, dilations, before, after)
         return cls(*(tuple(pair) for pair in pairs))
 
@@ -537,6 +574,8 @@ def _gemm(writer: Writer, node: Node) -> None:
     weight, bias = node.weight(1), node.constant(2)
     if node.attributes.get("transA"):
         refuse(node.proto, "transposes its input, which is not converted for LiteRT")
+    if bias is not None and bias.ndim == 2 and len(bias) > 1:
+        refuse(node.proto, "has a bias a row, which is not converted for LiteRT")
     weight = weight if node.attributes.get("transB") else weight.T
     alpha, beta = (np.float32(node.attributes.get(one, 1.0)) for one in ("alpha", "beta"))
     _linear(writer, node, alpha * weight, None if bias is None else beta * bias.ravel())
@@ -544,7 +583,7 @@ def _gemm(writer: Writer, node: Node) -> None:
 
 def _matmul(writer: Writer, node: Node) -> None:
     weight = node.weight(1)
-    if weight.ndim != 2:
+    if weight.ndim != 2 or len(node.x.shape) < 2:
         refuse(node.proto, "is not of a matrix of weights, which is not converted for LiteRT")
     _linear(writer, node, weight.T, None)
 
@@ -594,6 +633,10 @@ def _hard_sigmoid(writer: Writer, node: Node) -> None:
 
 
 def _batch_norm(writer: Writer, node: Node) -> None:
+    if len(node.x.shape) not in (2, 4):
+        refuse(node.proto, "has not two dimensions, which is not converted for LiteRT")
+    if node.attributes.get("training_mode"):
+        refuse(node.proto, "is for training, which is not converted for LiteRT")
     scale, shift, mean, variance = (node.weight(i).astype(np.float64) for i in range(1, 5))
     factor = scale / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
     turned = len(node.x.shape) == 4
@@ -617,9 +660,16 @@ def _mean(writer: Writer, node: Node, axes: Sequence[int], keep: bool, kind: str
 
 
 def _reduce_mean(writer: Writer, node: Node) -> None:
-    axes = node.numbers("axes", 1)
-    every = list(range(len(node.x.shape)))
-    _mean(writer, node, every if axes is None else axes, bool(node.attributes.get("keepdims", 1)))
+    axes = node.numbers("axes", 1) or []
+    if not axes and node.attributes.get("noop_with_empty_axes"):
+        return writer.alias(node, node.x)
+    keep = bool(node.attributes.get("keepdims", 1))
+    return _mean(writer, node, axes or range(len(node.x.shape)), keep)
+
+
+def _global_pool(kind: str) -> Operator:
+    """A pooling of whole channels, whatever their dimensions."""
+    return lambda writer, node: _mean(writer, node, range(2, len(node.x.shape)), True, kind)
 
 
 def _average_pool(writer: Writer, node: Node) -> None:
@@ -702,6 +752,8 @@ def _slice(writer: Writer, node: Node) -> None:
     for axis, start, end, step in zip(axes, starts, ends, steps):
         own[axis % rank] = slice(start, end, step)
     found = [one.indices(side) for one, side in zip(own, shape)]
+    if any(stop <= start for start, stop, _ in found):
+        refuse(node.proto, "leaves nothing, which is not converted for LiteRT")
     found = [found[i] for i in LAST] if node.x.turned else found
     begin, end, step = (writer.constant(one, np.int32) for one in zip(*found))
     if max(steps) == 1:
@@ -717,15 +769,19 @@ def _pad(writer: Writer, node: Node) -> None:
     pads, value = node.numbers("pads", 1), node.attributes.get("value", node.constant(2))
     if node.attributes.get("mode", b"constant") != b"constant" or value or pads is None:
         refuse(node.proto, "pads with more than zeros, which is not converted for LiteRT")
-    ends = list(zip(pads, pads[len(pads) // 2 :]))
-    if min(pads) < 0 or len(ends) != len(node.x.shape):
-        refuse(node.proto, "cuts, or pads some axes alone, which is not converted for LiteRT")
+    rank, axes = len(node.x.shape), node.numbers("axes", 3)
+    ends = [(0, 0)] * rank
+    for axis, *both in zip(range(rank) if axes is None else axes, pads, pads[len(pads) // 2 :]):
+        ends[axis % rank] = (both[0], both[1])
+    if min(pads) < 0:
+        refuse(node.proto, "cuts, which is not converted for LiteRT")
     own = writer.constant([ends[i] for i in LAST] if node.x.turned else ends, np.int32)
     writer.write(node, "PAD", [node.x.index, own], node.x.turned, ("PadOptions", {}))
 
 
 def _softmax(writer: Writer, node: Node) -> None:
-    if node.attributes.get("axis", -1) % len(node.x.shape) != len(node.x.shape) - 1:
+    shape = node.x.shape
+    if softmax_axis(shape, node.attributes.get("axis"), writer.opset) != len(shape) - 1:
         refuse(node.proto, "is not over the last axis, which is not converted for LiteRT")
     x = writer.index(node, node.x, False)
     writer.write(node, "SOFTMAX", [x], False, ("SoftmaxOptions", {"beta": 1.0}))
@@ -753,8 +809,8 @@ OPERATORS: dict[str, Operator] = {
     "Dropout": lambda writer, node: writer.alias(node, node.x),
     "Flatten": _reshape,
     "Gemm": _gemm,
-    "GlobalAveragePool": lambda writer, node: _mean(writer, node, (2, 3), True),
-    "GlobalMaxPool": lambda writer, node: _mean(writer, node, (2, 3), True, "REDUCE_MAX"),
+    "GlobalAveragePool": _global_pool("MEAN"),
+    "GlobalMaxPool": _global_pool("REDUCE_MAX"),
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _unary("HARD_SWISH"),
     "Identity": lambda writer, node: writer.alias(node, node.x),

@@ -14,11 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 from deploynas import spaces
 from deploynas.device import StopRule, measure, open_device
 from deploynas.device.wire import Parcel
-from deploynas.errors import MissingDependencyError, ModelError
+from deploynas.errors import InvalidInputError, MissingDependencyError, ModelError
 from deploynas.export.probe import open_session
 from deploynas.graph.emit import RandomWeights, write_model
 from deploynas.onboard.parts import join
-from deploynas.runtimes import litert
+from deploynas.runtimes import litert, tflite
 from deploynas.runtimes.litert import RUNTIME
 
 installed = pytest.importorskip("ai_edge_litert")
@@ -193,6 +193,51 @@ def test_operators(tmp_path, name):
     assert differs(model_of([1, 4, 7, 9], *OPERATORS[name]), tmp_path)[0] < 2e-5
 
 
+OF_OPSETS = {
+    "ReduceMean of no axes": (18, [node("ReduceMean", np.array([], np.int64))]),
+    "ReduceMean that does nothing": (18, [node("ReduceMean", noop_with_empty_axes=1)]),
+    "ReduceMean of no axes that does nothing": (
+        18, [node("ReduceMean", np.array([], np.int64), noop_with_empty_axes=1)],
+    ),
+    "ReduceMean of axes": (18, [node("ReduceMean", np.array([3, 1]), noop_with_empty_axes=1)]),
+    "Pad of axes": (
+        18, [node("Pad", np.array([1, 2, 0, 3]), np.float32(0), np.array([3, 2]))],
+    ),
+    "Softmax of vectors": (11, [node("Flatten", output="f"), node("Softmax", inputs=("f",))]),
+    "Slice by attributes": (9, [node("Slice", starts=[1], ends=[-1], axes=[2])]),
+    "Constant floats": (
+        13, [node("Constant", output="k", inputs=(), value_floats=[0.5] * 9),
+             node("Mul", inputs=("x", "k"))],
+    ),
+    "Constant float": (
+        13, [node("Constant", output="k", inputs=(), value_float=0.1), BELOW,
+             node("Clip", inputs=("c", "k"))],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_OPSETS)
+def test_operators_as_opsets_have_them(tmp_path, name):
+    opset, nodes = OF_OPSETS[name]
+    assert differs(model_of([1, 4, 7, 9], *nodes, opset=opset), tmp_path)[0] < 2e-5
+
+
+@pytest.mark.parametrize("kind", ["GlobalAveragePool", "GlobalMaxPool"])
+def test_pooling_of_another_rank(tmp_path, kind):
+    assert differs(model_of([1, 4, 7], node(kind)), tmp_path)[0] < 1e-5
+
+
+def test_every_row_has_one_bias(tmp_path):
+    gemm = node("Gemm", noise(5, 3), noise(1, 3))
+    assert differs(model_of([3, 5], gemm), tmp_path)[0] < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["MaxPool", "AveragePool"])
+def test_windows_that_begin_on_the_map(tmp_path, kind):
+    pool = node(kind, kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)
+    assert differs(model_of([1, 5, 8, 8], pool), tmp_path)[0] < 1e-5
+
+
 def test_every_operator_is_tested():
     from deploynas.runtimes.tflite import OPERATORS as converted
 
@@ -271,6 +316,55 @@ def test_an_operator_that_is_lacking_is_named_before_anything_runs(tmp_path):
     assert RUNTIME.supports("Erf", "fp32")
     assert not RUNTIME.supports("Conv", "fp32")
     assert RUNTIME.supports("Conv", "int8") == "only float networks are converted for LiteRT"
+
+
+REFUSED = [
+    ([1, 4, 7, 9], 17, [
+        BELOW, node("GlobalMaxPool", output="g"), node("Reshape", np.array([4]),
+        inputs=("g",), output="r"), node("Slice", np.array([0]), np.array([1]),
+        inputs=("r",), output="s"), node("Squeeze", inputs=("s",), output="high"),
+        (helper.make_node("Clip", ["c", "low", "high"], ["y"], "clip"), {"low": np.float32(0)}),
+    ], "Clip of node 'clip' computes its input 2"),
+    ([1, 4, 7], 17, [
+        node("BatchNormalization", noise(4), noise(4), noise(4), noise(4) ** 2 + 0.5)
+    ], "BatchNormalization .* has not two dimensions"),
+    ([5], 17, [node("MatMul", noise(5, 3))], "MatMul .* not of a matrix"),
+    ([3, 5], 17, [node("Gemm", noise(5, 3), noise(3, 1))], "Gemm .* a bias a row"),
+    ([3, 5], 17, [node("Gemm", noise(5, 4), noise(3, 4))], "Gemm .* a bias a row"),
+    ([1, 2, 4, 4], 17, [
+        node("MaxPool", kernel_shape=[1, 1], strides=[2, 2], ceil_mode=1)
+    ], "MaxPool .* of padding alone"),
+    ([1, 2, 8, 8], 17, [
+        node("AveragePool", kernel_shape=[3, 3], strides=[3, 3], pads=[1] * 4, ceil_mode=1)
+    ], "AveragePool .* of padding alone"),
+    ([1, 4, 7, 9], 11, [node("Softmax", axis=2)], "Softmax .* over the last axis"),
+    ([1, 4, 7, 9], 11, [node("Softmax")], "Softmax .* over the last axis"),
+    ([1, 4, 7, 9], 17, [node("Relu", output="r"), node("Identity", noise(2), inputs=())],
+     "no node computes the output 'y'"),
+    ([1, 4, 7, 9], 17, [
+        node("Constant", output="k", inputs=(), value_strings=["a"]), node("Relu")
+    ], "Constant .* value_strings"),
+    ([1, 4, 7, 9], 17, [
+        (helper.make_node("MaxPool", ["x"], ["y", "i"], "p", kernel_shape=[2, 2]), {}),
+        node("Cast", inputs=("i",), output="z", to=TensorProto.FLOAT),
+    ], "MaxPool of node 'p' has outputs beside its first"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "opset", "nodes", "reason"), REFUSED)
+def test_no_answer_is_better_than_a_wrong_one(tmp_path, shape, opset, nodes, reason):
+    with pytest.raises(InvalidInputError, match=reason):
+        RUNTIME.convert(saved(model_of(shape, *nodes, opset=opset), tmp_path), tmp_path)
+
+
+def test_what_goes_wrong_with_a_node_is_a_line_with_its_name(monkeypatch, tmp_path):
+    def broken(writer, node):
+        return {}["no such"]
+
+    monkeypatch.setitem(tflite.OPERATORS, "Relu", broken)
+    path = saved(model_of([1, 4], node("Relu")), tmp_path)
+    with pytest.raises(InvalidInputError, match="Relu of node 'the Relu' cannot be converted"):
+        RUNTIME.convert(path, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def numbers(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def save(path, nodes, constants=(), shape=IMAGE, outputs=("y",), kind=TensorProto.FLOAT):
+def save(path, nodes, constants=(), shape=IMAGE, outputs=("y",), kind=TensorProto.FLOAT, opset=17):
     """A network from ``x`` to ``outputs`` of (operator, inputs, output, attributes)."""
     graph = helper.make_graph(
         [
@@ -37,7 +37,7 @@ def save(path, nodes, constants=(), shape=IMAGE, outputs=("y",), kind=TensorProt
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         [numpy_helper.from_array(array, name) for name, array in dict(constants).items()],
     )
-    opsets = [helper.make_opsetid("", 17)]
+    opsets = [helper.make_opsetid("", opset)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
     return path
 
@@ -62,6 +62,7 @@ def conv(inputs="x w b", output="y", **attributes):
     return ("Conv", inputs, output, attributes)
 
 
+POOLED = ("GlobalAveragePool", "x", "a", {})
 POOL_PADS = {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1]}
 ONE = {
     "conv": ([conv(pads=[1, 1, 1, 1])], {"w": numbers(5, 6, 3, 3), "b": numbers(5)}),
@@ -148,6 +149,31 @@ ONE = {
             ("Mul", "x e", "y", {}),
         ],
         {"w": numbers(4, 6, 1, 1), "v": numbers(6, 4, 1, 1)},
+    ),
+    "squeeze and excitation, spelled out": (
+        [
+            POOLED, ("Add", "a c", "b", {}), ("Clip", "b low high", "d", {}),
+            ("Div", "d high", "e", {}), ("Mul", "x e", "y", {}),
+        ],
+        {"c": np.float32(3), "low": np.float32(0), "high": np.float32(6)},
+    ),
+    "one minus a vector": ([POOLED, ("Sub", "c a", "y", {})], {"c": np.float32([1])}),
+    "a number by a vector": ([POOLED, ("Div", "c a", "y", {})], {"c": np.float32([[2]])}),
+    "a vector and a map": (
+        [POOLED, ("Mul", "a c", "b", {}), conv("x w", "m"), ("Sub", "m a", "d", {}),
+         ("Add", "b d", "y", {})],
+        {"c": numbers(1, 1, 9, 8), "w": numbers(1, 6, 1, 1)},
+    ),
+    "a vector divided by its channels": (
+        [POOLED, ("Div", "a c", "y", {})], {"c": 1 + numbers(1, 6, 1, 1) ** 2},
+    ),
+    "a vector with a border": (
+        [POOLED, conv("a w", "y", pads=[1, 1, 1, 1])], {"w": numbers(4, 6, 1, 1)},
+    ),
+    "softmax of a vector": ([POOLED, ("Flatten", "a", "b", {}), ("Softmax", "b", "y", {})], {}),
+    "slice of a vector": (
+        [POOLED, ("Flatten", "a", "b", {}), ("Slice", "b s e i", "y", {})],
+        {"s": np.array([1]), "e": np.array([4]), "i": np.array([1])},
     ),
     "a window of one pixel": (
         [("GlobalAveragePool", "x", "a", {}), conv("a w", "y", pads=[1, 1, 1, 1])],
@@ -239,6 +265,51 @@ def test_the_input_is_an_output(tmp_path):
     require_same(save(tmp_path / "n.onnx", nodes, outputs=("z", "y")))
 
 
+def test_an_input_that_nothing_reads(tmp_path):
+    model = onnx.load(save(tmp_path / "n.onnx", [("Relu", "x", "y", {})]))
+    model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 3]))
+    onnx.save(model, tmp_path / "n.onnx")
+    session = RUNTIME.open(str(RUNTIME.convert(tmp_path / "n.onnx", tmp_path)), "CPU", 1)
+    assert [one.name for one in session.inputs] == ["x", "z"]
+    feeds = {"x": numbers(*IMAGE), "z": numbers(1, 3)}
+    (answer,) = session.answers(feeds)
+    np.testing.assert_array_equal(answer, np.maximum(feeds["x"], 0))
+
+
+def test_softmax_before_it_was_along_one_axis(tmp_path):
+    softmax = ("Softmax", "a", "y", {})
+    flat = [("Flatten", "x", "a", {}), softmax]
+    require_same(save(tmp_path / "n.onnx", flat, opset=11))
+    require_same(save(tmp_path / "n.onnx", [POOLED, softmax], opset=11))
+    with pytest.raises(InvalidInputError, match=r"Softmax \(Softmax 1\): .*one axis"):
+        RUNTIME.convert(
+            save(tmp_path / "n.onnx", [("Relu", "x", "a", {}), softmax], opset=11), tmp_path
+        )
+
+
+def test_slice_before_its_bounds_were_inputs(tmp_path):
+    cut = ("Slice", "x", "y", {"starts": [1, 2], "ends": [5, -1], "axes": [1, 3]})
+    require_same(save(tmp_path / "n.onnx", [cut], opset=9))
+
+
+def test_what_goes_wrong_with_a_node_is_a_line_with_its_name(monkeypatch, tmp_path):
+    def broken(writer, node):
+        return {}["no such"]
+
+    monkeypatch.setitem(WRITERS, "Relu", broken)
+    path = save(tmp_path / "n.onnx", [("Relu", "x", "y", {})])
+    with pytest.raises(InvalidInputError, match=r"^Relu \(Relu 0\): cannot be converted"):
+        RUNTIME.convert(path, tmp_path)
+
+
+def test_a_damaged_constant(tmp_path):
+    model = onnx.load(save(tmp_path / "n.onnx", [conv("x w")], {"w": numbers(2, 6, 1, 1)}))
+    model.graph.initializer[0].raw_data = b"123"
+    onnx.save(model, tmp_path / "n.onnx")
+    with pytest.raises(InvalidInputError, match="the constant 'w' cannot be converted"):
+        RUNTIME.convert(tmp_path / "n.onnx", tmp_path)
+
+
 def test_a_vector_goes_in(tmp_path):
     nodes, constants = [("Gemm", "x w", "y", {"transB": 1})], {"w": numbers(3, 5)}
     require_same(save(tmp_path / "n.onnx", nodes, constants, shape=[1, 5]), [1, 5])
@@ -253,6 +324,13 @@ def test_a_vector_goes_in(tmp_path):
         ([conv("x w", "a"), ("Clip", "x a", "y", {})], {"w": numbers(1, 6, 9, 8)},
          "its input a must be a constant"),
         ([("ReduceMean", "x", "y", {"axes": [1]})], {}, "whole channels alone"),
+        ([("Concat", "x c", "y", {"axis": 1})], {"c": numbers(1, 2, 9, 8)},
+         r"Concat \(Concat 0\): its input c must not be a constant"),
+        ([("Relu", "x", "z", {}), ("Identity", "c", "y", {})], {"c": numbers(1, 2)},
+         r"Identity \(Identity 1\): its input c must not be a constant"),
+        ([POOLED, ("Flatten", "a", "b", {}), ("Add", "a b", "y", {})], {}, "different ranks"),
+        ([("Reshape", "x s", "a", {}), ("GlobalAveragePool", "a", "y", {})],
+         {"s": np.array([1, 6, 72])}, "whole channels alone"),
         ([("Transpose", "x", "y", {})], {}, r"Transpose \(Transpose 0\)"),
         ([("Reshape", "x s", "y", {})], {"s": np.array([2, -1])}, "not one image"),
         ([("Slice", "x s e a t", "y", {})],
@@ -263,6 +341,12 @@ def test_a_vector_goes_in(tmp_path):
 def test_what_ncnn_lacks_is_named_with_its_node(nodes, constants, what, tmp_path):
     with pytest.raises(InvalidInputError, match=what):
         RUNTIME.convert(save(tmp_path / "n.onnx", nodes, constants), tmp_path)
+
+
+def test_an_output_that_is_a_constant_is_named(tmp_path):
+    path = save(tmp_path / "n.onnx", [("Relu", "x", "y", {})], {"c": numbers(2)}, outputs="yc")
+    with pytest.raises(InvalidInputError, match="output c: no node computes it"):
+        RUNTIME.convert(path, tmp_path)
 
 
 def test_inputs_that_ncnn_lacks(tmp_path):
