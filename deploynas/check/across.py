@@ -8,17 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from deploynas.check.verdict import Gate, Verdict, judge, load_target
+from deploynas.check.model_file import is_onnx
+from deploynas.check.verdict import Gate, Verdict, judge, load_target, parity_gate
 from deploynas.device import Estimate, Identity, LocalDevice, Samples, StopRule
 from deploynas.errors import DeviceError, InvalidInputError
-from deploynas.export.formats import difference_of
+from deploynas.export.formats import difference_of, tolerance
 from deploynas.graph.model_file import ModelFile
 from deploynas.onboard.folders import temporary_folder
 from deploynas.onboard.timing import Round, estimate
 from deploynas.runtimes import of_file
 
-PARITY = 1e-4  # of the outputs' deviation, float32
-INT8_PARITY = 0.25  # runtimes round differently: 0.11 was seen
 SESSION = StopRule(min_sessions=1, max_sessions=1, rounds=20, max_seconds=60.0)
 MIN_SESSIONS, MAX_SESSIONS = 4, 10
 PRECISE = 0.02  # half-width of a ratio's interval that is good enough
@@ -90,7 +89,7 @@ def across(
         See also :func:`deploynas.check.verdict.load_target`.
     """
     file, manifest = load_target(target)
-    if of_file(file).suffix != ".onnx":
+    if not is_onnx(file):
         file = file.with_name("model.onnx")  # an export keeps it
         if manifest is None or not file.is_file():
             raise InvalidInputError(
@@ -102,6 +101,7 @@ def across(
     parity, opened = {}, {}
     with temporary_folder() as folder:
         model = ModelFile(file).fixed(input_shapes, folder)
+        allowed = tolerance(quantized=ModelFile(model).is_quantized)
         for number, (name, device) in enumerate(devices.items()):
             on_progress(f"opening it on {name}", number / len(devices))
             try:
@@ -116,7 +116,6 @@ def across(
             name, reason = next(iter(refused.items()))
             raise DeviceError(f"none of {', '.join(devices)} runs {file}; {name}: {reason}")
         samples = _interleaved(able, model, on_progress)
-    allowed = INT8_PARITY if manifest is not None and manifest.quantization else PARITY
     right = {name: one for name, one in samples.items() if parity[name] <= allowed}
     fastest = _fastest(right or samples)
     standings = {}
@@ -178,9 +177,9 @@ def _ratio(samples: Samples, other: Samples) -> Estimate:
 
 
 def _gate(latency: Estimate, parity: float, allowed: float, budget_ms: float | None) -> Gate:
-    if not parity <= allowed:
-        text = f"it answers otherwise: {parity:.1e} of the outputs' deviation, allowed {allowed:g}"
-        return Gate("outputs", "failed-gate", text)
+    outputs = parity_gate(parity, allowed)
+    if outputs.verdict != "pass":
+        return outputs
     return Gate("latency", *judge(latency, None, budget_ms))
 
 

@@ -260,14 +260,15 @@ def _in_model(
     if size is not None:
         box = centre(*size, crop, resolution)
         frames = framed(images, *size, box.top, box.left, box.size)
-    difference = 0.0
+    differences = []
     for frame, image in zip(frames, images, strict=True):
         found = whole.run(None, {"image": frame[None]})[0]
         pixels = resize(image[None], *box.size) if size else image[None]
         prepared = normalise(resize(pixels, *resolution.size), mean, std)
         logits = network.run(None, {"image": prepared})[0].astype(np.float64)
         expected = np.exp(logits - logits.max())
-        difference = max(difference, float(np.abs(found - expected / expected.sum()).max()))
+        differences.append(np.abs(found - expected / expected.sum()).max())
+    difference = float(np.max(differences))  # which keeps what is not a number
     is_exact = is_float and not needs_resize(resolution, crop, size)
     limit = PARITY_TOLERANCE if is_exact else PIXEL_TOLERANCE
     if not difference <= limit:

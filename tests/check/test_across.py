@@ -87,6 +87,13 @@ def test_what_answers_otherwise_is_not_taken(model):
     assert "take none" in across(model, {"wrong": wrong}).advice
 
 
+def test_what_rounds_otherwise_is_taken_of_an_int8_file(int8):
+    devices = {name: Fake(name, 2.0, [], wrong=share) for name, share in (("a", 0.1), ("b", 0.3))}
+    found = across(int8, devices)
+    assert found.standings["a"].gate.verdict == "pass"
+    assert found.standings["b"].gate.verdict == "failed-gate"
+
+
 def test_a_budget_is_judged_on_each(model):
     devices = {"fast": Fake("fast", 2.0, []), "slow": Fake("slow", 3.0, [])}
     found = across(model, devices, budget_ms=2.5)
