@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deploynas.check import across
+from deploynas.check.across import _interleaved, _ratio
 from deploynas.cli.main import app
 from deploynas.device import LocalDevice
 from deploynas.errors import DeviceError, InvalidInputError, ModelError
@@ -75,6 +76,46 @@ def test_what_cannot_be_told_apart_is_said(model):
     found = across(model, {name: Fake(name, 2.0, [], 0.05) for name in ("this", "other")})
     assert set(found.standings) == {"this", "other"}
     assert "cannot be told apart" in found.advice
+
+
+class Scattered:
+    """A device that takes as long as others, but a session of it may be some per cent off."""
+
+    def __init__(self, rng):
+        self._rng = rng
+
+    def rounds(self, models, rule, samples, seed):
+        session = np.exp(0.05 * self._rng.standard_normal())
+        for number in range(3):
+            ms = session * (1 + 0.005 * self._rng.standard_normal())
+            samples["model"].add(number == 0, ms, LEVEL)
+            yield Round(number, {"model": (ms, LEVEL)}, 0.5, 0.0)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_equal_ones_are_told_apart_in_few_cases(count, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    names, told, times = "abcd"[:count], 0, 300
+    for _ in range(times):
+        devices = {name: Scattered(rng) for name in names}
+        samples, confidence = _interleaved(
+            devices, list(names), tmp_path / "model.onnx", lambda text, share: None
+        )
+        fastest = min(samples, key=lambda name: samples[name].estimate().median)
+        others = [samples[name] for name in names if name != fastest]
+        told += any(_ratio(one, samples[fastest], confidence).low > 1 for one in others)
+    assert told / times <= 0.05
+
+
+def test_what_answers_otherwise_is_not_waited_for(model):
+    """It is as fast as nobody, and told from nobody: the others are measured no longer for it."""
+    log = []
+    devices = {
+        "wrong": Fake("wrong", 2.0, log, wrong=1e-3), "right": Fake("right", 2.0, log, 0.05),
+    }  # fmt: skip
+    found = across(model, devices)
+    assert (found.advice, log.count("right")) == ("take right", 3 * 20)
 
 
 def test_what_answers_otherwise_is_not_taken(model):
