@@ -114,8 +114,9 @@ def load_target(target: Path) -> tuple[Path, Manifest | None]:
         file = target / name
         if not file.is_file():
             raise MissingFileError(f"{file} does not exist")
-        if file.stat().st_size and sha256(file) != digest:
-            raise InvalidInputError(f"{file} is not the file that {folder_manifest} describes")
+        if sha256(file) != digest:
+            what = "not the file" if file.stat().st_size else "empty, and not the file"
+            raise InvalidInputError(f"{file} is {what} that {folder_manifest} describes")
     open_file(model)
     return model, manifest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -16,7 +17,7 @@ import torch
 import deploynas
 from deploynas.artifacts import write_together
 from deploynas.data import Pixels, framed, normalise, resize
-from deploynas.errors import ParityError
+from deploynas.errors import DeploynasError, ParityError
 from deploynas.export.formats import in_format
 from deploynas.export.manifest import (
     ONNX_NAME,
@@ -121,7 +122,7 @@ def export_network(
     Args:
         trained: What is written.
         result: The search: its budget, and whose its prediction is, are recorded.
-        folder: Created; files of an earlier export are replaced.
+        folder: Created; the files that an earlier export's manifest names are replaced.
         form: How.
         run_on_device: Raises where the device that it is for cannot run the file.
         on_progress: Called with what is going on and its share done.
@@ -221,11 +222,19 @@ def export_network(
     }  # fmt: skip
     manifest = manifest.model_copy(update=found)
     files = {path.name: content, **own, "manifest.json": manifest.content}
-    write_together(folder, files, "manifest.json")
-    for old in folder.glob(f"{path.stem}.*"):
-        if old.name not in files:  # another format of an earlier export
-            old.unlink()
+    _write(folder, files)
     return manifest
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write an export, and remove what the manifest of an earlier one names beyond it."""
+    earlier: set[str] = set()
+    with contextlib.suppress(DeploynasError):  # there was none, or it cannot be read
+        earlier |= Manifest.read(folder / "manifest.json").files.keys()
+    write_together(folder, files, "manifest.json")
+    for name in earlier - files.keys():
+        if name == Path(name).name:
+            (folder / name).unlink(missing_ok=True)
 
 
 def priced_in_parts(manifest: Manifest, profile: Path, nodes: Sequence[Node]) -> float | None:

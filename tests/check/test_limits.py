@@ -9,12 +9,15 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
 from deploynas import spaces
 from deploynas.check import verdict
 from deploynas.check.limits import OnDevice, limits_from
 from deploynas.check.model_file import costs_of
 from deploynas.check.verdict import check
+from deploynas.cli import check as cli_check
+from deploynas.cli.main import app
 from deploynas.costs import COSTS
 from deploynas.device import LocalDevice
 from deploynas.errors import InvalidInputError, UnknownNameError
@@ -100,7 +103,7 @@ def test_each_is_a_gate():
     assert result.verdict == "failed-gate"
 
 
-def test_what_was_limited_elsewhere_is_told(tmp_path):
+def test_what_was_limited_elsewhere_is_told(tmp_path, monkeypatch):
     manifest = Manifest.read(SHIPPED / "manifest.json")
     limits = {"web.latency_ms": 25.0, "macs": 2e6}
     own = manifest.model_copy(update={"limits": limits})
@@ -110,3 +113,7 @@ def test_what_was_limited_elsewhere_is_told(tmp_path):
     result = check(tmp_path, LocalDevice())
     assert result.elsewhere == {"web.latency_ms": 25.0}
     assert check(SHIPPED, LocalDevice()).elsewhere == {}
+    monkeypatch.setattr(cli_check, "_own_examples", lambda manifest: None)
+    said = CliRunner().invoke(app, ["check", str(tmp_path)]).output
+    command = f"deploynas check {tmp_path} --latency-ms 25 --device web"
+    assert f"searched under web.latency_ms 25 too; judge it there: {command}\n" in said
