@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from deploynas.check.verdict import Gate, Verdict, judge, load_target
+from deploynas.check.model_file import is_onnx
+from deploynas.check.regression import looks
+from deploynas.check.verdict import Gate, Verdict, judge, load_target, parity_gate
 from deploynas.device import Estimate, Identity, LocalDevice, Samples, StopRule
 from deploynas.errors import DeviceError, InvalidInputError
-from deploynas.export.formats import difference_of
+from deploynas.export.formats import difference_of, tolerance
 from deploynas.graph.model_file import ModelFile
 from deploynas.onboard.folders import temporary_folder
 from deploynas.onboard.timing import Round, estimate
 from deploynas.runtimes import of_file
 
-PARITY = 1e-4  # of the outputs' deviation, float32
-INT8_PARITY = 0.25  # runtimes round differently: 0.11 was seen
 SESSION = StopRule(min_sessions=1, max_sessions=1, rounds=20, max_seconds=60.0)
-MIN_SESSIONS, MAX_SESSIONS = 4, 10
+MAX_SESSIONS = 9  # a look of regression.looks()
 PRECISE = 0.02  # half-width of a ratio's interval that is good enough
 LOADS = 3  # of which the fastest counts
 
@@ -32,8 +33,8 @@ class Standing:
     Attributes:
         identity: Of the device.
         latency: Raw.
-        ratio: To the latency on the fastest runtime that answers rightly, round by round; None
-            for that one.
+        ratio: To the latency on the fastest runtime that answers rightly, round by round, with
+            the interval of the last look; None for that one.
         parity: Largest difference of an output from ONNX Runtime's, in the outputs' deviation.
         file_bytes: Of the files that the runtime opens.
         load_ms: From these files to a network that is ready, without the start of a process.
@@ -76,7 +77,10 @@ def across(
 ) -> Across:
     """Measure ``target`` on every device, a round on each in turn.
 
-    Sessions are drawn until the ratios to the fastest are precise, or tell which is faster.
+    Sessions are drawn until the ratios to the fastest that answers rightly are precise, or tell
+    which is faster. The error is spent over the looks at them, as :func:`looks` does, and over
+    the pairs of runtimes, so that of all that are equally fast any two are told apart in 5 % of
+    cases at most.
 
     Args:
         target: A model file or an export folder.
@@ -90,7 +94,7 @@ def across(
         See also :func:`deploynas.check.verdict.load_target`.
     """
     file, manifest = load_target(target)
-    if of_file(file).suffix != ".onnx":
+    if not is_onnx(file):
         file = file.with_name("model.onnx")  # an export keeps it
         if manifest is None or not file.is_file():
             raise InvalidInputError(
@@ -102,6 +106,7 @@ def across(
     parity, opened = {}, {}
     with temporary_folder() as folder:
         model = ModelFile(file).fixed(input_shapes, folder)
+        allowed = tolerance(quantized=ModelFile(model).is_quantized)
         for number, (name, device) in enumerate(devices.items()):
             on_progress(f"opening it on {name}", number / len(devices))
             try:
@@ -115,14 +120,15 @@ def across(
         if not able:
             name, reason = next(iter(refused.items()))
             raise DeviceError(f"none of {', '.join(devices)} runs {file}; {name}: {reason}")
-        samples = _interleaved(able, model, on_progress)
-    allowed = INT8_PARITY if manifest is not None and manifest.quantization else PARITY
-    right = {name: one for name, one in samples.items() if parity[name] <= allowed}
-    fastest = _fastest(right or samples)
+        right = [name for name in able if parity[name] <= allowed] or list(able)
+        samples, confidence = _interleaved(able, right, model, on_progress)
+    fastest = _fastest({name: samples[name] for name in right})
     standings = {}
     for name in sorted(able, key=lambda name: samples[name].estimate().median):
         latency = samples[name].estimate()
-        ratio = None if name == fastest else _ratio(samples[name], samples[fastest])
+        ratio = None
+        if name != fastest:
+            ratio = _ratio(samples[name], samples[fastest], confidence)
         gate = _gate(latency, parity[name], allowed, budget_ms)
         standings[name] = Standing(
             able[name].identity, latency, ratio, parity[name], *opened[name], gate
@@ -131,9 +137,22 @@ def across(
 
 
 def _interleaved(
-    devices: Mapping[str, LocalDevice], model: Path, on_progress: Callable[[str, float], None]
-) -> dict[str, Samples]:
-    """Device -> samples, session by session and round by round in turn."""
+    devices: Mapping[str, LocalDevice],
+    right: Sequence[str],
+    model: Path,
+    on_progress: Callable[[str, float], None],
+) -> tuple[dict[str, Samples], float]:
+    """Device -> samples, session by session and round by round in turn; the last confidence.
+
+    Args:
+        devices: By name.
+        right: Those of them that are to be told apart.
+        model: What they run.
+        on_progress: Called with what is going on and its share done.
+    """
+    pairs = max(1, math.comb(len(right), 2))
+    upcoming = looks()
+    wanted, confidence = next(upcoming)
     samples = {name: {"model": Samples(model.stat().st_size)} for name in devices}
     rng = np.random.default_rng(0)
     for session in range(1, MAX_SESSIONS + 1):
@@ -150,13 +169,17 @@ def _interleaved(
         finally:
             for rounds in running.values():
                 rounds.close()
-        on_progress("a round on each in turn", session / max(session + 1, MIN_SESSIONS))
-        found = {name: one["model"] for name, one in samples.items()}
+        on_progress("a round on each in turn", session / MAX_SESSIONS)
+        if session < wanted:
+            continue
+        found = {name: samples[name]["model"] for name in right}
         fastest = _fastest(found)
-        ratios = [_ratio(one, found[fastest]) for name, one in found.items() if name != fastest]
-        if session >= MIN_SESSIONS and all(map(_tells, ratios)):
+        spent = 1 - (1 - confidence) / pairs
+        others = [one for name, one in found.items() if name != fastest]
+        if all(_tells(_ratio(one, found[fastest], spent)) for one in others):
             break
-    return found
+        wanted, confidence = next(upcoming)
+    return {name: one["model"] for name, one in samples.items()}, spent
 
 
 def _step(rounds: Generator[Round, None, None]) -> bool:
@@ -172,15 +195,15 @@ def _fastest(samples: Mapping[str, Samples]) -> str:
     return min(samples, key=lambda name: samples[name].estimate().median)
 
 
-def _ratio(samples: Samples, other: Samples) -> Estimate:
+def _ratio(samples: Samples, other: Samples, confidence: float) -> Estimate:
     pairs = [(a[: len(b)], b[: len(a)]) for a, b in zip(samples.ms, other.ms, strict=True)]
-    return estimate([np.array(a) / np.array(b) for a, b in pairs])
+    return estimate([np.array(a) / np.array(b) for a, b in pairs], confidence)
 
 
 def _gate(latency: Estimate, parity: float, allowed: float, budget_ms: float | None) -> Gate:
-    if not parity <= allowed:
-        text = f"it answers otherwise: {parity:.1e} of the outputs' deviation, allowed {allowed:g}"
-        return Gate("outputs", "failed-gate", text)
+    outputs = parity_gate(parity, allowed)
+    if outputs.verdict != "pass":
+        return outputs
     return Gate("latency", *judge(latency, None, budget_ms))
 
 

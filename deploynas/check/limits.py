@@ -18,8 +18,13 @@ FILE_BYTES, LATENCY = "file_bytes", "latency_ms"
 TITLES = {  # of gates, where a cost has another name in a test report
     FILE_BYTES: "size", "peak_memory_bytes": "memory", "macs": "MACs",
 }  # fmt: skip
-# operators whose constants say what to do, and are no weights
-ARGUMENTS = ("Clip", "Pad", "Reshape", "Resize", "Slice", "Squeeze", "Unsqueeze")
+# operators whose constants say what to do, and are no weights; of ONNX and of TensorFlow Lite
+ARGUMENTS = frozenset(
+    ("Clip", "Pad", "Reshape", "Resize", "Slice", "Squeeze", "Unsqueeze",
+     "ARG_MAX", "BROADCAST_TO", "EXPAND_DIMS", "MEAN", "MIRROR_PAD", "PAD", "PADV2", "REDUCE_MAX",
+     "REDUCE_MIN", "REDUCE_PROD", "RESHAPE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "SLICE",
+     "SPLIT", "SPLIT_V", "STRIDED_SLICE", "SUM", "TILE", "TRANSPOSE")
+)  # fmt: skip
 
 
 def limits_from(typed: Iterable[str]) -> dict[str, float]:
@@ -66,8 +71,10 @@ class OnDevice:
         return [node for node in self._nodes if node.kind not in ARGUMENTS]
 
     @property
-    def macs(self) -> float:
+    def macs(self) -> float | None:
         """See the class."""
+        if not all(node.counted for node in self._nodes):
+            return None
         return sum(int(node.macs) for node in self._nodes)
 
     @property

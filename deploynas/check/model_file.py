@@ -80,9 +80,14 @@ class RuntimeFile:
             raise InvalidInputError(f"--input-shape is for ONNX files, {self.path} has its own")
 
 
+def is_onnx(path: Path) -> bool:
+    """Whether it is an ONNX file, and not one of a runtime's own format, by its name."""
+    return of_file(path).suffix == ".onnx"
+
+
 def open_file(path: Path) -> ModelFile | RuntimeFile:
     """A file by what its name ends in; see both classes."""
-    return ModelFile(path) if of_file(path).suffix == ".onnx" else RuntimeFile(path)
+    return ModelFile(path) if is_onnx(path) else RuntimeFile(path)
 
 
 def costs_of(path: Path) -> list[Any]:
@@ -91,6 +96,5 @@ def costs_of(path: Path) -> list[Any]:
     Raises:
         InvalidInputError: The runtime of its format does not tell.
     """
-    own = of_file(path)
-    nodes, _ = node_costs(path) if own.suffix == ".onnx" else own.costs(path)
+    nodes, _ = node_costs(path) if is_onnx(path) else of_file(path).costs(path)
     return list(nodes)

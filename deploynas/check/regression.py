@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from deploynas.artifacts import Artifact, sha256
-from deploynas.check.model_file import open_file
+from deploynas.check.model_file import is_onnx, open_file
 from deploynas.device import Device, Estimate, Identity, Level, Samples, StopRule, measure
 from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
 from deploynas.graph.model_file import ModelFile
@@ -265,8 +265,8 @@ def slower_layers(device: Device, model: Path, baseline: Path) -> list[SlowerLay
     """The nodes that a model spends more time in than its baseline does, by name, worst first.
 
     By the runtime's own per-node profile, the least of some processes of each in turn. Where few
-    names are the same, nodes are paired by their kind and order. Empty where the device does not
-    tell.
+    names are the same, nodes of ONNX files are paired by their kind and order. Empty where the
+    device does not tell.
     """
     now: dict[str, float] = {}
     before: dict[str, float] = {}
@@ -279,7 +279,7 @@ def slower_layers(device: Device, model: Path, baseline: Path) -> list[SlowerLay
             for name, ms in nodes.items():
                 found[name] = min(ms, found.get(name, ms))
     partner = {name: name for name in now if name in before}
-    if len(partner) < SAME_NAMES * len(now):
+    if len(partner) < SAME_NAMES * len(now) and is_onnx(model) and is_onnx(baseline):
         partner = _paired_by_kind(now, before, ModelFile(model), ModelFile(baseline))
     layers = [
         SlowerLayer(

@@ -15,7 +15,7 @@ from deploynas.artifacts import sha256
 from deploynas.check.accuracy import Examples, file_accuracy
 from deploynas.check.inputs import MAX_SAMPLES, NOTHING, Given, RealInputs
 from deploynas.check.limits import LATENCY, TITLES, kind_of, measured
-from deploynas.check.model_file import RuntimeFile, open_file
+from deploynas.check.model_file import RuntimeFile, is_onnx, open_file
 from deploynas.check.regression import Baseline, LatencyRecord, Regression, against, slower_layers
 from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
 from deploynas.errors import (
@@ -27,13 +27,15 @@ from deploynas.errors import (
     MissingFileError,
 )
 from deploynas.export import Manifest
-from deploynas.export.probe import TOLERANCE, flat, probes
+from deploynas.export.formats import difference_between, tolerance
+from deploynas.export.probe import TOLERANCE, flat, probe_answers, probes
 from deploynas.graph.model_file import ModelFile
 from deploynas.onboard.folders import temporary_folder
 from deploynas.onboard.runtime import Feeds
+from deploynas.runtimes import RUNTIMES
 
 Verdict = Literal["pass", "over-budget", "regressed", "failed-gate", "inconclusive"]
-INT8_TOLERANCE = 0.1  # of the largest recorded output
+INT8_TOLERANCE = 0.1  # of the largest recorded output: other processors round otherwise
 RULE = StopRule(precision=0.01, min_sessions=5, max_sessions=10, rounds=25, max_seconds=300.0)
 EXIT_CODES: dict[Verdict, int] = {
     "pass": EXIT_PASS,
@@ -112,8 +114,9 @@ def load_target(target: Path) -> tuple[Path, Manifest | None]:
         file = target / name
         if not file.is_file():
             raise MissingFileError(f"{file} does not exist")
-        if file.stat().st_size and sha256(file) != digest:
-            raise InvalidInputError(f"{file} is not the file that {folder_manifest} describes")
+        if sha256(file) != digest:
+            what = "not the file" if file.stat().st_size else "empty, and not the file"
+            raise InvalidInputError(f"{file} is {what} that {folder_manifest} describes")
     open_file(model)
     return model, manifest
 
@@ -201,7 +204,11 @@ def check(
 def _outputs(
     model: Path, file: Path, manifest: Manifest | None, device: Device, real: RealInputs
 ) -> Gate:
-    """Whether the answers to fixed inputs are numbers, and those that the export recorded."""
+    """Whether the answers to fixed inputs are numbers, and those that are expected.
+
+    Expected are those of ONNX Runtime here where the device converts an ONNX file, and those that
+    the export recorded.
+    """
     try:
         noise = probes(open_file(model).inputs)
     except ValueError as error:
@@ -211,27 +218,59 @@ def _outputs(
         for i in range(min(MAX_SAMPLES, *(len(arrays) for arrays in real.values())) if real else 0)
     ] or noise
     said = _unseen(open_file(model))
-    if not _are_finite(_answers(device, model, feeds)):
+    answers = _answers(device, model, feeds)
+    finite = "outputs are finite"
+    if not _are_finite(answers):
         text = "an output is not a number, or infinite"
         if real or manifest:
             return Gate("outputs", "failed-gate", text)
         said = f"; the input was noise: give real ones, --inputs NAME=FILE{said}"
-        if not _are_finite(_answers(device, model, [_positive(one) for one in noise])):
+        feeds = [_positive(one) for one in noise]
+        answers = _answers(device, model, feeds)
+        if not _are_finite(answers):
             return Gate("outputs", "failed-gate", text + said)
-        return Gate("outputs", "pass", f"outputs are finite for positive numbers alone{said}")
+        finite = "outputs are finite for positive numbers alone"
+    if _converts(device, model):
+        difference = difference_between(answers, probe_answers(model, feeds))
+        gate = parity_gate(difference, tolerance(quantized=ModelFile(model).is_quantized))
+        if gate.verdict != "pass":
+            return gate
+        finite = f"{finite}, {gate.reason}"
     if manifest is None or not manifest.recorded_outputs:
-        return Gate("outputs", "pass", f"outputs are finite{said}")
-    answers = _answers(device, model, noise)
+        return Gate("outputs", "pass", f"{finite}{said}")
+    if real:
+        answers = _answers(device, model, noise)
     expected = [np.array(one) for one in manifest.recorded_outputs]
     if [a.shape for a in answers] != [e.shape for e in expected]:
         return Gate("outputs", "failed-gate", "other outputs than the export recorded")
-    difference = max(float(np.abs(a - e).max()) for a, e in zip(answers, expected, strict=True))
-    largest = max(1.0, *(float(np.abs(e).max()) for e in expected))
-    # processors round int8 differently: a step of an activation is a 255th of its range
-    limit = largest * (INT8_TOLERANCE if manifest.quantization else TOLERANCE)
+    found, wanted = np.concatenate(answers), np.concatenate(expected)
+    difference = float(np.abs(found - wanted).max())
+    is_int8 = manifest.quantization is not None
+    largest = max(1.0, float(np.abs(wanted).max()))
+    limit = max(  # another processor, or another runtime
+        largest * (INT8_TOLERANCE if is_int8 else TOLERANCE),
+        float(wanted.std()) * tolerance(quantized=is_int8),
+    )
     kept = difference <= limit
     text = f"{difference:.1e} from the outputs that the export recorded, allowed {limit:.1e}"
     return Gate("outputs", "pass" if kept else "failed-gate", text)
+
+
+def parity_gate(difference: float, allowed: float) -> Gate:
+    """Whether a file answers on a runtime as its ONNX file does; see ``export.formats``."""
+    kept = difference <= allowed
+    text = f"{difference:.1e} of the outputs' deviation from ONNX Runtime's, allowed {allowed:g}"
+    if kept:
+        return Gate("outputs", "pass", text)
+    return Gate("outputs", "failed-gate", f"it answers otherwise: {text}")
+
+
+def _converts(device: Device, model: Path) -> bool:
+    """Whether the device runs another format than an ONNX file's, into which it is converted."""
+    if not is_onnx(model):
+        return False
+    name, _, _ = device.identity.runtime.partition(" ")
+    return RUNTIMES.load(name).suffix != ".onnx"
 
 
 def _answers(device: Device, model: Path, feeds: list[Feeds]) -> list[npt.NDArray[np.float64]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -181,11 +182,11 @@ def check(
         target = newest("*/manifest.json", EXPORTS, "export", hint).parent
         say(f"checking {target}", as_json=as_json)
     file, manifest = load_target(target)
-    read = [file, *open_file(file).external, target / "manifest.json"]
-    if against is not None and against.path.suffix != ".json":
-        read.append(against.path)
+    read = _files_of(target)
+    if baseline is not None and baseline.suffix != ".json":  # a record may be measured anew
+        read |= _files_of(baseline)
     for written in (record, summary, junit):
-        if written is not None and written.resolve() in {path.resolve() for path in read}:
+        if written is not None and written.resolve() in read:
             raise InvalidInputError(
                 f"{written} is a file that is checked", "write to another file"
             )
@@ -291,9 +292,21 @@ def check(
             say(f"test accuracy of the file {result.accuracy:.2%}")
             say(f"images: {examples.told}" if examples else "")
         for name, most in result.elsewhere.items():
-            say(f"searched under {name} {most:g} too: a check on that device judges it")
+            command = f"deploynas check {shlex.quote(str(target))} --latency-ms {most:g}"
+            where = name.rpartition(".")[0]
+            say(f"searched under {name} {most:g} too; judge it there: {command} --device {where}")
         say(f"{result.verdict}: {result.reason}")
     raise typer.Exit(EXIT_CODES[result.verdict])
+
+
+def _files_of(target: Path) -> set[Path]:
+    """All the files of a model or an export."""
+    from deploynas.check.model_file import open_file
+    from deploynas.check.verdict import load_target
+
+    file, manifest = load_target(target)
+    named = [target / name for name in ("manifest.json", *manifest.files)] if manifest else []
+    return {path.resolve() for path in (file, *open_file(file).external, *named)}
 
 
 def _foreign_examples(

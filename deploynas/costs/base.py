@@ -72,8 +72,8 @@ class MeasuredFile(Protocol):
     """What can be told of the file of a network, and of its runs on a device."""
 
     @property
-    def macs(self) -> float:
-        """Multiply-adds of one run."""
+    def macs(self) -> float | None:
+        """Multiply-adds of one run; None where an operator may hold some that are not counted."""
 
     @property
     def num_weights(self) -> float:

@@ -37,7 +37,7 @@ class Macs(OfLayers):
     suffixes, shown = COUNT, ("M MACs", 1e6)
 
     @classmethod
-    def measure(cls, file: MeasuredFile) -> float:
+    def measure(cls, file: MeasuredFile) -> float | None:
         """Of one run."""
         return file.macs
 

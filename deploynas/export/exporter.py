@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -16,7 +17,7 @@ import torch
 import deploynas
 from deploynas.artifacts import write_together
 from deploynas.data import Pixels, framed, normalise, resize
-from deploynas.errors import ParityError
+from deploynas.errors import DeploynasError, ParityError
 from deploynas.export.formats import in_format
 from deploynas.export.manifest import (
     ONNX_NAME,
@@ -121,7 +122,7 @@ def export_network(
     Args:
         trained: What is written.
         result: The search: its budget, and whose its prediction is, are recorded.
-        folder: Created; files of an earlier export are replaced.
+        folder: Created; the files that an earlier export's manifest names are replaced.
         form: How.
         run_on_device: Raises where the device that it is for cannot run the file.
         on_progress: Called with what is going on and its share done.
@@ -221,11 +222,19 @@ def export_network(
     }  # fmt: skip
     manifest = manifest.model_copy(update=found)
     files = {path.name: content, **own, "manifest.json": manifest.content}
-    write_together(folder, files, "manifest.json")
-    for old in folder.glob(f"{path.stem}.*"):
-        if old.name not in files:  # another format of an earlier export
-            old.unlink()
+    _write(folder, files)
     return manifest
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write an export, and remove what the manifest of an earlier one names beyond it."""
+    earlier: set[str] = set()
+    with contextlib.suppress(DeploynasError):  # there was none, or it cannot be read
+        earlier |= Manifest.read(folder / "manifest.json").files.keys()
+    write_together(folder, files, "manifest.json")
+    for name in earlier - files.keys():
+        if name == Path(name).name:
+            (folder / name).unlink(missing_ok=True)
 
 
 def priced_in_parts(manifest: Manifest, profile: Path, nodes: Sequence[Node]) -> float | None:
@@ -260,14 +269,15 @@ def _in_model(
     if size is not None:
         box = centre(*size, crop, resolution)
         frames = framed(images, *size, box.top, box.left, box.size)
-    difference = 0.0
+    differences = []
     for frame, image in zip(frames, images, strict=True):
         found = whole.run(None, {"image": frame[None]})[0]
         pixels = resize(image[None], *box.size) if size else image[None]
         prepared = normalise(resize(pixels, *resolution.size), mean, std)
         logits = network.run(None, {"image": prepared})[0].astype(np.float64)
         expected = np.exp(logits - logits.max())
-        difference = max(difference, float(np.abs(found - expected / expected.sum()).max()))
+        differences.append(np.abs(found - expected / expected.sum()).max())
+    difference = float(np.max(differences))  # which keeps what is not a number
     is_exact = is_float and not needs_resize(resolution, crop, size)
     limit = PARITY_TOLERANCE if is_exact else PIXEL_TOLERANCE
     if not difference <= limit:

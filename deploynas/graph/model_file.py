@@ -191,6 +191,15 @@ class ModelFile:
             )
         ]
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any of its nodes rounds to whole numbers, or takes such."""
+        return any(
+            node.op_type.endswith(("QuantizeLinear", "Integer"))
+            or node.op_type.startswith("QLinear")
+            for node in nodes_of(self.model)
+        )
+
     def shapes(self, typed: Sequence[str]) -> dict[str, list[int]]:
         """Every tensor input's shape, those that are open as typed.
 

@@ -200,14 +200,24 @@ class PythonRuntime(Runtime):
         return PythonLauncher(self, threads, provider)
 
     def _require_installed(self) -> None:
+        device = next(iter(self.devices))
         try:
-            self.version()
+            version = self.version()
+            if not self._is_old(version):
+                return
+            reason = f"{self.package} {self._oldest}, and {version} is here"
         except ImportError:
-            device = next(iter(self.devices))
-            raise MissingDependencyError(
-                f"the device {device} needs {self.package}, which is not here",
-                f"type: deploynas devices install {device}",
-            ) from None
+            reason = f"{self.package}, which is not here"
+        raise MissingDependencyError(
+            f"the device {device} needs {reason}", f"type: deploynas devices install {device}"
+        )
+
+    @property
+    def _oldest(self) -> str:
+        return ".".join(map(str, self.oldest))
+
+    def _is_old(self, version: str) -> bool:
+        return tuple(int(part) for part in version.split(".")[:2]) < self.oldest
 
     def install(self) -> tuple[Path, bool]:
         """See :class:`Runtime`: by pip, beside deploynas."""
@@ -217,7 +227,7 @@ class PythonRuntime(Runtime):
             return place, False
         except MissingDependencyError:
             pass
-        wanted = f"{self.package}>={'.'.join(map(str, self.oldest))}"
+        wanted = f"{self.package}>={self._oldest}"
         command = [sys.executable, "-m", "pip", "install", "--quiet", wanted]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -234,9 +244,8 @@ class PythonRuntime(Runtime):
             ValueError: It is too old or has no such provider, or the machine has fewer cores.
         """
         version = self.version()
-        if tuple(int(part) for part in version.split(".")[:2]) < self.oldest:
-            oldest = ".".join(map(str, self.oldest))
-            raise ValueError(f"its {self.package} is {version}, and {oldest} is needed")
+        if self._is_old(version):
+            raise ValueError(f"its {self.package} is {version}, and {self._oldest} is needed")
         cores = len(available_cores())
         if not 1 <= threads <= cores:
             raise ValueError(f"--threads {threads}: it offers 1 to {cores}")

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deploynas.check import across
+from deploynas.check.across import _interleaved, _ratio
 from deploynas.cli.main import app
 from deploynas.device import LocalDevice
 from deploynas.errors import DeviceError, InvalidInputError, ModelError
@@ -77,6 +78,46 @@ def test_what_cannot_be_told_apart_is_said(model):
     assert "cannot be told apart" in found.advice
 
 
+class Scattered:
+    """A device that takes as long as others, but a session of it may be some per cent off."""
+
+    def __init__(self, rng):
+        self._rng = rng
+
+    def rounds(self, models, rule, samples, seed):
+        session = np.exp(0.05 * self._rng.standard_normal())
+        for number in range(3):
+            ms = session * (1 + 0.005 * self._rng.standard_normal())
+            samples["model"].add(number == 0, ms, LEVEL)
+            yield Round(number, {"model": (ms, LEVEL)}, 0.5, 0.0)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_equal_ones_are_told_apart_in_few_cases(count, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    names, told, times = "abcd"[:count], 0, 300
+    for _ in range(times):
+        devices = {name: Scattered(rng) for name in names}
+        samples, confidence = _interleaved(
+            devices, list(names), tmp_path / "model.onnx", lambda text, share: None
+        )
+        fastest = min(samples, key=lambda name: samples[name].estimate().median)
+        others = [samples[name] for name in names if name != fastest]
+        told += any(_ratio(one, samples[fastest], confidence).low > 1 for one in others)
+    assert told / times <= 0.05
+
+
+def test_what_answers_otherwise_is_not_waited_for(model):
+    """It is as fast as nobody, and told from nobody: the others are measured no longer for it."""
+    log = []
+    devices = {
+        "wrong": Fake("wrong", 2.0, log, wrong=1e-3), "right": Fake("right", 2.0, log, 0.05),
+    }  # fmt: skip
+    found = across(model, devices)
+    assert (found.advice, log.count("right")) == ("take right", 3 * 20)
+
+
 def test_what_answers_otherwise_is_not_taken(model):
     wrong = Fake("wrong", 1.0, [], wrong=1e-3)
     found = across(model, {"wrong": wrong, "right": Fake("right", 2.0, [])})
@@ -85,6 +126,13 @@ def test_what_answers_otherwise_is_not_taken(model):
     assert found.standings["wrong"].ratio.median == pytest.approx(0.5, rel=0.05)
     assert found.standings["wrong"].parity == pytest.approx(1e-3, rel=0.3)
     assert "take none" in across(model, {"wrong": wrong}).advice
+
+
+def test_what_rounds_otherwise_is_taken_of_an_int8_file(int8):
+    devices = {name: Fake(name, 2.0, [], wrong=share) for name, share in (("a", 0.1), ("b", 0.3))}
+    found = across(int8, devices)
+    assert found.standings["a"].gate.verdict == "pass"
+    assert found.standings["b"].gate.verdict == "failed-gate"
 
 
 def test_a_budget_is_judged_on_each(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -15,19 +16,25 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from typer.testing import CliRunner
 
 import deploynas
 from deploynas.check import Baseline, Examples, accuracy, check, regression, verdict
 from deploynas.check.inputs import Given
 from deploynas.check.regression import slower_layers
+from deploynas.check.verdict import load_target
+from deploynas.cli.main import app
 from deploynas.data.sources import load_digits
 from deploynas.device import LocalDevice, open_device
 from deploynas.errors import DeploynasError, DeviceError, InvalidInputError, MissingFileError
+from deploynas.export import Manifest
+from deploynas.export.manifest import Converted
 from deploynas.graph import RandomWeights, model_file, write_model
 from deploynas.graph.model_file import ModelFile
 from deploynas.graph.preprocess import with_preprocessing
 from deploynas.spaces import space
 
+SHIPPED = Path(__file__).parents[2] / "exports" / "fashion-mnist"
 LIGHT = sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("*.onnx"))
 
 
@@ -414,3 +421,40 @@ def test_accuracy_of_what_does_not_fit_the_images(shape, num_classes, kind, said
     path = classifier(tmp_path / "m.onnx", shape, num_classes, kind)
     with pytest.raises(InvalidInputError, match=said):
         accuracy.file_accuracy(path, Examples.of(digits, None), lambda text, share: None)
+
+
+@pytest.mark.parametrize("name", ["export/model.bin", "export/model.onnx", "export/manifest.json",
+                                  "old/weights.bin"])  # fmt: skip
+def test_nothing_is_written_over_what_belongs_to_it(name, tmp_path, monkeypatch):
+    """Every file of an export in a runtime's own format, and the baseline's weights."""
+    monkeypatch.chdir(tmp_path)
+    export_of_ncnn(tmp_path / "export")
+    (tmp_path / "old").mkdir()
+    with_external_data(tmp_path / "old" / "model.onnx")
+    before = Path(name).read_bytes()
+    arguments = ["check", "export", "--baseline", "old/model.onnx", "--summary", name]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert f"{name} is a file that is checked" in str(result.exception)
+    assert Path(name).read_bytes() == before
+
+
+def test_an_emptied_file_is_not_what_the_manifest_describes(tmp_path):
+    export_of_ncnn(tmp_path)
+    load_target(tmp_path)
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(InvalidInputError, match="model.bin is empty, and not the file that"):
+        load_target(tmp_path)
+
+
+def export_of_ncnn(folder):
+    """The shipped export, as if it had been converted."""
+    folder.mkdir(exist_ok=True)
+    files = {"model.param": b"7767517", "model.bin": b"weights"}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    manifest = Manifest.read(SHIPPED / "manifest.json")
+    converted = Converted(runtime="ncnn 1.0", files=digests, difference=0.0)
+    manifest.model_copy(update={"converted": converted}).write(folder / "manifest.json")
+    files["model.onnx"] = (SHIPPED / "model.onnx").read_bytes()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)

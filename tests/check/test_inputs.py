@@ -196,3 +196,14 @@ def test_nodes_that_the_baseline_lacks(tmp_path, monkeypatch):
     assert found[0].words == "c: new, 9.0000 ms"
     renamed = chain("renamed.onnx", [("Relu", "p"), ("Exp", "q")])
     assert slower_layers(device, renamed, old) == [SlowerLayer("q (was b)", 2.0, 5.0)]
+
+
+def test_nodes_of_a_runtimes_own_files_are_those_of_equal_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(regression, "EXAMINATIONS", 1)
+    device = Tells({
+        "old.param": {"a": 1.0, "b": 2.0, "c": 3.0}, "new.param": {"a": 1.5, "p": 2.0, "q": 3.0},
+    })  # fmt: skip
+    for name in ("old.param", "new.param"):
+        (tmp_path / name).write_text("7767517")
+    found = slower_layers(device, tmp_path / "new.param", tmp_path / "old.param")
+    assert SlowerLayer("a", 1.0, 1.5) in found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,12 +25,14 @@ from deploynas.errors import (
     UnknownNameError,
 )
 from deploynas.export import Manifest, formats
+from deploynas.export.exporter import _write
 from deploynas.export.formats import in_format
 from deploynas.graph.emit import RandomWeights, emit
 from deploynas.runtimes import of_file, of_format
 from deploynas.runtimes.litert import RUNTIME
 from deploynas.workflows.inspect import inspect_model
 
+SHIPPED = Path(__file__).parents[2] / "exports" / "fashion-mnist"
 pytest.importorskip("ai_edge_litert")
 pytestmark = pytest.mark.usefixtures("short_sessions")
 
@@ -78,6 +81,20 @@ def test_formats_by_name(tmp_path):
     assert of_format("onnx") is of_file(tmp_path / "a.onnx") is of_file(tmp_path / "a")
     with pytest.raises(UnknownNameError, match="did you mean 'tflite'"):
         of_format("tflit")
+
+
+def test_what_an_earlier_export_named_goes_and_nothing_else(written, tmp_path):
+    manifest = Manifest.read(SHIPPED / "manifest.json")
+    earlier = manifest.model_copy(update={"converted": written[1]})
+    files = {"model.onnx": b"new", "manifest.json": manifest.content}
+    _write(tmp_path, {**files, **written[0], "manifest.json": earlier.content})
+    (tmp_path / "model.md").write_text("my notes")
+    _write(tmp_path, files)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.md", *files}
+    (tmp_path / "manifest.json").write_text("{")
+    (tmp_path / "model.tflite").write_bytes(b"mine")
+    _write(tmp_path, files)
+    assert (tmp_path / "model.tflite").read_bytes() == b"mine"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -66,3 +67,25 @@ def test_what_travels():
     assert that_travels("onnxruntime") is RUNTIMES.load("onnxruntime")
     with pytest.raises(DeploynasError):
         RUNTIMES.load("onnxruntime-web").launcher("web", 2, None)
+
+
+def test_a_package_that_is_too_old_says_what_to_type(monkeypatch):
+    """Where it is opened, and where it is installed: pip gets a newer one."""
+    litert = RUNTIMES.load("litert")
+    monkeypatch.setattr(type(litert), "version", lambda self: "1.4.0")
+    with pytest.raises(
+        MissingDependencyError,
+        match=r"needs ai-edge-litert 2.0, and 1.4.0 is here .type: deploynas devices install lite",
+    ):
+        open_device("litert")
+    typed = []
+
+    def pip(command, **options):
+        typed.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    assert litert.install() == (Path(sys.prefix), True)
+    assert typed[0][-1] == "ai-edge-litert>=2.0"
+    with pytest.raises(ValueError, match="its ai-edge-litert is 1.4.0, and 2.0 is needed"):
+        litert.facts(None, 1)
