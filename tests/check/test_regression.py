@@ -63,7 +63,7 @@ def test_looks_spend_what_one_look_may_err():
     assert sum(1 - confidence for _, confidence in first) == pytest.approx(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_gate_errs_as_rarely_as_it_says():
     """1,000 simulated decisions a scene, by the benchmark's command: two standard errors more."""
     script = Path(__file__).parents[2] / "benchmarks" / "gate.py"

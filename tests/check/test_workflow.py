@@ -46,7 +46,12 @@ def write(path, nodes, seed, weights):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
 @pytest.mark.parametrize(
-    ("change", "code", "weights"), [("none", 0, False), ("larger", 3, False), ("larger", 3, True)]
+    ("change", "code", "weights"),
+    [
+        pytest.param("none", 0, False, marks=pytest.mark.long),
+        pytest.param("larger", 3, False, marks=pytest.mark.long),
+        ("larger", 3, True),
+    ],
 )
 def test_a_pull_request_is_gated(change, code, weights, tmp_path):
     """``weights``: in a file beside the model, of which the change makes another."""

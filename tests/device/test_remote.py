@@ -80,7 +80,7 @@ def board(ssh_server, monkeypatch):
     return f"ssh:board {shlex.quote(sys.executable)}"
 
 
-@pytest.fixture(params=["cpu", "web", "exec", "ssh"])
+@pytest.fixture(params=["cpu", pytest.param("web", marks=pytest.mark.long), "exec", "ssh"])
 def name(request):
     """Every kind of device, as ``--device`` calls it."""
     if request.param == "web":
@@ -336,7 +336,7 @@ def test_something_is_killed_in_mid_measurement(victim, models, own_folder):
     assert measure(device, models, QUICK)["small"].num_samples == 6  # it connects again
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_device_that_falls_silent(models, monkeypatch):
     monkeypatch.setattr(remote_module, "SILENCE_SECONDS", 7.0)  # it speaks every five
     device = open_device(HERE)
@@ -571,7 +571,7 @@ def test_a_fleet_shares_the_work(tmp_path):
     assert any("on the same models, against their median: pi1" in note for note in fleet.notes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_member_that_drops_out_does_not_stop_the_rest(tmp_path):
     before = agents()
     first = open_device(HERE)

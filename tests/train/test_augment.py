@@ -166,7 +166,7 @@ def test_what_is_wanted_of_a_step_is_smoothed_and_mixed():
     assert torch.equal(images.at(12), x)  # drawn again
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_by_all_of_it_learns():
     from deploynas import spaces
     from deploynas.nn import build

@@ -142,7 +142,7 @@ def test_every_strategy_that_fits_is_compared_where_none_is_named(space, budget)
         settings(space, budget, None, evaluator="guess")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_workers_train_what_one_does(space, digits, tmp_path):
     nodes = [space.layers(arch) for arch in space.uniform()[:2]]
     jobs = [(n, RECIPE) for n in [*nodes, nodes[0]]]  # one of them twice
