@@ -10,11 +10,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from deploynas.onboard.runtime import Feeds, Input, PythonRuntime, Session
+from deploynas.onboard.runtime import Feeds, Input, PythonRuntime, Session, traced
 
 MAGIC = "7767517"
-TRACED_RUNS = 20
-TRACE_SECONDS = 1.0  # of a slow model fewer runs are enough
 FP16 = "CPU-fp16"
 _UNPACKED = 1  # what Extractor.extract takes for: leave the blob in the layout that it has
 
@@ -68,12 +66,8 @@ class Ncnn(PythonRuntime):
     ) -> dict[str, float]:
         """See :class:`~deploynas.onboard.runtime.PythonRuntime`."""
         session = self.open(path, provider, threads)
-        started, times = time.monotonic(), []
-        for number in range(TRACED_RUNS + 1):
-            times.append(session.layer_ms(feeds))
-            if number >= 3 and time.monotonic() - started > TRACE_SECONDS:
-                break
-        return {name: float(np.median([one[name] for one in times[1:]])) for name in times[0]}
+        times = traced(lambda: session.layer_ms(feeds))
+        return {name: float(np.median([one[name] for one in times])) for name in times[0]}
 
 
 class NcnnSession(Session):

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from deploynas.onboard.runtime import Feeds, Input, PythonRuntime, Session
+from deploynas.onboard.runtime import Feeds, Input, PythonRuntime, Session, traced
 
-TRACED_RUNS = 20
-TRACE_SECONDS = 1.0  # of a slow model fewer runs are enough
 _BFLOAT16 = 16  # ONNX's number of the type
 _TYPES = {"float": "float32", "double": "float64"}  # what numpy calls them
 
@@ -69,12 +66,7 @@ class OnnxRuntime(PythonRuntime):
     ) -> dict[str, float]:
         """See :class:`~deploynas.onboard.runtime.PythonRuntime`."""
         session = self.open(path, provider, threads, str(folder / "trace"))
-        call = session.prepared(feeds)
-        started = time.monotonic()
-        for number in range(TRACED_RUNS + 1):
-            call()
-            if number >= 3 and time.monotonic() - started > TRACE_SECONDS:
-                break
+        traced(session.prepared(feeds))
         times: dict[str, list[float]] = {}
         for event in json.loads(Path(session.end_trace()).read_text()):
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,10 +12,8 @@ import numpy as np
 
 from deploynas.errors import InvalidInputError
 from deploynas.onboard.folders import OWNER
-from deploynas.onboard.runtime import Feeds, Input, PythonRuntime, Session
+from deploynas.onboard.runtime import Feeds, Input, PythonRuntime, Session, traced
 
-TRACED_RUNS = 20
-TRACE_SECONDS = 1.0  # of a slow model fewer runs are enough
 RANDOM_SEED = "random_weights_seed"  # what networks for timing have, see deploynas.graph.emit
 IMAGE_CHANNELS = 4  # at most; feature maps have more
 CHANNELS_LAST, CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -86,12 +83,7 @@ class OpenVino(PythonRuntime):
     ) -> dict[str, float]:
         """See :class:`~deploynas.onboard.runtime.PythonRuntime`."""
         session = self.open(path, provider, threads, trace=True)
-        call = session.prepared(feeds)
-        started = time.monotonic()
-        for number in range(TRACED_RUNS):
-            call()
-            if number >= 3 and time.monotonic() - started > TRACE_SECONDS:
-                break
+        traced(session.prepared(feeds))
         return session.node_ms()
 
 
