@@ -13,6 +13,7 @@ what searches rely on: a table that adds up, and that alone decides which networ
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from deploynas.device import Drift
 from deploynas.errors import IncompleteProfileError
 from deploynas.profile.device_profile import (
     DeviceProfile,
@@ -31,6 +33,7 @@ from deploynas.profile.device_profile import (
     profile_command,
     space_key,
 )
+from deploynas.profile.levels import unmeasured
 from deploynas.spaces import Archs, Layer, SearchSpace
 from deploynas.spaces import layers as layer_costs
 
@@ -39,7 +42,38 @@ _PENALTIES = np.geomspace(1e-4, 1e2, 13)
 _POWERS = (1.0, 1.25, 1.6, 2.0)
 _WORTHWHILE = 0.8  # of the mean squared error of a sum: with no more than that a power is taken
 MARGIN_LEVEL = 0.95  # of networks whose time lies within the margin of their prediction
+PICKED = 3.0  # standard deviations: the dearest of some hundred networks of one latency
 NUM_FREE = 4  # intercept, scale, layers, bytes: never penalised
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What the bound of a prediction is made of, each a share of it.
+
+    Attributes:
+        fit: Of a network that the model never saw, in the profile's own minutes; see
+            :func:`conformal_margin`.
+        drift: Of the machine's level now; see :class:`~deploynas.device.Drift`.
+        optimism: What a search picks takes longer than predicted by so much, as it picks among
+            the networks that are predicted too quick; see :func:`optimism_of`.
+    """
+
+    fit: float
+    drift: float
+    optimism: float
+
+    @property
+    def half_width(self) -> float:
+        """Of the whole: fit and drift are independent, optimism goes one way."""
+        return math.hypot(self.fit, self.drift) + self.optimism
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return (
+            f"+-{self.half_width:.1%}: fit {self.fit:.1%}, drift {self.drift:.1%}, optimism of a "
+            f"search {self.optimism:.1%}"
+        )
 
 
 class LatencyModel:
@@ -48,15 +82,19 @@ class LatencyModel:
     Args:
         space: All its layers must be in the profile.
         profile: Table and calibration networks.
+        precision: Of the networks.
+        drift: Of the machine since its profile; where None, that of one on which nothing was
+            measured since: predictions are at the profile's level, and their bound is wide.
 
     Attributes:
-        space, profile: As given.
-        half_width: Share of a prediction that its bounds lie away from it, held out; see
-            :func:`conformal_margin`.
+        space, profile, precision: As given.
+        drift: See above.
+        bound: What :attr:`half_width` is made of.
+        records: Calibration networks at the space's resolutions.
         low_ms, high_ms: Range of the calibration networks, at all resolutions; outside it a
             prediction is an extrapolation.
         layer_terms: ``(len(layer_table),)`` what each layer adds to the sum that a prediction is
-            made of: milliseconds where that sum is the prediction, else see :meth:`ms_of`.
+            made of by :meth:`ms_of`.
         intercept_term: What every network has beside its layers.
 
     Raises:
@@ -64,7 +102,11 @@ class LatencyModel:
     """
 
     def __init__(
-        self, space: SearchSpace, profile: DeviceProfile, precision: Precision = "fp32"
+        self,
+        space: SearchSpace,
+        profile: DeviceProfile,
+        precision: Precision = "fp32",
+        drift: Drift | None = None,
     ) -> None:
         self.precision: Precision = precision
         self.space = profile_complete(space, profile, precision)
@@ -76,7 +118,6 @@ class LatencyModel:
                 f"add it: {profile_command(space, profile.identity, precision)}",
             )
         self.validation = profile.validations[key]
-        self.half_width = self.validation.margin
         sides = {r.resolution for r in profile.networks[key]}
         lacking = sorted(set(space.resolutions) - sides)
         if lacking:  # a profile that was interrupted after its layers
@@ -89,19 +130,49 @@ class LatencyModel:
         records = [r for r in profile.networks[key] if r.resolution in self._whole.resolutions]
         archs = self._whole.encode([r.architecture for r in records])
         measured = np.array([profile.estimate(r.samples).median for r in records])
-        self.low_ms, self.high_ms = float(measured.min()), float(measured.max())
+        self._range = float(measured.min()), float(measured.max())
+        self.records = [r for r in records if r.resolution in space.resolutions]
         self._features = Features(self._whole, profile, precision)
         self._fitted = fit(self._features(archs), measured)
+        self._optimism = optimism_of(self._fitted.residuals, measured, self._whole.macs(archs))
+        self.drift = drift or unmeasured(profile, self.records)
         terms = self._features.table @ self._fitted.weights[1:]
         of_layer = dict(zip(self._whole.layer_table, terms, strict=True))
         self.layer_terms: Floats = np.array([of_layer[layer] for layer in space.layer_table])
         self.intercept_term = float(self._features.mean_ms * self._fitted.weights[0])
 
+    def at(self, drift: Drift) -> LatencyModel:
+        """The same after another drift."""
+        other = copy.copy(self)
+        other.drift = drift
+        return other
+
+    @property
+    def bound(self) -> Bound:
+        """See the class."""
+        return Bound(self.validation.margin, self.drift.spread, self._optimism)
+
+    @property
+    def half_width(self) -> float:
+        """Share of a prediction that its bounds lie away from it, within the calibrated range."""
+        return self.bound.half_width
+
+    @property
+    def low_ms(self) -> float:
+        """See the class."""
+        return self._range[0] * self.drift.factor
+
+    @property
+    def high_ms(self) -> float:
+        """See the class."""
+        return self._range[1] * self.drift.factor
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all that predictions are made from: samples of the space's layers and networks.
 
-        What else the profile's file holds, or comes to hold, does not change it.
+        What else the profile's file holds, or comes to hold, does not change it, nor does what the
+        machine drifts by.
         """
         profile, precision = self.profile, self.precision
         digest = hashlib.sha256()
@@ -111,21 +182,22 @@ class LatencyModel:
         for record in profile.networks[space_key(self.space, precision)]:
             digest.update(record.model_dump_json().encode())
         identity = profile.identity.model_dump_json(exclude={"recorded"})
-        digest.update(f"{identity} {profile.reference} {self.half_width}".encode())
+        digest.update(f"{identity} {profile.reference} {self.validation.margin}".encode())
         return digest.hexdigest()[:16]
 
     def predict_ms(self, archs: Archs) -> Floats:
-        """``(n,)`` milliseconds at the profile's reference level."""
+        """``(n,)`` milliseconds: at the profile's reference level, times the drift since then."""
         terms: Floats = self.space.sum_over_layers(archs, self.layer_terms) + self.intercept_term
-        return self._fitted.to_ms(terms)
+        return self._fitted.to_ms(terms) * self.drift.factor
 
     def ms_of(self, terms: float) -> float:
         """Predicted milliseconds of a network whose terms add up to so much."""
-        return float(self._fitted.to_ms(np.array([terms]))[0])
+        return float(self._fitted.to_ms(np.array([terms]))[0]) * self.drift.factor
 
     def terms_of(self, milliseconds: float) -> float:
         """What the terms of a network add up to that is predicted to take so long."""
-        return float(self._fitted.to_terms(np.array([milliseconds]))[0])
+        then = milliseconds / self.drift.factor
+        return float(self._fitted.to_terms(np.array([then]))[0])
 
     def upper_ms(self, archs: Archs) -> Floats:
         """``(n,)`` upper bound: what a budget is compared with."""
@@ -208,11 +280,14 @@ class Fit:
         weights: ``(num_features,)``.
         power: 1 where the sum is the time.
         unit_ms: Where the sum and the time are equal, whatever the power.
+        residuals: ``(n,)`` of those that it was fitted to: how much longer each took than is
+            predicted without it, relative.
     """
 
     weights: Floats
     power: float
     unit_ms: float
+    residuals: Floats
 
     def __call__(self, features: Floats) -> Floats:
         """``(n,)`` milliseconds of ``(n, num_features)``."""
@@ -240,22 +315,23 @@ def fit(features: Floats, measured: Floats) -> Fit:
     unit_ms = float(np.exp(np.log(measured).mean()))
     best: tuple[float, Fit] | None = None
     for power in _POWERS:
-        terms = Fit(np.zeros(0), power, unit_ms).to_terms(measured)
-        error, weights = _ridge(features, terms)
-        error *= power**2  # of the times: to first order a power multiplies relative errors
+        terms = Fit(np.zeros(0), power, unit_ms, np.zeros(0)).to_terms(measured)
+        residuals, weights = _ridge(features, terms)
+        residuals *= power  # of the times: to first order a power multiplies relative errors
+        error = float(np.mean(residuals**2))
         if best is None or error < best[0] * (_WORTHWHILE if best[1].power == 1 else 1):
-            best = (error, Fit(weights, power, unit_ms))
+            best = (error, Fit(weights, power, unit_ms, residuals))
     assert best is not None
     return best[1]
 
 
-def _ridge(features: Floats, wanted: Floats) -> tuple[float, Floats]:
-    """Leave-one-out mean squared relative error, and weights, of the best penalty."""
+def _ridge(features: Floats, wanted: Floats) -> tuple[Floats, Floats]:
+    """Leave-one-out relative residuals, and weights, of the best penalty."""
     x, y = features / wanted[:, None], np.ones(len(wanted))
     # the prior: the network is the sum of its layers (scale 1, nothing else)
     prior = np.zeros(x.shape[1])
     prior[1] = 1.0
-    best: tuple[float, Floats] | None = None
+    best: tuple[float, Floats, Floats] | None = None
     for penalty in _PENALTIES:
         ridge = np.full(x.shape[1], penalty)
         ridge[:NUM_FREE] = 1e-9
@@ -265,9 +341,9 @@ def _ridge(features: Floats, wanted: Floats) -> tuple[float, Floats]:
         residual = (y - x @ weights) / np.maximum(1 - leverage, 1e-3)
         error = float(np.mean(residual**2))
         if best is None or error < best[0]:
-            best = (error, weights)
+            best = (error, residual, weights)
     assert best is not None
-    return best
+    return best[1:]
 
 
 def cross_validate(features: Floats, measured: Floats, num_folds: int = 10) -> Floats:
@@ -297,6 +373,31 @@ def conformal_margin(predicted: Floats, measured: Floats) -> float:
     shares = np.sort(np.abs(measured / predicted - 1))
     rank = math.ceil(MARGIN_LEVEL * (len(shares) + 1))
     return float(shares[min(rank, len(shares)) - 1])
+
+
+def optimism_of(residuals: Floats, measured: Floats, macs: npt.NDArray[np.int64]) -> float:
+    """How much longer than predicted what a search picks takes, relative; at least 0.
+
+    A search wants the most accurate of the networks of one latency, which is about the one of the
+    most work; where such networks are predicted too quick, that error is picked with them. So the
+    residuals are regressed on the work that is left when what the latency explains is taken out,
+    and followed to the network of :data:`PICKED` standard deviations more.
+
+    Args:
+        residuals: ``(n,)`` of networks that the prediction never saw, as :attr:`Fit.residuals`.
+        measured: ``(n,)`` milliseconds.
+        macs: ``(n,)``.
+    """
+    if len(residuals) < 3:
+        return 0.0
+    known = np.stack([np.ones(len(residuals)), np.log(measured / (1 + residuals))], axis=1)
+    work = np.log(np.maximum(macs, 1))
+    more = work - known @ np.linalg.lstsq(known, work, rcond=None)[0]
+    deviation = float(more.std())
+    if deviation < 1e-6:
+        return 0.0
+    slope = float(np.mean(more * residuals)) / deviation
+    return max(0.0, slope * PICKED)
 
 
 def judge(predicted: Floats, measured: Floats, noise: Sequence[float]) -> Validation:

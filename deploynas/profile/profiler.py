@@ -96,6 +96,10 @@ def profile_space(
         measured_networks = _measure(device, network_job, journal, old, on_progress)
         archs = calibration_archs(space, profile, precision)
         samples = [measured_networks[name] for name in network_job.networks]
+        if not profile.networks:  # all its minutes, and not those alone that came first
+            of_layers = [record.samples.thaw() for record in profile.layers.values()]
+            level = LevelRecord(**asdict(typical_level([*of_layers, *samples])))
+            profile = profile.model_copy(update={"level": level})
         profile = with_networks(profile, space, archs, samples, precision)
         profile.write(path)
         journal.remove()
@@ -304,6 +308,9 @@ def with_networks(
     rows = whole.encode([r.architecture for r in records])
     predicted = cross_validate(Features(whole, profile, precision)(rows), times)
     validation = judge(predicted, times, [e.half_width for e in estimates])
+    before = profile.validations.get(key)
+    made = time.time() if samples or before is None else before.made
+    validation = validation.model_copy(update={"made": made})
     return profile.model_copy(
         update={
             "networks": {**profile.networks, key: tuple(records)},

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from deploynas.artifacts import Artifact, Record, unchanged
-from deploynas.device import Identity
+from deploynas.device import Drift, Identity
 from deploynas.profile.device_profile import Precision
 from deploynas.search.budget import Budget
 from deploynas.spaces import ArchRecord, Resolution, SpaceRecord
@@ -21,9 +21,9 @@ class Candidate(Record):
     """A network with its costs.
 
     Attributes:
-        predicted_latency_ms: At the profile's reference level; None where a new classifier is
-            not in the profile.
-        prediction_error: Relative half-width of the latency model's held-out 95 % residual.
+        predicted_latency_ms: At the profile's reference level, times the result's drift; None
+            where a new classifier is not in the profile.
+        prediction_error: Relative half-width of the latency model's bound.
         extrapolated: The prediction lies outside the calibrated range.
         accuracy: A fraction: measured on the whole validation split, or what a predictor expects.
         accuracy_error: Of a predicted accuracy: the predictor's held-out RMSE, a fraction.
@@ -156,7 +156,10 @@ class SearchResult(Artifact):
         profile: Path of the device profile; ``device`` is whose it is.
         profiles: Of other devices whose latency was limited: name -> path.
         precision: Of the latencies: what the network is to be exported in.
-        core_ms, memory_ms: The reference level of the predicted latencies.
+        core_ms, memory_ms: The profile's reference level.
+        drift: Of the machine since its profile, which the predicted latencies are made with; None
+            in earlier files, whose predictions are at the profile's level. ``drifts``: of other
+            devices, by name.
         supernet: Run of a trained supernet, the file of a published one, or the search's own run.
         weights: Which of the three: ``shared``, ``published``, or a set a path; or ``trained``:
             from scratch, in the search's own run.
@@ -193,6 +196,8 @@ class SearchResult(Artifact):
     device: Identity
     core_ms: float
     memory_ms: float
+    drift: Drift | None = None
+    drifts: dict[str, Drift] = {}
     data: DataRecord
     supernet: str
     weights: SearchWeights

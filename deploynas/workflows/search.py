@@ -20,7 +20,7 @@ from deploynas.search.run import Decide, Evaluator, Judge, Outcome
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train.distributed import first_alone, is_first, processes, require_one_process
 from deploynas.workflows.chosen import save_chosen
-from deploynas.workflows.target import Target, Tell
+from deploynas.workflows.target import Drifts, Target, Tell
 
 
 @dataclass
@@ -149,10 +149,11 @@ def search(
     with processes():
         with first_alone() as goes_first:  # it may add layers to the profile
             own = target if goes_first else target.detached()
-            problem = own.problem(source.space, budget, tell)
+            problem = own.problem(source.space, budget, tell, Drifts.kept_in(run))
             problem.require_reachable(np.random.default_rng(plan.seed))
             if goes_first:
                 ensure_writable(run)
+                Drifts.of(problem).write(Drifts.file_in(run))
         opened = source.open(problem, plan, run, tell)
     if not is_first():
         raise SystemExit(0)
@@ -175,6 +176,7 @@ def search(
                 images=opened.images,
             )  # fmt: skip
         opened.saved(arch)
+        Drifts.file_in(run).unlink(missing_ok=True)
     return result
 
 
@@ -222,6 +224,8 @@ def _as_result(
             "device": model.profile.identity,
             "core_ms": model.profile.reference.core_ms,
             "memory_ms": model.profile.reference.memory_ms,
+            "drift": model.drift,
+            "drifts": {name: other.drift for name, other in (problem.others or {}).items()},
             "data": opened.data,
             "supernet": str(opened.held_in),
             "weights": opened.weights,

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
+from deploynas.artifacts import Artifact, exists
 from deploynas.check.verdict import measure_bytes
-from deploynas.device import Device
+from deploynas.device import Device, Drift
 from deploynas.errors import IncompleteProfileError
 from deploynas.export.exporter import network_bytes
 from deploynas.nn import StaticNetwork
 from deploynas.profile import DeviceProfile, LatencyModel, profile_space
-from deploynas.profile.device_profile import Precision
+from deploynas.profile.device_profile import Precision, again_command
 from deploynas.profile.profiler import quantize_for_timing
+from deploynas.profile.refresh import refresh
 from deploynas.profile.shipped import is_shipped
 from deploynas.search import Budget, Problem
 from deploynas.search.run import Measure
@@ -35,6 +38,41 @@ class Tell:
     note: Callable[[str], None] = lambda text: None
 
 
+class Drifts(Artifact):
+    """``drift.json`` of a run that is not finished: what goes on later believes the same.
+
+    Format 1 (0.1.0): first version.
+
+    Attributes:
+        drifts: Fingerprint of a latency model -> by how much its machine drifted.
+    """
+
+    SCHEMA: ClassVar[str] = "deploynas-drift"
+    VERSION: ClassVar[int] = 1
+
+    drifts: dict[str, Drift] = {}
+
+    @classmethod
+    def file_in(cls, run: Path) -> Path:
+        """Where a run directory keeps it."""
+        return run / "drift.json"
+
+    @classmethod
+    def kept_in(cls, run: Path) -> Drifts:
+        """That of a run that was stopped; nothing where there is none."""
+        path = cls.file_in(run)
+        return cls.read(path) if exists(path) else cls()
+
+    @classmethod
+    def of(cls, problem: Problem) -> Drifts:
+        """What a problem's latencies rest on."""
+        models = [problem.model, *(problem.others or {}).values()]
+        return cls(drifts={model.fingerprint: model.drift for model in models})
+
+
+NO_DRIFTS = Drifts()
+
+
 @dataclass(frozen=True)
 class Target:
     """What a network is searched for.
@@ -44,18 +82,29 @@ class Target:
         device: The profile's, which measures; None where it is elsewhere.
         precision: Of the latencies.
         others: Further devices whose latency is limited too, by name.
+        refreshes: Whether a few of the profile's networks are measured again where the device is
+            attached, so that latencies are those of the machine as it is now.
     """
 
     profile: Path
     device: Device | None = None
     precision: Precision = "fp32"
     others: Mapping[str, Target] = field(default_factory=dict)
+    refreshes: bool = True
 
-    def problem(self, chosen: SearchSpace, budget: Budget, tell: Tell) -> Problem:
+    def problem(
+        self, chosen: SearchSpace, budget: Budget, tell: Tell, kept: Drifts = NO_DRIFTS
+    ) -> Problem:
         """A space, at the resolutions that the profiles hold, under limits.
 
         Where the profile holds none whole, what lacks is measured on the device and added to the
         file.
+
+        Args:
+            chosen: Space.
+            budget: Limits.
+            tell: How it goes.
+            kept: Of a run that goes on: machines are believed to be as they were then.
 
         Raises:
             IncompleteProfileError: Something lacks and the profile's device is elsewhere, or the
@@ -64,7 +113,11 @@ class Target:
         model = self._model(chosen, tell)
         for other in self.others.values():
             model = self._model(other._model(model.space, tell).space, tell)
-        others = {name: other._model(model.space, tell) for name, other in self.others.items()}
+        others = {
+            name: other._fresh(other._model(model.space, tell), name, tell, kept)
+            for name, other in self.others.items()
+        }
+        model = self._fresh(model, "", tell, kept)
         if model.space.resolutions != chosen.resolutions:
             held = ", ".join(map(str, model.space.resolutions))
             tell.note(
@@ -84,6 +137,20 @@ class Target:
             chosen, self.device, self.profile, precision=self.precision, on_progress=tell.progress
         )
         return LatencyModel(chosen, profile, self.precision)
+
+    def _fresh(self, model: LatencyModel, name: str, tell: Tell, kept: Drifts) -> LatencyModel:
+        """The model at the level of now, where that is known or can be measured."""
+        drift = kept.drifts.get(model.fingerprint)
+        of_now = drift is None and self.refreshes and self.device is not None
+        if of_now:
+            assert self.device is not None
+            drift = refresh(model, self.device, on_progress=tell.progress)
+        model = model if drift is None else model.at(drift)
+        tell.note(f"{name}: {model.drift.words}" if name else model.drift.words)
+        if model.drift.exceeds(model.validation.margin):
+            command = again_command(self.profile, model.space, model.profile, self.precision)
+            tell.note(f"that is more than a machine drifts: profile it again, {command}")
+        return model
 
     def detached(self) -> Target:
         """The same, where nothing is measured."""
