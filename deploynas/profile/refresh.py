@@ -23,7 +23,7 @@ from deploynas.profile.levels import unmeasured
 from deploynas.profile.profiler import write_timed
 
 RULE = StopRule(
-    precision=0.01, min_sessions=4, max_sessions=6, rounds=4, session_seconds=1.0, max_seconds=12.0
+    precision=0.01, min_sessions=4, max_sessions=6, rounds=4, session_seconds=1.0, max_seconds=9.0
 )
 NUM_NETWORKS = 6
 SESSION_SECONDS = 3.0  # that the least rounds of a session may take on a slow device
