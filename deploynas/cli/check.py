@@ -334,7 +334,8 @@ def _life_rule(
     if not (wanted or every or instances):
         return None
     identity = device.identity
-    cores = int(identity.recorded.get("cores", "1"))
+    facts = identity.recorded
+    cores = min(int(facts.get("cores", "1")), int(float(facts.get("quota", "1e9"))))
     return LifeRule(
         every_ms=0.0 if every is None else Call.parse(every, "--every"),
         instances=instances or max(1, cores // identity.threads),
