@@ -314,11 +314,11 @@ def check(
             )
         elif result.latency_normalised and result.manifest:
             y, m = result.latency_normalised, result.manifest
-            text = f"at the profile's clock speed {y.median:.3f} ms"
-            if m.at_profile_ms is not None:
+            text = f"at the prediction's clock speed {y.median:.3f} ms"
+            if m.predicted_latency_ms is not None:
                 text += (
-                    f"; predicted {m.at_profile_ms:.3f} ms +-{m.prediction_error:.1%}: "
-                    f"off by {y.median / m.at_profile_ms - 1:+.1%}"
+                    f"; predicted {m.predicted_latency_ms:.3f} ms +-{m.prediction_error:.1%}: "
+                    f"off by {y.median / m.predicted_latency_ms - 1:+.1%}"
                 )
             say(text)
         for line in result.life.lines if result.life else ():

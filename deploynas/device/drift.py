@@ -22,6 +22,7 @@ class Drift(Record):
         spread: How far a network may be from that in either direction, in 95 % of cases, relative.
         scatter: Standard deviation between the networks that tell, relative.
         num_networks: How many these are; 0 where nothing was measured.
+        core_ms, memory_ms: The reference level meanwhile; None where nothing was measured.
         made: When, in seconds since 1970; ``profiled`` when its profile was. None: not known.
     """
 
@@ -29,6 +30,8 @@ class Drift(Record):
     spread: Annotated[float, Field(ge=0)]
     scatter: Annotated[float, Field(ge=0)] = 0.0
     num_networks: Annotated[int, Field(ge=0)] = 0
+    core_ms: Annotated[float, Field(gt=0)] | None = None
+    memory_ms: Annotated[float, Field(gt=0)] | None = None
     made: float | None = None
     profiled: float | None = None
 

@@ -87,9 +87,9 @@ class Manifest(Artifact):
     """``manifest.json`` beside ``model.onnx``. Format 1 (0.1.0): first version.
 
     Attributes:
-        core_ms, memory_ms: The profile's reference level.
-        profile: Path of the device profile; ``drift`` is that of the machine since then, by which
-            ``predicted_latency_ms`` departs from that level. Empty, and None, in earlier files.
+        core_ms, memory_ms: The reference level of ``predicted_latency_ms``.
+        profile: Path of the device profile; ``drift`` is that of the machine since then, with
+            which the latency is predicted. Empty, and None, in earlier files.
         prediction_error: Relative half-width of the prediction's bound.
         data_size: At which the data was loaded, before it was resized.
         predicted_latency_ms: None where the profile lacks the network's own classifier, and in
@@ -147,7 +147,7 @@ class Manifest(Artifact):
 
     @property
     def at_profile_ms(self) -> float | None:
-        """The predicted latency at the profile's reference level."""
+        """The predicted latency without the drift."""
         then = self.drift.factor if self.drift else 1.0
         return None if self.predicted_latency_ms is None else self.predicted_latency_ms / then
 

@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from deploynas.device import Drift
+from deploynas.device import Drift, Level
 from deploynas.errors import IncompleteProfileError
 from deploynas.profile.device_profile import (
     DeviceProfile,
@@ -156,6 +156,14 @@ class LatencyModel:
     def half_width(self) -> float:
         """Share of a prediction that its bounds lie away from it, within the calibrated range."""
         return self.bound.half_width
+
+    @property
+    def level(self) -> Level:
+        """The reference level of predictions: what is measured later is to be normalised to it."""
+        core_ms, memory_ms = self.drift.core_ms, self.drift.memory_ms
+        if core_ms is None or memory_ms is None:
+            return self.profile.reference
+        return Level(core_ms, memory_ms)
 
     @property
     def low_ms(self) -> float:

@@ -66,6 +66,7 @@ def refresh(
             device, paths, rule or RULE, on_progress=lambda p: on_progress(text, p.done)
         )
     then = np.log([profile.estimate(record.samples).median for record in chosen])
+    level = typical_level(found.values())
     num_sessions = min(len(one.ms) for one in found.values())
     # as they are, or by the references at the level of these seconds: whichever agrees better
     raw, by_level = (
@@ -76,7 +77,7 @@ def refresh(
             ]
         )
         - then[:, None]
-        for at in (None, typical_level(found.values()))
+        for at in (None, level)
     )
     networks = min(raw.mean(axis=1), by_level.mean(axis=1), key=np.std)
     widest = unmeasured(profile, model.records).spread
@@ -88,6 +89,8 @@ def refresh(
         spread=math.hypot(network, minute),
         scatter=float(networks.std(ddof=1)) if len(chosen) > 1 else 0.0,
         num_networks=len(chosen),
+        core_ms=level.core_ms,
+        memory_ms=level.memory_ms,
         made=time.time(),
         profiled=model.validation.made,
     )

@@ -21,8 +21,8 @@ class Candidate(Record):
     """A network with its costs.
 
     Attributes:
-        predicted_latency_ms: At the profile's reference level, times the result's drift; None
-            where a new classifier is not in the profile.
+        predicted_latency_ms: At the result's reference level; None where a new classifier is not
+            in the profile.
         prediction_error: Relative half-width of the latency model's bound.
         extrapolated: The prediction lies outside the calibrated range.
         accuracy: A fraction: measured on the whole validation split, or what a predictor expects.
@@ -156,10 +156,9 @@ class SearchResult(Artifact):
         profile: Path of the device profile; ``device`` is whose it is.
         profiles: Of other devices whose latency was limited: name -> path.
         precision: Of the latencies: what the network is to be exported in.
-        core_ms, memory_ms: The profile's reference level.
-        drift: Of the machine since its profile, which the predicted latencies are made with; None
-            in earlier files, whose predictions are at the profile's level. ``drifts``: of other
-            devices, by name.
+        core_ms, memory_ms: The reference level of the predicted latencies.
+        drift: Of the machine since its profile, with which they are predicted; None in earlier
+            files. ``drifts``: of other devices, by name.
         supernet: Run of a trained supernet, the file of a published one, or the search's own run.
         weights: Which of the three: ``shared``, ``published``, or a set a path; or ``trained``:
             from scratch, in the search's own run.

@@ -116,9 +116,11 @@ def compare(
         return time.monotonic() - started > max_minutes * 60
 
     ensure_writable(run)
-    problem = target.problem(space, settings.budget, tell, Drifts.kept_in(run))
+    problem = target.problem(space, settings.budget, tell)
+    job = hash_of([settings.model_dump(mode="json"), problem.model.fingerprint])
+    problem = target.refreshed(problem, tell, Drifts.kept_in(run, job))
     problem.require_reachable(np.random.default_rng(0))
-    Drifts.of(problem).write(Drifts.file_in(run))
+    Drifts.of(problem, job).write(Drifts.file_in(run))
     bench = _Bench(problem, dataset, target, settings, run, workers)
     tell.note(bench.forecast())
     winners: list[Winner] = []
@@ -329,7 +331,7 @@ class _Search:
         """Leaves the result and its seconds in the folder."""
         bench, tell = self.bench, Tell(self.told)
         self.folder.mkdir(parents=True, exist_ok=True)
-        believed = Drifts.of(bench.problem)  # the same by all
+        believed = Drifts.of(bench.problem, self.job)  # the same by all
         believed.write(Drifts.file_in(self.folder))
         clock = self.folder / "clock"
         with clocked(clock, self.told) as (told, more):

@@ -44,13 +44,15 @@ class Drifts(Artifact):
     Format 1 (0.1.0): first version.
 
     Attributes:
-        drifts: Fingerprint of a latency model -> by how much its machine drifted.
+        job: What they are believed for.
+        drifts: A device's name, empty for the first -> its machine's drift.
     """
 
     SCHEMA: ClassVar[str] = "deploynas-drift"
     VERSION: ClassVar[int] = 1
 
-    drifts: dict[str, Drift] = {}
+    job: str
+    drifts: dict[str, Drift]
 
     @classmethod
     def file_in(cls, run: Path) -> Path:
@@ -58,19 +60,22 @@ class Drifts(Artifact):
         return run / "drift.json"
 
     @classmethod
-    def kept_in(cls, run: Path) -> Drifts:
-        """That of a run that was stopped; nothing where there is none."""
+    def kept_in(cls, run: Path, job: str | None) -> Drifts | None:
+        """Those of a run that was stopped; None where there are none for this job.
+
+        Args:
+            run: Directory.
+            job: None for a process that only follows another, which has said them.
+        """
         path = cls.file_in(run)
-        return cls.read(path) if exists(path) else cls()
+        kept = cls.read(path) if exists(path) else None
+        return kept if kept is not None and job in (None, kept.job) else None
 
     @classmethod
-    def of(cls, problem: Problem) -> Drifts:
+    def of(cls, problem: Problem, job: str) -> Drifts:
         """What a problem's latencies rest on."""
-        models = [problem.model, *(problem.others or {}).values()]
-        return cls(drifts={model.fingerprint: model.drift for model in models})
-
-
-NO_DRIFTS = Drifts()
+        models = {"": problem.model, **(problem.others or {})}
+        return cls(job=job, drifts={name: model.drift for name, model in models.items()})
 
 
 @dataclass(frozen=True)
@@ -92,19 +97,11 @@ class Target:
     others: Mapping[str, Target] = field(default_factory=dict)
     refreshes: bool = True
 
-    def problem(
-        self, chosen: SearchSpace, budget: Budget, tell: Tell, kept: Drifts = NO_DRIFTS
-    ) -> Problem:
+    def problem(self, chosen: SearchSpace, budget: Budget, tell: Tell) -> Problem:
         """A space, at the resolutions that the profiles hold, under limits.
 
         Where the profile holds none whole, what lacks is measured on the device and added to the
-        file.
-
-        Args:
-            chosen: Space.
-            budget: Limits.
-            tell: How it goes.
-            kept: Of a run that goes on: machines are believed to be as they were then.
+        file. What machines drifted since is left to :meth:`refreshed`.
 
         Raises:
             IncompleteProfileError: Something lacks and the profile's device is elsewhere, or the
@@ -113,11 +110,7 @@ class Target:
         model = self._model(chosen, tell)
         for other in self.others.values():
             model = self._model(other._model(model.space, tell).space, tell)
-        others = {
-            name: other._fresh(other._model(model.space, tell), name, tell, kept)
-            for name, other in self.others.items()
-        }
-        model = self._fresh(model, "", tell, kept)
+        others = {name: other._model(model.space, tell) for name, other in self.others.items()}
         if model.space.resolutions != chosen.resolutions:
             held = ", ".join(map(str, model.space.resolutions))
             tell.note(
@@ -138,12 +131,29 @@ class Target:
         )
         return LatencyModel(chosen, profile, self.precision)
 
-    def _fresh(self, model: LatencyModel, name: str, tell: Tell, kept: Drifts) -> LatencyModel:
-        """The model at the level of now, where that is known or can be measured."""
-        drift = kept.drifts.get(model.fingerprint)
-        of_now = drift is None and self.refreshes and self.device is not None
-        if of_now:
-            assert self.device is not None
+    def refreshed(self, problem: Problem, tell: Tell, kept: Drifts | None = None) -> Problem:
+        """A problem of this target on its machines as they are now, where they can be measured.
+
+        Args:
+            problem: As :meth:`problem` makes it.
+            tell: How it goes.
+            kept: Of a run that goes on: machines are believed to be as they were then.
+
+        Raises:
+            DeviceError: One failed; see its class.
+        """
+        drifts = {} if kept is None else kept.drifts
+        others = {
+            name: self.others[name]._at_now(model, name, drifts.get(name), tell)
+            for name, model in (problem.others or {}).items()
+        }
+        model = self._at_now(problem.model, "", drifts.get(""), tell)
+        return replace(problem, model=model, others=others)
+
+    def _at_now(
+        self, model: LatencyModel, name: str, drift: Drift | None, tell: Tell
+    ) -> LatencyModel:
+        if drift is None and self.refreshes and self.device is not None:
             drift = refresh(model, self.device, on_progress=tell.progress)
         model = model if drift is None else model.at(drift)
         tell.note(f"{name}: {model.drift.words}" if name else model.drift.words)

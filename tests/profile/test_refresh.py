@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploynas.device import Drift
+from deploynas.device import Drift, Level
 from deploynas.errors import DeviceMismatchError
 from deploynas.profile import DeviceProfile, LatencyModel, shipped
 from deploynas.profile.device_profile import SampleRecord
@@ -55,6 +55,8 @@ def test_a_drift_of_seven_per_cent_is_found_and_believed(model, profile, board):
     assert [now.ms_of(one) for one in sums] == pytest.approx(now.predict_ms(archs))
     assert now.within_ms(upper[0]) == pytest.approx(now.predict_ms(archs[inside][:1])[0])
     assert now.fingerprint == model.fingerprint
+    assert now.level == Level(1.0, 1.0)
+    assert now.at(drift.model_copy(update={"core_ms": 2.0})).level == Level(2.0, 1.0)
 
 
 def test_another_device_is_not_asked(model, profile, board):

@@ -13,7 +13,6 @@ from deploynas.profile import LatencyModel
 from deploynas.profile.levels import WANDER
 from deploynas.profile.refresh import NUM_NETWORKS
 from deploynas.search import STRATEGIES, Budget, Effort, Plan
-from deploynas.workflows import target as targets
 from deploynas.workflows.chosen import open_saved
 from deploynas.workflows.exporting import export
 from deploynas.workflows.search import Opened, search
@@ -102,6 +101,7 @@ def test_the_budget_is_kept_on_the_machine_of_now(digits, made, tmp_path):
     assert 0.9 * limit < took <= limit
     assert result.best.predicted_latency_ms == pytest.approx(took, rel=1e-3)
     assert result.drift.factor == pytest.approx(SLOWER)
+    assert (result.core_ms, result.memory_ms) == (1.0, 1.0)
     assert result.measured_latency_ms == pytest.approx(took, rel=1e-3)
     assert not Drifts.file_in(tmp_path / "run").exists()  # the next search asks anew
 
@@ -123,7 +123,7 @@ def test_a_search_that_goes_on_believes_the_same_machine(digits, made, tmp_path)
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         searched(digits, limit, Target(path, device), run, most=20)
-    (kept,) = Drifts.kept_in(run).drifts.values()
+    (kept,) = Drifts.read(Drifts.file_in(run)).drifts.values()
     assert kept.factor == pytest.approx(SLOWER)
     device.factor, device.asked = 1.0, []
     result, notes = searched(digits, limit, Target(path, device), run)
@@ -135,14 +135,25 @@ def test_a_search_that_goes_on_believes_the_same_machine(digits, made, tmp_path)
     assert other.job == result.job
 
 
+def test_another_search_in_a_run_asks_anew(digits, made, tmp_path):
+    path, profile, device = made
+    limit = limit_in(profile, Untrained(digits).space)
+    for factor, share in ((SLOWER, 1.0), (0.95, 0.9)):
+        device.factor = factor
+        with pytest.raises(KeyboardInterrupt):
+            searched(digits, share * limit, Target(path, device), tmp_path, most=20)
+        (kept,) = Drifts.read(Drifts.file_in(tmp_path)).drifts.values()
+        assert kept.factor == pytest.approx(factor)
+
+
 def test_without_a_refresh_the_bound_is_wide(digits, made, tmp_path):
     path, profile, device = made
     limit = limit_in(profile, Untrained(digits).space)
     for target in (Target(path, device, refreshes=False), Target(path)):
         notes = []
-        problem = target.problem(
-            Untrained(digits).space, Budget(latency_ms=limit), Tell(note=notes.append)
-        )
+        tell = Tell(note=notes.append)
+        problem = target.problem(Untrained(digits).space, Budget(latency_ms=limit), tell)
+        problem = target.refreshed(problem, tell)
         assert problem.model.drift.factor == 1.0
         assert problem.model.half_width >= WANDER
         assert any("nothing was measured" in text and "7.0%" in text for text in notes)
@@ -153,8 +164,8 @@ def test_a_machine_that_is_another_is_told(digits, made):
     path, profile, device = made
     device.factor = 1.6
     notes = []
-    Target(path, device).problem(Untrained(digits).space, Budget(), Tell(note=notes.append))
+    target, tell = Target(path, device), Tell(note=notes.append)
+    target.refreshed(target.problem(Untrained(digits).space, Budget(), tell), tell)
     told = next(text for text in notes if "more than a machine drifts" in text)
     assert f"rm {path} && deploynas profile" in told
     assert f"--output {path}" in told
-    assert targets.NO_DRIFTS.drifts == {}
