@@ -23,7 +23,7 @@ from deploynas.profile.levels import unmeasured
 from deploynas.profile.profiler import write_timed
 
 RULE = StopRule(
-    precision=0.01, min_sessions=4, max_sessions=6, rounds=4, session_seconds=1.0, max_seconds=9.0
+    precision=0.01, min_sessions=4, max_sessions=6, rounds=3, session_seconds=1.0, max_seconds=10.0
 )
 NUM_NETWORKS = 6
 SESSION_SECONDS = 3.0  # that the least rounds of a session may take on a slow device
@@ -65,7 +65,7 @@ def refresh(
         found = measure(
             device, paths, rule or RULE, on_progress=lambda p: on_progress(text, p.done)
         )
-    then = np.log([profile.estimate(record.samples).median for record in chosen])
+    before = [profile.estimate(record.samples) for record in chosen]
     level = typical_level(found.values())
     num_sessions = min(len(one.ms) for one in found.values())
     # as they are, or by the references at the level of these seconds: whichever agrees better
@@ -76,18 +76,22 @@ def refresh(
                 for one in found.values()
             ]
         )
-        - then[:, None]
+        - np.log([[one.median] for one in before])
         for at in (None, level)
     )
-    networks = min(raw.mean(axis=1), by_level.mean(axis=1), key=np.std)
+    slower = min(raw, by_level, key=lambda way: way.mean(axis=1).std())
+    noise_before = np.mean(
+        [
+            (one.half_width / t_quantile(CONFIDENCE, max(1, len(record.samples.ms) - 1))) ** 2
+            for one, record in zip(before, chosen, strict=True)
+        ]
+    )
     widest = unmeasured(profile, model.records).spread
-    # of one more network, and of the mean of as many sessions in another minute
-    network = _within(networks, 1 + 1 / len(chosen), widest)
-    minute = min(widest, _within(raw.mean(axis=0), 2 / num_sessions, widest))
+    network, scatter = _of_one_more(slower, float(noise_before), widest)
     return Drift(
-        factor=math.exp(float(networks.mean())),
-        spread=math.hypot(network, minute),
-        scatter=float(networks.std(ddof=1)) if len(chosen) > 1 else 0.0,
+        factor=math.exp(float(slower.mean())),
+        spread=math.hypot(network, _of_another_minute(raw.mean(axis=0), widest)),
+        scatter=scatter,
         num_networks=len(chosen),
         core_ms=level.core_ms,
         memory_ms=level.memory_ms,
@@ -96,12 +100,41 @@ def refresh(
     )
 
 
-def _within(logs: Floats, variance: float, unknown: float) -> float:
-    """Student's 95 % half-width of what varies by so much of the variance that ``logs`` have."""
-    if len(logs) < 2:
-        return unknown
-    deviation = float(logs.std(ddof=1))
-    return t_quantile(CONFIDENCE, len(logs) - 1) * deviation * math.sqrt(variance)
+def _of_one_more(slower: Floats, noise_before: float, widest: float) -> tuple[float, float]:
+    """How far one more network may be from the mean, in 95 % of cases, and how far these are.
+
+    The latter is a standard deviation. What these networks scatter by is in part the noise of
+    their measurements, now and in the profile, which is not one of the other network: the fit's
+    margin has it.
+
+    Args:
+        slower: ``(num_networks, num_sessions)`` logarithms of ratios now to then.
+        noise_before: Variance of the logarithms of what was then.
+        widest: Where a single network tells nothing of others.
+    """
+    num, sessions = slower.shape
+    if num < 2:
+        return widest, 0.0
+    networks = slower.mean(axis=1)
+    scatter = float(networks.var(ddof=1))
+    rest = slower - networks[:, None] - slower.mean(axis=0) + slower.mean()
+    noise_now = float((rest**2).sum()) / ((num - 1) * max(1, sessions - 1)) / sessions
+    variance = max(0.0, scatter - noise_before - noise_now) + scatter / num
+    return t_quantile(CONFIDENCE, num - 1) * math.sqrt(variance), math.sqrt(scatter)
+
+
+def _of_another_minute(sessions: Floats, widest: float) -> float:
+    """How far the mean of as many sessions in another minute may be, in 95 % of cases.
+
+    Args:
+        sessions: ``(num_sessions,)`` logarithms of how slow the machine was.
+        widest: Where a minute was so restless that it tells no more than that.
+    """
+    num = len(sessions)
+    if num < 2:
+        return widest
+    deviation = float(sessions.std(ddof=1))
+    return min(widest, t_quantile(CONFIDENCE, num - 1) * deviation * math.sqrt(2 / num))
 
 
 def anchors(

@@ -14,7 +14,13 @@ from deploynas.profile import DeviceProfile, LatencyModel, shipped
 from deploynas.profile.device_profile import SampleRecord
 from deploynas.profile.latency_model import fit, optimism_of
 from deploynas.profile.levels import WANDER, unmeasured
-from deploynas.profile.refresh import NUM_NETWORKS, anchors, refresh
+from deploynas.profile.refresh import (
+    NUM_NETWORKS,
+    _of_another_minute,
+    _of_one_more,
+    anchors,
+    refresh,
+)
 from deploynas.profile.validate import bounds_of
 from deploynas.spaces import space
 
@@ -155,3 +161,30 @@ def test_what_a_search_picks_keeps_its_bound():
     assert np.mean(without) < np.mean(kept)
     nothing = optimism_of(np.zeros(48), np.ones(48), np.full(48, 100))
     assert nothing == 0.0
+
+
+@pytest.mark.parametrize("own", [0.0, 0.01, 0.03])
+def test_one_more_network_in_another_minute_is_within_the_spread(own):
+    """Simulated: ``own`` is what single networks drift by, relative; a per cent each is noise."""
+    rng = np.random.default_rng(0)
+    num, sessions, noise = 6, 4, 0.01
+    held, halves = [], []
+    for _ in range(1500):
+        minutes = rng.normal(0, 0.01, sessions)
+        before = rng.normal(0, noise / 2, (num, 1))
+        networks = rng.normal(0, own, (num + 1, 1))
+        slower = networks[:num] + minutes + before + rng.normal(0, noise, (num, sessions))
+        network, _ = _of_one_more(slower, (noise / 2) ** 2, 1.0)
+        half = np.hypot(network, _of_another_minute(slower.mean(axis=0), 1.0))
+        then = networks[num, 0] + rng.normal(0, 0.01, sessions).mean()
+        held.append(abs(then - slower.mean()) <= half)
+        halves.append(half)
+    assert 0.94 <= np.mean(held) <= 1
+    assert np.median(halves) < 0.03 + 3.5 * own
+
+
+def test_what_a_single_network_or_session_tells():
+    one = np.zeros((1, 4))
+    assert _of_one_more(one, 0.0, 0.07) == (0.07, 0.0)
+    assert _of_another_minute(one[0, :1], 0.07) == 0.07
+    assert _of_another_minute(np.array([0.0, 0.5]), 0.07) == 0.07
