@@ -9,7 +9,7 @@ from pydantic import Field
 
 from deploynas.artifacts import Record
 
-TOO_FAR = 0.2  # logarithm of a drift that is none of a machine's moods
+TOO_FAR = 0.1  # logarithm of what the reference models do not know of a drift
 TOO_WIDE = 0.03  # standard deviation between networks, where the profile's margin is no wider
 UNITS = (("day", 86_400.0), ("hour", 3_600.0), ("minute", 60.0))
 
@@ -20,7 +20,9 @@ class Drift(Record):
     Attributes:
         factor: How much longer networks take than at the profile's level.
         spread: How far a network may be from that in either direction, in 95 % of cases, relative.
-        scatter: Standard deviation between the networks that tell, relative.
+        scatter: Standard deviation between the networks that tell, relative, without the noise of
+            their measurements.
+        unexplained: What is left of the factor at the profile's reference level.
         num_networks: How many these are; 0 where nothing was measured.
         core_ms, memory_ms: The reference level meanwhile; None where nothing was measured.
         made: When, in seconds since 1970; ``profiled`` when its profile was. None: not known.
@@ -29,6 +31,7 @@ class Drift(Record):
     factor: Annotated[float, Field(gt=0)] = 1.0
     spread: Annotated[float, Field(ge=0)]
     scatter: Annotated[float, Field(ge=0)] = 0.0
+    unexplained: Annotated[float, Field(gt=0)] = 1.0
     num_networks: Annotated[int, Field(ge=0)] = 0
     core_ms: Annotated[float, Field(gt=0)] | None = None
     memory_ms: Annotated[float, Field(gt=0)] | None = None
@@ -52,7 +55,7 @@ class Drift(Record):
 
     def exceeds(self, margin: float) -> bool:
         """Whether a profile whose fit has such a margin is not of this machine any more."""
-        far = abs(math.log(self.factor)) > TOO_FAR
+        far = abs(math.log(self.unexplained)) > TOO_FAR
         return far or self.scatter > max(TOO_WIDE, margin)
 
 

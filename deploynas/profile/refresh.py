@@ -86,12 +86,15 @@ def refresh(
             for one, record in zip(before, chosen, strict=True)
         ]
     )
+    at_profile = [one.estimate(profile.reference).median for one in found.values()]
+    unexplained = np.mean(np.log(at_profile) - np.log([one.median for one in before]))
     widest = unmeasured(profile, model.records).spread
     network, scatter = _of_one_more(slower, float(noise_before), widest)
     return Drift(
         factor=math.exp(float(slower.mean())),
         spread=math.hypot(network, _of_another_minute(raw.mean(axis=0), widest)),
         scatter=scatter,
+        unexplained=math.exp(float(unexplained)),
         num_networks=len(chosen),
         core_ms=level.core_ms,
         memory_ms=level.memory_ms,
@@ -101,11 +104,10 @@ def refresh(
 
 
 def _of_one_more(slower: Floats, noise_before: float, widest: float) -> tuple[float, float]:
-    """How far one more network may be from the mean, in 95 % of cases, and how far these are.
+    """How far one more network may be from the mean, in 95 % of cases; the standard deviation.
 
-    The latter is a standard deviation. What these networks scatter by is in part the noise of
-    their measurements, now and in the profile, which is not one of the other network: the fit's
-    margin has it.
+    What these networks scatter by is in part the noise of their measurements, now and in the
+    profile, which is not one of the other network: the fit's margin has it.
 
     Args:
         slower: ``(num_networks, num_sessions)`` logarithms of ratios now to then.
@@ -119,8 +121,9 @@ def _of_one_more(slower: Floats, noise_before: float, widest: float) -> tuple[fl
     scatter = float(networks.var(ddof=1))
     rest = slower - networks[:, None] - slower.mean(axis=0) + slower.mean()
     noise_now = float((rest**2).sum()) / ((num - 1) * max(1, sessions - 1)) / sessions
-    variance = max(0.0, scatter - noise_before - noise_now) + scatter / num
-    return t_quantile(CONFIDENCE, num - 1) * math.sqrt(variance), math.sqrt(scatter)
+    own = max(0.0, scatter - noise_before - noise_now)
+    half = t_quantile(CONFIDENCE, num - 1) * math.sqrt(own + scatter / num)
+    return half, math.sqrt(own)
 
 
 def _of_another_minute(sessions: Floats, widest: float) -> float:

@@ -44,6 +44,7 @@ def test_a_drift_of_seven_per_cent_is_found_and_believed(model, profile, board):
     assert device.asked == [NUM_NETWORKS]
     assert (shares[0], shares[-1]) == (0.0, 1.0)
     assert drift.factor == pytest.approx(1.07)
+    assert drift.unexplained == pytest.approx(1.07)
     assert drift.spread == pytest.approx(0.0, abs=1e-5)
     assert "7.0% slower than in its profile of a moment ago (6 networks" in drift.words
     assert not drift.exceeds(model.validation.margin)
@@ -72,12 +73,13 @@ def test_another_device_is_not_asked(model, profile, board):
 
 
 @pytest.mark.parametrize(
-    ("factor", "scatter", "far"),
-    [(1.1, 0.01, False), (1.3, 0.01, True), (0.75, 0.0, True), (1.0, 0.05, True)],
+    ("unexplained", "scatter", "far"),
+    [(1.07, 0.01, False), (1.2, 0.01, True), (0.85, 0.0, True), (1.0, 0.05, True)],
 )
-def test_what_no_machine_drifts_by(factor, scatter, far):
-    assert Drift(factor=factor, spread=0.1, scatter=scatter, num_networks=6).exceeds(0.02) == far
-    assert not Drift(factor=1.0, spread=0.1, scatter=scatter, num_networks=6).exceeds(0.08)
+def test_what_no_machine_drifts_by(unexplained, scatter, far):
+    drift = Drift(factor=1.5, spread=0.1, scatter=scatter, unexplained=unexplained)
+    assert drift.exceeds(0.02) == far
+    assert drift.exceeds(0.08) == (far and scatter < 0.05)
 
 
 @pytest.mark.parametrize(
