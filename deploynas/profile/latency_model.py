@@ -42,6 +42,7 @@ _PENALTIES = np.geomspace(1e-4, 1e2, 13)
 _POWERS = (1.0, 1.25, 1.6, 2.0)
 _WORTHWHILE = 0.8  # of the mean squared error of a sum: with no more than that a power is taken
 MARGIN_LEVEL = 0.95  # of networks whose time lies within the margin of their prediction
+LEAST = 0.1  # of what a network took, that a prediction without it may be, however bad the fit
 PICKED = 3.0  # standard deviations: the dearest of some hundred networks of one latency
 NUM_FREE = 4  # intercept, scale, layers, bytes: never penalised
 
@@ -288,8 +289,8 @@ class Fit:
         weights: ``(num_features,)``.
         power: 1 where the sum is the time.
         unit_ms: Where the sum and the time are equal, whatever the power.
-        residuals: ``(n,)`` of those that it was fitted to: how much longer each took than is
-            predicted without it, relative.
+        residuals: ``(n,)`` of those that it was fitted to: what each took beyond its prediction
+            without it, relative to what it took.
     """
 
     weights: Floats
@@ -378,6 +379,7 @@ def conformal_margin(predicted: Floats, measured: Floats) -> float:
         predicted: ``(n,)`` milliseconds, each by a model that never saw the network.
         measured: ``(n,)`` milliseconds.
     """
+    predicted = np.maximum(predicted, LEAST * measured)  # a hopeless fit may say 0
     shares = np.sort(np.abs(measured / predicted - 1))
     rank = math.ceil(MARGIN_LEVEL * (len(shares) + 1))
     return float(shares[min(rank, len(shares)) - 1])
@@ -398,13 +400,14 @@ def optimism_of(residuals: Floats, measured: Floats, macs: npt.NDArray[np.int64]
     """
     if len(residuals) < 3:
         return 0.0
-    known = np.stack([np.ones(len(residuals)), np.log(measured / (1 + residuals))], axis=1)
+    predicted = measured * np.maximum(1 - residuals, LEAST)
+    known = np.stack([np.ones(len(residuals)), np.log(predicted)], axis=1)
     work = np.log(np.maximum(macs, 1))
     more = work - known @ np.linalg.lstsq(known, work, rcond=None)[0]
     deviation = float(more.std())
     if deviation < 1e-6:
         return 0.0
-    slope = float(np.mean(more * residuals)) / deviation
+    slope = float(np.mean(more * (measured / predicted - 1))) / deviation
     return max(0.0, slope * PICKED)
 
 

@@ -12,7 +12,7 @@ from deploynas.device import Drift, Level
 from deploynas.errors import DeviceMismatchError
 from deploynas.profile import DeviceProfile, LatencyModel, shipped
 from deploynas.profile.device_profile import SampleRecord
-from deploynas.profile.latency_model import fit, optimism_of
+from deploynas.profile.latency_model import conformal_margin, fit, optimism_of
 from deploynas.profile.levels import WANDER, unmeasured
 from deploynas.profile.refresh import (
     NUM_NETWORKS,
@@ -163,6 +163,9 @@ def test_what_a_search_picks_keeps_its_bound():
     assert np.mean(without) < np.mean(kept)
     nothing = optimism_of(np.zeros(48), np.ones(48), np.full(48, 100))
     assert nothing == 0.0
+    hopeless = optimism_of(np.linspace(-3, 3, 48), np.ones(48), np.arange(1, 49))
+    assert np.isfinite(hopeless)
+    assert conformal_margin(np.zeros(30), np.ones(30)) == pytest.approx(9)
 
 
 @pytest.mark.parametrize("own", [0.0, 0.01, 0.03])
