@@ -66,7 +66,6 @@ def transfer_space(
         least = f"{LEAST} networks, and one a resolution, are the least that tell"
         raise InvalidInputError(f"{least}, got {num_networks} for {space.name}")
     key = space_key(space, precision)
-    lent = tuple(_source(space, device, name, one, precision) for name, one in sources.items())
     with open_journal(path) as journal:
         profile = DeviceProfile.read(path) if path.exists() else None
         profile = profile or DeviceProfile(identity=device.identity)
@@ -76,8 +75,11 @@ def transfer_space(
                 f"{path} holds {space.name} as it was measured there",
                 "choose another file with --output",
             )
-        features = TransferFeatures(space, TransferRecord(sources=lent))
         records = profile.networks.get(key, ())
+        sides = {*space.resolutions, *(record.resolution for record in records)}
+        space = space.with_resolutions(sorted(sides))
+        lent = tuple(_source(space, device, *pair, precision) for pair in sources.items())
+        features = TransferFeatures(space, TransferRecord(sources=lent))
         known = space.encode([record.architecture for record in records])
         archs = features.design(num_networks - len(known), known)
         if len(known) + len(archs) < num_networks:
