@@ -13,6 +13,7 @@ least, given the ones before them: the greedy D-optimal design.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +25,12 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 _LEVEL = 10.0  # widths of priors, as shares of the networks' spread: nearly free
 _SLOPE = 1.0
-_SOURCES = 0.3
+_SOURCES = 0.4
 WIDTH = 0.3  # of work, usually
 _WIDTHS = (0.5, 1.0, 2.0)  # of all but level and slope, beside one another
 _NOISES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)  # of a measurement, relative
-_DESIGN_NOISE = 0.03
+_SPOILED, _RARELY = 0.5, 0.01  # error of a measurement that went wrong, and how likely one is
+_DESIGN_NOISE = 0.06
 _LEAST = 0.1  # of the sources' mean latency
 
 
@@ -143,12 +145,14 @@ class Prior:
         x = columns @ draws / expected[:, None]
         y = (measured / scale - columns @ mean) / expected
         rounding = (step / math.sqrt(12) / scale / expected) ** 2
+        # none is spoiled, or one of them
+        spoiled = _SPOILED**2 * np.concatenate([np.zeros((1, len(y))), np.eye(len(y))])
         found: list[tuple[float, Floats]] = []
-        for width in _WIDTHS:
+        for width, noise, more in itertools.product(_WIDTHS, _NOISES, spoiled):
             wide = np.where(is_wide, width, 1.0)
-            for noise in _NOISES:
-                evidence, weights = _posterior(x * wide, y, noise**2 + rounding)
-                found.append((evidence, weights * wide))
+            evidence, weights = _posterior(x * wide, y, noise**2 + rounding + more)
+            evidence += math.log(_RARELY) if more.any() else 0.0
+            found.append((evidence, weights * wide))
         top = max(evidence for evidence, _ in found)
         shares = np.exp([evidence - top for evidence, _ in found])
         total = np.average([weights for _, weights in found], axis=0, weights=shares)
