@@ -145,8 +145,7 @@ def profile(
                 "device": result.identity.model_dump(),
                 "notes": list(target.notes),
                 "validation": validation.model_dump(),
-                "stated_error": validation.margin,
-                "transferred": result.basis(chosen, precision),
+                "transferred_from": result.sources(chosen, precision),
             }
         )
     say(f"{result.identity.title}")

@@ -244,19 +244,18 @@ class DeviceProfile(Artifact):
         key = layer_key(layer, precision)
         return self._estimates[key].median if key in self.layers else self._transferred_ms[key]
 
+    def sources(self, space: SearchSpace, precision: Precision = "fp32") -> list[str]:
+        """The devices that a space's latencies rest on, beside this one."""
+        transfer = self.transfers.get(space_key(space, precision))
+        return [] if transfer is None else [source.device for source in transfer.sources]
+
     def basis(self, space: SearchSpace, precision: Precision = "fp32") -> str | None:
         """What a space's latencies rest on where that is other devices, for people."""
-        return self.bases.get(space_key(space, precision))
-
-    @property
-    def bases(self) -> dict[str, str]:
-        """The same of every space that rests on other devices, by its key."""
-        return {
-            key: f"transferred, by {len(self.networks[key])} networks, from "
-            + "; ".join(source.device for source in transfer.sources)
-            for key, transfer in self.transfers.items()
-            if key in self.networks
-        }
+        sources, key = self.sources(space, precision), space_key(space, precision)
+        if not sources:
+            return None
+        num = len(self.networks.get(key, ()))
+        return f"transferred: {num} networks measured here, layers from {'; '.join(sources)}"
 
     def unmeasured(self, space: SearchSpace, precision: Precision = "fp32") -> list[Layer]:
         """Layers of ``space`` that were not measured on this device."""
