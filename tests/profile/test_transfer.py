@@ -13,16 +13,42 @@ import pytest
 from deploynas.device import Identity, LocalDevice, Samples, StopRule
 from deploynas.device.base import Notes
 from deploynas.errors import IncompleteProfileError, InvalidInputError
+from deploynas.onboard.folders import temporary_folder
 from deploynas.onboard.timing import Level, Round
 from deploynas.profile import DeviceProfile, LatencyModel, from_others, profile_space, profiler
-from deploynas.profile.device_profile import space_key
+from deploynas.profile.device_profile import (
+    LayerRecord,
+    LevelRecord,
+    SampleRecord,
+    layer_key,
+    space_key,
+)
 from deploynas.profile.from_others import transfer_space
 from deploynas.profile.prior import Prior
+from deploynas.profile.profiler import calibration_archs, with_networks, write_timed
 from deploynas.profile.validate import profiled_spaces, validate
 from deploynas.spaces import SearchSpace, space
-from deploynas.spaces.layers import macs, params
+from deploynas.spaces.layers import Node, chain
 
 SPACE = space("mobile-small", 10, 1, [20, 28])
+TABLE = """\
+operator = "mbconv"
+kernel_sizes = [3]
+expand_ratios = [2]
+activation = "relu"
+resolutions = [16]
+[stem]
+width = 8
+[first]
+width = 8
+[[stages]]
+width = 8
+stride = 2
+depths = {depths}
+[head]
+width = 16
+features = 0
+"""
 
 
 class Board:
@@ -57,28 +83,33 @@ class Board:
                 samples[name].add(number == 0, ms, level)
             yield Round(number, touches, (number + 1) / 3, 0.0)
 
-    def profile(self, path: Path, chosen: SearchSpace = SPACE) -> DeviceProfile:
-        """In full."""
-        return profile_space(chosen, self, path)[0]  # type: ignore[arg-type]
+    def profile(self, chosen: SearchSpace = SPACE) -> DeviceProfile:
+        """In full, without the detour of measuring it."""
 
+        def samples(nodes: list[Node]) -> Samples:
+            ms = self.ms(write_timed(folder / "timed.onnx", nodes, "fp32"))
+            return Samples(1000, [[ms] * 3] * 2, [[1.0] * 3] * 2, [[1.0] * 3] * 2)
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_counts() -> Generator[None, None, None]:
-    """Layers are counted by their own arithmetic: another counter takes longer than the rest."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(profiler, "_costs", lambda layer, by: (macs(layer), params(layer)))
-        yield
+        with temporary_folder() as folder:
+            layers = {
+                layer_key(layer, "fp32"): LayerRecord(
+                    macs=0, params=0, counted_by="nobody",
+                    samples=SampleRecord.of(samples(chain([layer]))),
+                )
+                for layer in chosen.layer_table
+            }  # fmt: skip
+            level = LevelRecord(core_ms=1.0, memory_ms=1.0)
+            profile = DeviceProfile(identity=self.identity, level=level, layers=layers)
+            archs = calibration_archs(chosen, profile)
+            measured = [samples(chosen.layers(arch)) for arch in archs]
+            return with_networks(profile, chosen, archs, measured)
 
 
 @pytest.fixture(scope="module")
-def boards(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, DeviceProfile]:
+def boards() -> dict[Path, DeviceProfile]:
     """Two boards that differ in what is dear."""
-    folder = tmp_path_factory.mktemp("boards")
     kinds = {"layers": (0.02, 1e-7), "bytes": (0.002, 2e-6)}
-    return {
-        folder / f"{name}.json": Board(name, *costs).profile(folder / f"{name}.json")
-        for name, costs in kinds.items()
-    }
+    return {Path(f"{name}.json"): Board(name, *costs).profile() for name, costs in kinds.items()}
 
 
 def test_samples_of_a_design_tell_a_device_between_its_sources() -> None:
@@ -129,7 +160,7 @@ def test_a_new_board_from_ten_networks(boards: dict[Path, DeviceProfile], tmp_pa
     assert len(profile.sources(SPACE)) == 2
     model = LatencyModel(SPACE, profile)
     assert profile.restrict(SPACE).resolutions == SPACE.resolutions
-    full = LatencyModel(SPACE, board.profile(tmp_path / "full.json"))
+    full = LatencyModel(SPACE, board.profile())
     archs = SPACE.sample(200, np.random.default_rng(9))
     error = np.abs(model.predict_ms(archs) / full.predict_ms(archs) - 1)
     assert error.mean() < 0.01
@@ -157,13 +188,19 @@ def test_more_networks_are_added_to_those_that_are_there(
     assert len(board.names) == 8
     assert more.networks[key][:6] == first.networks[key]
     assert len(more.networks[key]) == 14
-    # and a plain profile takes its place
-    full, num = profile_space(SPACE, board, path)  # type: ignore[arg-type]
-    assert num == len(SPACE.layer_table)
+
+
+def test_a_plain_profile_takes_its_place(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(TABLE.format(depths="[1, 2, 3, 4, 5, 6]"))
+    chosen = space(str(tmp_path / "small.toml"), 10, 1)
+    board, path = Board("between", 0.008, 1e-6), tmp_path / "new.json"
+    sources = {Path("layers.json"): Board("layers", 0.02, 1e-7).profile(chosen)}
+    transfer_space(chosen, board, path, sources, 5)  # type: ignore[arg-type]
+    full, num = profile_space(chosen, board, path)  # type: ignore[arg-type]
+    assert num == len(chosen.layer_table) == len(full.layers)
     assert not full.transfers
-    assert len(full.networks[key]) > 40
     with pytest.raises(InvalidInputError, match="as it was measured there"):
-        transfer_space(SPACE, board, path, boards, 10)  # type: ignore[arg-type]
+        transfer_space(chosen, board, path, sources, 5)  # type: ignore[arg-type]
 
 
 def test_bad_sources_and_numbers(boards: dict[Path, DeviceProfile], tmp_path: Path) -> None:
@@ -197,14 +234,9 @@ def test_bad_sources_and_numbers(boards: dict[Path, DeviceProfile], tmp_path: Pa
 
 def test_a_space_of_one_network(tmp_path: Path) -> None:
     table = tmp_path / "tiny.toml"
-    table.write_text(
-        'operator = "mbconv"\nkernel_sizes = [3]\nexpand_ratios = [2]\nactivation = "relu"\n'
-        "resolutions = [16]\n[stem]\nwidth = 8\n[first]\nwidth = 8\n[[stages]]\nwidth = 8\n"
-        "stride = 2\ndepths = [1]\n[head]\nwidth = 16\nfeatures = 0\n"
-    )
+    table.write_text(TABLE.format(depths="[1]"))
     one = space(str(table), 10, 1)
-    source = tmp_path / "source.json"
-    sources = {source: Board("layers", 0.02, 1e-7).profile(source, one)}
+    sources = {Path("layers.json"): Board("layers", 0.02, 1e-7).profile(one)}
     with pytest.raises(InvalidInputError, match="no 10 networks that differ.*leave out --from"):
         transfer_space(one, Board("b", 0.01, 1e-7), tmp_path / "n.json", sources)  # type: ignore[arg-type]
 
