@@ -147,15 +147,17 @@ class Prior:
         rounding = (step / math.sqrt(12) / scale / expected) ** 2
         # none is spoiled, or one of them
         spoiled = _SPOILED**2 * np.concatenate([np.zeros((1, len(y))), np.eye(len(y))])
-        found: list[tuple[float, Floats]] = []
-        for width, noise, more in itertools.product(_WIDTHS, _NOISES, spoiled):
+        likely = np.log([1.0] + [_RARELY] * len(y))
+        found: list[tuple[Floats, Floats]] = []
+        for width, noise in itertools.product(_WIDTHS, _NOISES):
             wide = np.where(is_wide, width, 1.0)
-            evidence, weights = _posterior(x * wide, y, noise**2 + rounding + more)
-            evidence += math.log(_RARELY) if more.any() else 0.0
-            found.append((evidence, weights * wide))
-        top = max(evidence for evidence, _ in found)
-        shares = np.exp([evidence - top for evidence, _ in found])
-        total = np.average([weights for _, weights in found], axis=0, weights=shares)
+            evidence, each = _posteriors(x * wide, y, noise**2 + rounding + spoiled)
+            found.append((evidence + likely, each * wide))
+        evidences = np.concatenate([evidence for evidence, _ in found])
+        shares = np.exp(evidences - evidences.max())
+        weights = np.concatenate([each for _, each in found])
+        total = np.average(weights, axis=0, weights=shares)
+        top = float(evidences.max())
         return Posterior(scale * (mean + draws @ total), top - len(y) * math.log(scale))
 
 
@@ -172,13 +174,21 @@ class Posterior:
     evidence: float
 
 
-def _posterior(x: Floats, y: Floats, variance: Floats) -> tuple[float, Floats]:
-    """Evidence, and mean of the weights, of ``y = x @ weights``, weights standard normal."""
-    factor = np.linalg.cholesky(x @ x.T + np.diag(variance))
-    solved = np.linalg.solve(factor, y)
-    evidence = -0.5 * float(solved @ solved) - float(np.log(np.diag(factor)).sum())
-    weights: Floats = x.T @ np.linalg.solve(factor.T, solved)
-    return evidence, weights
+def _posteriors(x: Floats, y: Floats, variances: Floats) -> tuple[Floats, Floats]:
+    """Evidences, and means of the weights, of ``y = x @ weights``, weights standard normal.
+
+    Args:
+        x: ``(m, num_draws)``.
+        y: ``(m,)``.
+        variances: ``(k, m)`` of the errors, each row a case.
+
+    Returns:
+        ``(k,)`` and ``(k, num_draws)``.
+    """
+    covariances = x @ x.T + variances[:, :, None] * np.eye(len(y))
+    solved = np.linalg.solve(covariances, y[None, :, None])[:, :, 0]
+    _, logs = np.linalg.slogdet(covariances)
+    return -0.5 * (solved @ y + logs), solved @ x
 
 
 def _seen(covariance: Floats, row: Floats) -> Floats:
