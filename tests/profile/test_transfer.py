@@ -27,8 +27,12 @@ from deploynas.profile.from_others import transfer_space
 from deploynas.profile.prior import Prior
 from deploynas.profile.profiler import calibration_archs, with_networks, write_timed
 from deploynas.profile.validate import profiled_spaces, validate
+from deploynas.search import Budget
 from deploynas.spaces import SearchSpace, space
 from deploynas.spaces.layers import Node, chain
+from deploynas.workflows.target import Target, Tell
+
+pytestmark = pytest.mark.slow
 
 SPACE = space("mobile-small", 10, 1, [20, 28])
 TABLE = """\
@@ -170,6 +174,9 @@ def test_a_new_board_from_ten_networks(boards: dict[Path, DeviceProfile], tmp_pa
     assert profiled_spaces(profile)[0].resolutions == SPACE.resolutions
     layers = sum(profile.layer_ms(node.layer) for node in SPACE.layers(archs[0]))
     assert layers == pytest.approx(model.predict_ms(archs[:1])[0], rel=0.3)
+    told: list[str] = []
+    Target(path).problem(SPACE, Budget(latency_ms=1.0), Tell(note=told.append))
+    assert [note for note in told if "transferred: 10 networks" in note]
     judged = validate(model, profile, board, archs[:8])  # type: ignore[arg-type]
     assert judged.table.mape < 0.02
     assert abs(judged.drift) < 1e-9
@@ -241,7 +248,6 @@ def test_a_space_of_one_network(tmp_path: Path) -> None:
         transfer_space(one, Board("b", 0.01, 1e-7), tmp_path / "n.json", sources)  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
 def test_two_threads_from_one_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
