@@ -60,6 +60,10 @@ def show(
     profile = DeviceProfile.read(path)
     name = target if is_name else target.removeprefix(PREFIX)
     bounds = bounds_of(profile)
+    transferred = {
+        key: [source.device for source in transfer.sources]
+        for key, transfer in profile.transfers.items()
+    }
     document = {
         "name": name,
         **_summary(path, profile),
@@ -67,6 +71,7 @@ def show(
         "level": profile.level and profile.level.model_dump(),
         "validations": {key: table.model_dump() for key, table in profile.validations.items()},
         "bounds": {key: vars(bound) for key, bound in bounds.items()},
+        "transferred_from": transferred,
     }
     if as_json:
         return print_json(document)
@@ -79,6 +84,8 @@ def show(
         )
         if key in bounds:
             say(f"    bound where nothing is measured again: {bounds[key].words}")
+    for key, devices in transferred.items():
+        say(f"  {key}, transferred: layers from {'; '.join(devices)}")
     hard = profile.identity.session_options
     for what, values in (("options", hard), ("recorded", profile.identity.recorded)):
         say(f"  {what}: {', '.join(f'{k} {v}' for k, v in values.items())}")

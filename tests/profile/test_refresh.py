@@ -12,7 +12,8 @@ from deploynas.device import Drift, Level
 from deploynas.errors import DeviceMismatchError
 from deploynas.profile import DeviceProfile, LatencyModel, shipped
 from deploynas.profile.device_profile import SampleRecord
-from deploynas.profile.latency_model import conformal_margin, fit, optimism_of
+from deploynas.profile.features import fit
+from deploynas.profile.latency_model import conformal_margin, optimism_of
 from deploynas.profile.levels import WANDER, unmeasured
 from deploynas.profile.refresh import (
     NUM_NETWORKS,
