@@ -179,6 +179,11 @@ class ModelFile:
         return inputs_of(self.model)
 
     @property
+    def metadata(self) -> dict[str, str]:
+        """What whoever wrote it noted."""
+        return {entry.key: entry.value for entry in self.model.metadata_props}
+
+    @property
     def texts(self) -> list[str]:
         """Names of outputs that are text, or sequences of it."""
         return [

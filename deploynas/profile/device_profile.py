@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from deploynas.artifacts import Artifact, Record
+from deploynas.artifacts import Artifact, Record, unchanged
 from deploynas.device import Estimate, Identity, Level, Samples
 from deploynas.errors import DeviceMismatchError, IncompleteProfileError
 from deploynas.journal import Journal
@@ -141,7 +141,8 @@ def _with_margins(document: dict[str, Any]) -> dict[str, Any]:
 class DeviceProfile(Artifact):
     """A device's profile.
 
-    Format 1: first version; 2 (0.1.0): a validation tells the margin of the bound.
+    Format 1: first version; 2: a validation tells the margin of the bound; 3 (0.1.0): a
+    digest.
 
     Attributes:
         identity: Whose it is.
@@ -152,9 +153,11 @@ class DeviceProfile(Artifact):
     """
 
     SCHEMA: ClassVar[str] = "deploynas-device-profile"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
+    ANEW: ClassVar[str] = "measure it again: deploynas profile"
     MIGRATIONS: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {
-        1: _with_margins
+        1: _with_margins,
+        2: unchanged,
     }
 
     identity: Identity

@@ -1,17 +1,22 @@
-"""Weights and training state as safetensors, written atomically; no pickle anywhere."""
+"""Weights and training state as safetensors, written atomically; no pickle anywhere.
+
+The metadata hold a digest of all else: a flipped bit, a tensor that is gone and another step are
+found. Weights of others have none.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from deploynas.artifacts import open_atomic
+from deploynas.artifacts import DIGEST, open_atomic
 from deploynas.errors import InvalidInputError, MissingFileError
 from deploynas.nn.state import misfits, require_finite
 
@@ -66,12 +71,12 @@ def load_weights(path: Path, module: nn.Module) -> None:
     Raises:
         MissingFileError: No such file.
         InvalidInputError: Not safetensors, or tensors are missing, superfluous or mis-shaped
-            (the first three are named), or hold NaN.
+            (the first three are named), or hold NaN, or are not what was written.
     """
     if not path.exists():
         raise MissingFileError(f"{path} does not exist")
     try:
-        state = load_file(path)
+        state, metadata = _read(path)
     except (SafetensorError, OSError) as error:
         raise InvalidInputError(
             f"{path} is truncated or not a safetensors file: {error}"
@@ -81,6 +86,8 @@ def load_weights(path: Path, module: nn.Module) -> None:
     if wrong:
         raise InvalidInputError(f"{path} does not fit the network: {', '.join(wrong[:3])}")
     require_finite(state, path)
+    if DIGEST in metadata and metadata[DIGEST] != _digest(state, metadata):
+        raise InvalidInputError(f"{path} was edited or damaged: it is not what deploynas wrote")
     module.load_state_dict(state)
 
 
@@ -110,11 +117,14 @@ def load_checkpoint(
     if not path.exists():
         return 0
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, metadata = _read(path)
     except (SafetensorError, OSError) as error:
         raise InvalidInputError(f"{path} is damaged: {error}", f"delete {path}") from None
+    if metadata.get(DIGEST) != _digest(tensors, metadata):
+        raise InvalidInputError(
+            f"{path} was edited or damaged: it is not what this deploynas wrote",
+            f"delete {path} to start anew",
+        )
     if metadata.get("identity") != identity:
         raise InvalidInputError(
             f"{path} belongs to another data set, space, recipe or start",
@@ -137,10 +147,27 @@ def load_checkpoint(
     return int(metadata["step"])
 
 
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, file.metadata() or {}
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of tensors, their names, types and shapes, and of the other metadata."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    found.update(repr(sorted((k, v) for k, v in metadata.items() if k != DIGEST)).encode())
+    return found.hexdigest()
+
+
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _file_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    return save(plain, metadata)
+    return save(plain, metadata | {DIGEST: _digest(plain, metadata)})

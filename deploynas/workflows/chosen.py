@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from deploynas.artifacts import RUNS, Artifact, newest, sha256, write_together
+from deploynas.artifacts import RUNS, Artifact, newest, sha256, unchanged, write_together
 from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
 from deploynas.export.exporter import PARITY_IMAGES, TrainedNetwork
@@ -31,11 +31,23 @@ def open_run(run: Path | None, on_pick: Callable[[Path], None]) -> tuple[Path, S
         hint = "make one: deploynas search --latency-ms 10"
         run = newest("*/search.json", RUNS, "search result", hint).parent
         on_pick(run)
-    return run, SearchResult.read(SearchResult.file_in(run))
+    file = SearchResult.file_in(run)
+    result = SearchResult.read(file)
+    best, chosen = result.best, space_of(result.space)
+    arch = chosen.encode([best.architecture])
+    said = best.macs, best.params
+    if said != (int(chosen.macs(arch)[0]), int(chosen.params(arch)[0])):
+        raise InvalidInputError(
+            f"{file} was edited or damaged: its MACs and params are not those of its architecture",
+            f"undo the edit, or {SearchResult.ANEW}",
+        )
+    return run, result
 
 
 class ChosenRecord(Artifact):
-    """``chosen.json`` beside the chosen network's weights. Format 1 (0.1.0): first version.
+    """``chosen.json`` beside the chosen network's weights.
+
+    Format 1: first version; 2 (0.1.0): a digest.
 
     Written where the search is the only one who has them: under published weights, which it
     recalibrates, or under the weights of a gradient search.
@@ -47,7 +59,9 @@ class ChosenRecord(Artifact):
     """
 
     SCHEMA = "deploynas-chosen"
-    VERSION = 1
+    VERSION = 2
+    ANEW = "search again: deploynas search"
+    MIGRATIONS = {1: unchanged}
 
     batch_norm: BatchNorm
     images: str | None

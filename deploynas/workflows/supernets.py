@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from deploynas.artifacts import Artifact, ensure_writable, sha256, write_together
+from deploynas.artifacts import Artifact, ensure_writable, sha256, unchanged, write_together
 from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
 from deploynas.nn import WeightSharing, supernet_of
@@ -31,10 +31,12 @@ SUPERNET, CHECKPOINT = "supernet.safetensors", "checkpoint.safetensors"  # in a 
 
 
 class SupernetRecord(Artifact):
-    """``supernet.json`` beside the weights. Format 1 (0.1.0): first version."""
+    """``supernet.json`` beside the weights. Format 1: first version; 2 (0.1.0): a digest."""
 
     SCHEMA = "deploynas-supernet"
-    VERSION = 1
+    VERSION = 2
+    ANEW = "train another: deploynas train"
+    MIGRATIONS = {1: unchanged}
 
     space: SpaceRecord
     data: DataRecord

@@ -270,6 +270,38 @@ def test_lines_that_are_no_records_are_cut_off(tmp_path: Path, line: bytes) -> N
         assert journal.entries[1:] == [one_round(1.0), one_round(2.0)]
 
 
+def test_edited_lines_of_a_journal_are_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    with open_journal(path) as journal:
+        journal.append(JournalHead(identity={"device": "cpu"}))
+        for ms in (1.0, 2.0, 3.0):
+            journal.append(one_round(ms))
+        file = journal.path
+    lines = file.read_bytes().splitlines(keepends=True)
+    for edited in (
+        [*lines[:2], lines[2].replace(b"2.0", b"0.2"), lines[3]],
+        [*lines[:2], lines[3]],
+        [*lines[:2], lines[3], lines[2]],
+        [*lines[:2], b"{" + lines[2].partition(b",")[2]],
+    ):
+        file.write_bytes(b"".join(edited))
+        with open_journal(path) as journal:
+            assert journal.entries[1:] == [one_round(1.0)]
+            assert journal.num_cut == len(edited) - 2
+
+
+def test_a_journal_of_before_the_digests_is_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    rounds = [one_round(1.0), one_round(2.0)]
+    with open_journal(path) as journal:
+        file = journal.path
+    file.write_text("".join(one.model_dump_json() + "\n" for one in rounds))
+    with open_journal(path) as journal:
+        journal.append(one_round(3.0))
+    with open_journal(path) as journal:
+        assert journal.entries == [*rounds, one_round(3.0)]
+
+
 @pytest.mark.slow
 def test_a_damaged_journal_blocks_no_profile(tmp_path: Path, short_sessions: None) -> None:
     path = tmp_path / "cpu.json"
