@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from deploynas.artifacts import DIGEST, open_atomic
 from deploynas.errors import InvalidInputError, MissingFileError
-from deploynas.nn.state import misfits, require_finite
+from deploynas.nn.state import digest, misfits, require_finite
 
 
 class State(Protocol):
@@ -154,14 +154,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of tensors, their names, types and shapes, and of the other metadata."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    found.update(repr(sorted((k, v) for k, v in metadata.items() if k != DIGEST)).encode())
-    return found.hexdigest()
+    """Of all tensors, and of the other metadata."""
+    others = sorted((k, v) for k, v in metadata.items() if k != DIGEST)
+    return hashlib.sha256(f"{digest(tensors)} {others}".encode()).hexdigest()
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
