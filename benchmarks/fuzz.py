@@ -15,6 +15,7 @@ import gzip
 import importlib
 import io
 import json
+import math
 import os
 import pkgutil
 import resource
@@ -27,6 +28,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +60,11 @@ class Reader:
 
 
 Make = Callable[[Path], Reader]
-MAKERS: dict[str, tuple[Make, int]] = {}  # with how many of a hundred inputs, about
+MAKERS: dict[str, tuple[Make, float]] = {}  # with its share of the inputs
 JSON = (mutate.of_json, mutate.of_json, mutate.of_bytes)
 
 
-def reader(name: str, weight: int) -> Callable[[Make], Make]:
+def reader(name: str, weight: float) -> Callable[[Make], Make]:
     def keep(make: Make) -> Make:
         MAKERS[name] = make, weight
         return make
@@ -149,9 +151,9 @@ def export(folder: Path) -> Reader:
 
 @reader("journals", 8)
 def journals(folder: Path) -> Reader:
+    from deploynas.journal import Journal
     from deploynas.profile.device_profile import JournalHead, JournalRound, open_journal
     from deploynas.search.evaluations import Evaluation
-    from deploynas.journal import Journal
 
     path = folder / "evaluations.jsonl"
     with Journal(path, Evaluation, "run") as evaluations:
@@ -162,7 +164,6 @@ def journals(folder: Path) -> Reader:
                     evaluator="e", fidelity="quick", architecture=architecture, accuracy=i / 7
                 )
             )
-        known = [*evaluations.entries]
     with open_journal(folder / "cpu.json") as rounds:
         rounds.append(JournalHead(identity={"device": "cpu"}))
         for i in range(5):
@@ -173,27 +174,24 @@ def journals(folder: Path) -> Reader:
 
     def read() -> object:
         with Journal(path, Evaluation, "run") as one, open_journal(folder / "cpu.json") as two:
-            return Prefix((*one.entries, None, *two.entries))
+            return Prefixes((one.entries, two.entries))
 
-    del known
     return Reader(((path, LINES), (other, LINES)), read, True)
 
 
 LINES = (mutate.of_json_lines, mutate.of_json_lines, mutate.of_bytes)
 
 
-class Prefix(tuple[Any, ...]):
+@dataclass(frozen=True)
+class Prefixes:
     """Entries of journals: fewer of them are right, too; others are not."""
 
-    def __eq__(self, other: object) -> bool:
-        assert isinstance(other, tuple)
-        parts = [list(x)[: list(x).index(None)] for x in (self, other)]
-        ends = [list(x)[list(x).index(None) + 1 :] for x in (self, other)]
-        return all(
-            one == two[: len(one)] or two == one[: len(two)] for one, two in (parts, ends)
-        )
+    journals: tuple[list[Any], ...]
 
-    __hash__ = tuple.__hash__
+    def __eq__(self, other: object) -> bool:
+        assert isinstance(other, Prefixes)
+        pairs = zip(self.journals, other.journals, strict=True)
+        return all(one[: len(two)] == two[: len(one)] for one, two in pairs)
 
 
 def _tiny() -> Any:
@@ -311,11 +309,13 @@ def onnx_files(folder: Path) -> Reader:
     files = [(path, MODEL) for path in models]
     return Reader(
         (*files, (folder / "apart.data", (mutate.of_bytes,))),
-        lambda: [inspect_model(path, ["1,3,8,8"] * 0) for path in models],
+        lambda: [inspect_model(path) for path in models],
     )
 
 
-def _of_runtime(name: str, folder: Path, *more: str) -> Reader:
+def _of_runtime(name: str, folder: Path, *, opens: bool) -> Reader:
+    """A runtime's own files: read as text and tables here, or opened by it in a worker."""
+    from deploynas.check.model_file import RuntimeFile
     from deploynas.graph import RandomWeights, write_model
     from deploynas.runtimes import RUNTIMES
     from deploynas.workflows.inspect import inspect_model
@@ -326,24 +326,30 @@ def _of_runtime(name: str, folder: Path, *more: str) -> Reader:
     text = (mutate.of_lines, mutate.of_lines, mutate.of_bytes)
     files = tuple(
         (one, text if one.suffix in (".param", ".xml") else (mutate.of_bytes,))
-        for one in (path, *(path.with_suffix(suffix) for suffix in more))
+        for one in sorted(folder.iterdir())
     )
-    return Reader(files, lambda: inspect_model(path))
+    return Reader(
+        files,
+        lambda: RuntimeFile(path).inputs if opens else inspect_model(path),
+    )
 
 
 @reader("LiteRT files", 3)
 def litert(folder: Path) -> Reader:
-    return _of_runtime("litert", folder)
+    return _of_runtime("litert", folder, opens=False)
 
 
-@reader("ncnn files", 3)
-def ncnn(folder: Path) -> Reader:
-    return _of_runtime("ncnn", folder, ".bin")
+for _name in ("litert", "ncnn", "openvino"):
+    reader(f"{_name}, opened", 0.06)(partial(_of_runtime, _name, opens=True))
 
 
-@reader("OpenVINO files", 2)
-def openvino(folder: Path) -> Reader:
-    return _of_runtime("openvino", folder, ".bin")
+@reader("onnxruntime, opened", 0.06)
+def sessions(folder: Path) -> Reader:
+    from deploynas.device import LocalDevice
+    from deploynas.graph import RandomWeights, write_model
+
+    path = write_model(folder / "model.onnx", _network(), RandomWeights())
+    return Reader(((path, MODEL),), lambda: LocalDevice().inputs(path))
 
 
 @reader("spaces", 5)
@@ -382,9 +388,7 @@ def block_lists(folder: Path) -> Reader:
 
     path = folder / "net.config"
     path.write_text(json.dumps(NET))
-    return Reader(
-        ((path, JSON),), lambda: [str(node.layer.key) for node in load_net(path).nodes]
-    )
+    return Reader(((path, JSON),), lambda: [str(node.layer.key) for node in load_net(path).nodes])
 
 
 def _conv(kind: str, **more: Any) -> dict[str, Any]:
@@ -546,12 +550,14 @@ def main() -> None:
     total = sum(MAKERS[name][1] for name in names)
     rows = []
     for name in names:
-        count = -(-options.inputs * MAKERS[name][1] // total)
+        count = math.ceil(options.inputs * MAKERS[name][1] / total)
         rows.append(fuzz(name, count, options.seed))
         if not options.json:
             row = rows[-1]
-            print(f"{name}: {row['inputs']:,} inputs, {row['refused']:,} refused, "
-                  f"{row['read']:,} read, {len(row['failures'])} failures", flush=True)  # fmt: skip
+            print(
+                f"{name}: {row['inputs']:,} inputs, {row['refused']:,} refused, "
+                f"{row['read']:,} read, {len(row['failures'])} failures", flush=True,
+            )  # fmt: skip
             for failure in row["failures"][:5]:
                 print(f"  --index {failure['index']}: {failure['said']}", flush=True)
     num = sum(len(row["failures"]) for row in rows)
@@ -608,25 +614,29 @@ def tries(name: str, folder: Path, seed: int, indices: Any) -> Iterator[dict[str
     own.mkdir()
     os.chdir(own)
     made = MAKERS[name][0](own)
+    contents = {one: one.read_bytes() for one, _ in made.files}
     expected = made.read()
+
+    def restore() -> None:
+        for one, content in contents.items():
+            one.write_bytes(content)
+
+    restore()
     assert made.read() == expected
     around = sorted(folder.iterdir())
     for index in indices:
         rng = np.random.default_rng([seed, zlib.crc32(name.encode()), index])
         path, mutations = made.files[int(rng.integers(len(made.files)))]
-        contents = {one: one.read_bytes() for one, _ in made.files if one.exists()}
-        whole = contents.get(path, b"")
-        damaged = mutations[int(rng.integers(len(mutations)))](whole, rng)
+        damaged = mutations[int(rng.integers(len(mutations)))](contents[path], rng)
+        restore()
         path.write_bytes(damaged)
-        outcome, said = attempt(made, expected, signs_again(whole, damaged))
-        for one, content in contents.items():
-            one.write_bytes(content)
+        outcome, said = attempt(made, expected, signed=signs_again(damaged))
         if sorted(folder.iterdir()) != around:
             outcome, said = "failed", f"wrote outside: {sorted(folder.iterdir())}"
         yield {"index": index, "outcome": outcome, "said": said}
 
 
-def attempt(made: Reader, expected: object, signed: bool) -> tuple[str, str]:
+def attempt(made: Reader, expected: object, *, signed: bool) -> tuple[str, str]:
     """Refused, read or failed, and why."""
     from deploynas.errors import DeploynasError
 
@@ -641,7 +651,9 @@ def attempt(made: Reader, expected: object, signed: bool) -> tuple[str, str]:
         text = str(error)
         return ("failed", f"more than a line: {text!r}") if "\n" in text else ("refused", text)
     except BaseException:
-        return "failed", traceback.format_exc()[-600:]
+        lines = traceback.format_exc().splitlines()
+        where = [line.strip() for line in lines if "deploynas/" in line][-3:]
+        return "failed", " | ".join([*where, lines[-1][:200]])
     finally:
         signal.alarm(0)
     if made.strict and not signed and found != expected:
@@ -649,7 +661,7 @@ def attempt(made: Reader, expected: object, signed: bool) -> tuple[str, str]:
     return "read", ""
 
 
-def signs_again(whole: bytes, damaged: bytes) -> bool:
+def signs_again(damaged: bytes) -> bool:
     """Whether the damage has another digest, that fits it."""
     from deploynas.artifacts import DIGEST, digest
 

@@ -6,6 +6,7 @@ import copy
 import gzip
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -29,12 +30,12 @@ def nested(depth: int) -> list[Any]:
 
 
 ODD: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 2, 1e308, -1e308, 1e-308, 0.5, 10**30, -(10**30), 2**31, 2**63, "",
-    "x", "x" * 5000, "é\u0000\ud800", "../../../../etc/passwd", "/etc/passwd", "NaN", "1", [], {},
+    None, True, False, -1, 0, 1, 2, 1e308, -1e308, 1e-308, 0.5, 10**30, -(10**30), 2**31, 2**63,
+    "", "x", "x" * 5000, "é\u0000\ud800", "../../../../etc/passwd", "/etc/passwd", "NaN", "1", [], {},
     [1], {"a": 1}, [[]], nested(300), {"name": "mobile-small"}, "exec:false", 10**400,
 )  # fmt: skip
-WORDS = ("", "0", "-1", "1", "99999999999", "1e400", "nan", "[]", "{}", "''", '"', "\\", "\x00", "é",
-         "true", "[[", "]]", "=", "#", "\ufeff", "x" * 3000, "0x1")  # fmt: skip
+WORDS = ("", "0", "-1", "1", "99999999999", "1e400", "nan", "[]", "{}", "''", '"', "\\", "\x00",
+         "é", "true", "[[", "]]", "=", "#", "\ufeff", "x" * 3000, "0x1")  # fmt: skip
 
 
 def of_bytes(content: bytes, rng: Rng) -> bytes:
@@ -69,7 +70,7 @@ def of_value(document: Any, rng: Rng) -> Any:
     """A JSON document with one of its values odd, gone, doubled, renamed or of another place."""
     document = copy.deepcopy(document)
     places: list[tuple[Any, Any]] = []
-    todo = [document]
+    todo = [document] if isinstance(document, dict | list) else []
     while todo:
         one = todo.pop()
         pairs = one.items() if isinstance(one, dict) else enumerate(one)
@@ -116,8 +117,6 @@ def of_json(content: bytes, rng: Rng) -> bytes:
 def as_text(document: Any, rng: Rng) -> str:
     """JSON of any form."""
     indent = (None, 1, 4)[int(rng.integers(3))]
-    import sys
-
     sys.set_int_max_str_digits(0)
     try:
         return json.dumps(document, indent=indent, ensure_ascii=bool(rng.integers(2)))
