@@ -17,7 +17,6 @@ import io
 import json
 import math
 import os
-import pkgutil
 import resource
 import signal
 import subprocess
@@ -72,47 +71,28 @@ def reader(name: str, weight: float) -> Callable[[Make], Make]:
     return keep
 
 
-def kinds() -> dict[str, Any]:
-    """Schema -> artefact class, of everything in the package."""
-    import deploynas
+ARTEFACTS = (
+    "check.regression", "device.named", "export", "profile", "search", "search.imagenet",
+    "workflows.chosen", "workflows.compare_table", "workflows.demo", "workflows.gradient",
+    "workflows.retraining", "workflows.supernets", "workflows.trainings",
+)  # fmt: skip
+
+
+def _artifact(file: Path, folder: Path, *, old: bool) -> Reader:
     from deploynas.artifacts import Artifact
 
-    for module in pkgutil.walk_packages(deploynas.__path__, "deploynas."):
-        if not module.name.endswith(("__main__", ".onboard.worker", ".onboard.agent")):
-            importlib.import_module(module.name)
-    found, todo = {}, [Artifact]
-    while todo:
-        for kind in todo.pop().__subclasses__():
-            todo.append(kind)
-            found[kind.SCHEMA] = kind
-    return found
+    for name in ARTEFACTS:
+        importlib.import_module(f"deploynas.{name}")
+    schema = json.loads(file.read_text())["schema"]
+    kind = next(one for one in Artifact.__subclasses__() if one.SCHEMA == schema)
+    path = folder / "artefact.json"
+    path.write_bytes(file.read_bytes()) if old else kind.read(file).write(path)
+    return Reader(((path, JSON),), lambda: kind.read(path), not old)
 
 
-def _artifacts(folder: Path, *, old: bool) -> Reader:
-    """All kinds: the file is of another one at each input."""
-    known, written = kinds(), {}
-    for i, file in enumerate(sorted(FORMATS.glob("*.json"))):
-        kind = known[json.loads(file.read_text())["schema"]]
-        path = folder / f"{i:02d}.json"
-        if old:
-            path.write_bytes(file.read_bytes())
-        else:
-            kind.read(file).write(path)
-        written[path] = kind
-    return Reader(
-        tuple((path, JSON) for path in written),
-        lambda: [kind.read(path) for path, kind in written.items()], not old,
-    )  # fmt: skip
-
-
-@reader("artefacts", 30)
-def artifacts(folder: Path) -> Reader:
-    return _artifacts(folder, old=False)
-
-
-@reader("artefacts of earlier formats", 10)
-def old_artifacts(folder: Path) -> Reader:
-    return _artifacts(folder, old=True)
+for _file in (*sorted(FORMATS.glob("*.json")), *ROOT.glob("deploynas/search/*.imagenet.json")):
+    reader(_file.stem, 3)(partial(_artifact, _file, old=False))
+    reader(f"{_file.stem} of before", 1)(partial(_artifact, _file, old=True))
 
 
 @reader("profile, packed", 3)
@@ -492,27 +472,27 @@ def arrays(folder: Path) -> Reader:
 def results(folder: Path) -> Reader:
     import hashlib
 
-    from deploynas.profile.bundle import read_results
+    from deploynas import spaces
+    from deploynas.profile import DeviceProfile, bundle
 
     path = folder / "pi.results.jsonl"
+    found = spaces.space("mobile-small", 2, 1, [16])
+    plan, _ = bundle._plan(found, "fp32", bundle.OnDevice(), 1.0, 1.0)
     first = {
-        "plan": "0" * 64, "precision": "fp32", "runtime": "onnxruntime", "threads": 1,
-        "provider": None, "budget_minutes": 1.0, "soft_seconds": 1.0, "identity": {},
-        "space": {"name": "mobile-small", "num_classes": 2, "in_channels": 1, "resolutions": [16]},
+        "plan": hashlib.sha256(json.dumps(plan).encode()).hexdigest(), "precision": "fp32",
+        "runtime": "onnxruntime", "threads": 1, "provider": None, "budget_minutes": 1.0,
+        "soft_seconds": 1.0, "space": found.spec,
+        "identity": DeviceProfile.read(FORMATS / "profile.json").identity.model_dump(),
     }  # fmt: skip
-    text = json.dumps(first).encode() + b"\n" + json.dumps({"round": [1, {}]}).encode() + b"\n"
+    text = json.dumps(first).encode() + b"\n"
     end = {"end": hashlib.sha256(text).hexdigest()}
     path.write_bytes(text + json.dumps(end).encode() + b"\n")
 
     def read() -> object:
-        from deploynas.errors import InvalidInputError
+        space, precision, device = bundle.read_results(path)
+        return space.spec, precision, device.identity
 
-        try:
-            return read_results(path)
-        except InvalidInputError as error:  # even whole, it is no plan of this version's
-            return str(error)
-
-    return Reader(((path, LINES),), read)
+    return Reader(((path, LINES),), read, True)
 
 
 @reader("files written together", 2)

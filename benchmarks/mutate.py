@@ -31,8 +31,8 @@ def nested(depth: int) -> list[Any]:
 
 ODD: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2, 1e308, -1e308, 1e-308, 0.5, 10**30, -(10**30), 2**31, 2**63,
-    "", "x", "x" * 5000, "é\u0000\ud800", "../../../../etc/passwd", "/etc/passwd", "NaN", "1", [], {},
-    [1], {"a": 1}, [[]], nested(300), {"name": "mobile-small"}, "exec:false", 10**400,
+    "", "x", "x" * 5000, "é\u0000\ud800", "../../../../etc/passwd", "/etc/passwd", "NaN", "1", [],
+    {}, [1], {"a": 1}, [[]], nested(300), {"name": "mobile-small"}, "exec:false", 10**400,
 )  # fmt: skip
 WORDS = ("", "0", "-1", "1", "99999999999", "1e400", "nan", "[]", "{}", "''", '"', "\\", "\x00",
          "é", "true", "[[", "]]", "=", "#", "\ufeff", "x" * 3000, "0x1")  # fmt: skip

@@ -283,14 +283,16 @@ def finish_writing(first: Path) -> None:
     note = _note_of(first)
     try:
         files = json.loads(note.read_text())["files"]
+        if any(Path(name).name != name or "\0" in name for name in files):
+            raise ValueError
     except OSError:  # none is there; where nothing can be read, reading the file itself says so
         return
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InvalidInputError(f"{note} is damaged", f"delete {note}") from None
     try:
-        for name in map(str, files):
+        for name in files:
             with contextlib.suppress(FileNotFoundError):  # it took its place already
-                (first.parent / f".{Path(name).name}.next").replace(first.parent / Path(name).name)
+                (first.parent / f".{name}.next").replace(first.parent / name)
         note.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError.from_os_error(first, error) from error

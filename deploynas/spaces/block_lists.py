@@ -98,7 +98,7 @@ def _layers(net: Mapping[str, Any], size: Resolution) -> list[Layer]:
 def _count(part: Mapping[str, Any], key: str) -> int:
     value = part[key]
     if type(value) is not int or not 0 < value <= MOST:
-        raise InvalidInputError(f"a {key} of the block list is {value!r}, not 1 to {MOST:,}")
+        raise InvalidInputError(f"{key} of the block list is {value!r:.40}, not 1 to {MOST:,}")
     return value
 
 
