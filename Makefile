@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 TESTS ?= not long
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long test-kill lint types contracts format bench wheel venv clean debian-data
+.PHONY: help demo test test-fast test-long test-faults fuzz lint types contracts format bench wheel venv clean debian-data
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,8 +27,12 @@ test-fast: $(STAMP) ## those that take a moment each: for the inner loop
 test-long: $(STAMP) ## those that are not in `make test`: the wheel, torchrun, killed searches
 	@$(MAKE) --no-print-directory test TESTS=long
 
-test-kill: $(STAMP) ## every long search killed at 20 random moments, and gone on with (an hour)
-	DEPLOYNAS_KILLS=20 $(BIN)/python -m pytest tests/workflows/test_killed.py $(PYTEST_ARGS)
+test-faults: $(STAMP) ## kills, full disks, jumping clocks, two at once: every long verb, with counts (hours)
+	DEPLOYNAS_KILLS=20 $(BIN)/python -m pytest -q -s tests/workflows/test_killed.py $(PYTEST_ARGS)
+
+FUZZ_INPUTS ?= 50000
+fuzz: $(STAMP) ## FUZZ_INPUTS damaged files, given to all that reads files, with counts
+	$(BIN)/python benchmarks/fuzz.py --inputs $(FUZZ_INPUTS)
 
 lint: $(STAMP) ## style: ruff's rules and its format
 	$(BIN)/python -m ruff check .
