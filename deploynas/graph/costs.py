@@ -101,7 +101,7 @@ def node_costs(path: Path, input_shapes: Sequence[str] = ()) -> tuple[list[NodeC
         model = onnx.inliner.inline_local_functions(model)
     try:
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError, UnicodeDecodeError) as error:
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         raise InvalidInputError(f"{path}: its shapes contradict: {_first_line(error)}") from None
     scope = _scope(model.graph, _Scope({}, {}, {}, {}))
     costs = _costs(model.graph, scope)
@@ -121,7 +121,7 @@ def _require_valid(file: ModelFile) -> None:
     """Refuse what the checker refuses; it reads a file of any size, and no weights beside it."""
     try:
         onnx.checker.check_model(str(file.path))
-    except (onnx.checker.ValidationError, RuntimeError, UnicodeDecodeError) as error:
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise InvalidInputError(
             f"{file.path} is not a valid ONNX model: {_first_line(error)}"
         ) from None

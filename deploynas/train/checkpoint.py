@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from deploynas.artifacts import DIGEST, open_atomic
-from deploynas.errors import InvalidInputError, MissingFileError
+from deploynas.errors import InvalidInputError, MissingFileError, one_line
 from deploynas.nn.state import digest, misfits, require_finite
 
 
@@ -79,7 +79,7 @@ def load_weights(path: Path, module: nn.Module) -> None:
         state, metadata = _read(path)
     except (SafetensorError, OSError) as error:
         raise InvalidInputError(
-            f"{path} is truncated or not a safetensors file: {error}"
+            f"{path} is truncated or not a safetensors file: {one_line(error)}"
         ) from None
     expected = module.state_dict()
     wrong = misfits(expected, state)
@@ -119,7 +119,9 @@ def load_checkpoint(
     try:
         tensors, metadata = _read(path)
     except (SafetensorError, OSError) as error:
-        raise InvalidInputError(f"{path} is damaged: {error}", f"delete {path}") from None
+        raise InvalidInputError(
+            f"{path} is damaged: {one_line(error)}", f"delete {path}"
+        ) from None
     if metadata.get(DIGEST) != _digest(tensors, metadata):
         raise InvalidInputError(
             f"{path} was edited or damaged: it is not what this deploynas wrote",

@@ -16,7 +16,7 @@ from deploynas.export.exporter import PARITY_IMAGES, TrainedNetwork
 from deploynas.export.manifest import BatchNorm, Weights
 from deploynas.nn import StaticNetwork
 from deploynas.search import Candidate, SearchResult
-from deploynas.spaces import SearchSpace, SpaceRecord, space
+from deploynas.spaces import SearchSpace, SpaceRecord, recorded_space
 from deploynas.train import SupernetEvaluator, load_weights, pick_device, weights_of
 from deploynas.workflows.supernets import TrainedSupernet, open_supernet
 
@@ -199,4 +199,4 @@ def load(chosen: SearchSpace, candidate: Candidate, path: Path) -> StaticNetwork
 def space_of(spec: SpaceRecord, num_classes: int | None = None) -> SearchSpace:
     """A result's space, for another number of classes where that is given."""
     changed = spec if num_classes is None else spec | {"num_classes": num_classes}
-    return space(**changed)  # type: ignore[arg-type]
+    return recorded_space(changed)

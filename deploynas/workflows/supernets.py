@@ -14,7 +14,7 @@ from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
 from deploynas.nn import WeightSharing, supernet_of
 from deploynas.search import DataRecord
-from deploynas.spaces import SearchSpace, SpaceRecord, space
+from deploynas.spaces import SearchSpace, SpaceRecord, recorded_space
 from deploynas.train import (
     ScalarLog,
     SupernetRecipe,
@@ -141,7 +141,7 @@ def open_supernet(
             f"{run} was trained on {record.data.source}, not on {dataset.source}",
             "pass the same --data, or train another",
         )
-    network = supernet_of(space(**record.space))  # type: ignore[arg-type]
+    network = supernet_of(recorded_space(record.space))
     path = run / SUPERNET
     load_weights(path, network)
     if sha256(path) != record.weights_sha256:

@@ -16,7 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections import Counter
 from itertools import combinations_with_replacement
@@ -132,21 +132,39 @@ def command(case, folder, images, board_profile, found):
 
 
 def run_whole(whole, folder):
-    process = start(whole, folder)
-    assert process.wait() == 0, (folder / "said.txt").read_text()
+    code, said = ended(start(whole, folder))
+    assert code == 0, said
 
 
-def start(whole, folder, **more):
-    """Begin it as the first of a group of its own, with no other folder than this one."""
+def start(whole, folder, env=(), **more):
+    """Begin it as the first of a group of its own, with no other folder than this one.
+
+    What it says is in ``said`` of the process: no file, as those may not be written.
+    """
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "PYTHONPATH": PACKAGE}
-    environment |= {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "tmp")}
+    environment |= {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "tmp"), **dict(env)}
     (folder / "tmp").mkdir(exist_ok=True)
-    words = more.pop("said", folder / "said.txt")
-    with tempfile.TemporaryFile() as out, words.open("wb") as said:
-        return subprocess.Popen(
-            whole, cwd=folder, env={**environment, **more.pop("env", {})}, stdout=out,
-            stderr=said, start_new_session=True, **more,
-        )  # fmt: skip
+    process = subprocess.Popen(
+        whole, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        start_new_session=True, **more,
+    )  # fmt: skip
+    process.said = bytearray()
+
+    def hear():
+        with process.stderr:
+            for line in process.stderr:
+                process.said.extend(line)
+
+    process.hears = threading.Thread(target=hear, daemon=True)
+    process.hears.start()
+    return process
+
+
+def ended(process):
+    """Exit code, and what it said."""
+    code = process.wait()
+    process.hears.join(5)
+    return code, process.said.decode()
 
 
 def descendants(pid):
@@ -276,23 +294,21 @@ def test_files_that_may_not_grow(case, images, board_profile, found, counts, tmp
     run_whole(whole, tmp_path / "whole")
     expected = essence(case, file)
     written = [p for p in (tmp_path / "whole").rglob("*") if p.is_file() and p not in before]
-    sizes = {path.stat().st_size for path in written if "said.txt" != path.name}
+    sizes = {path.stat().st_size for path in written}
     for number, size in enumerate(sorted({1, *(s - 1 for s in sizes if s > 1)})):
         folder = tmp_path / str(number)
         limited, file = command(case, folder, images, board_profile, found)
         limit = resource.RLIMIT_FSIZE, (size, size)
         process = start(limited, folder, preexec_fn=lambda limit=limit: resource.setrlimit(*limit))
-        code = process.wait()
+        require_line(*ended(process))
         counts["files that may not grow"] += 1
-        require_line(folder, code)
         run_whole(limited, folder)
         assert essence(case, file) == expected
         assert left(folder) == []
 
 
-def require_line(folder, code):
+def require_line(code, said):
     """One error of our own, or success."""
-    said = (folder / "said.txt").read_text()
     assert "Traceback" not in said, said
     assert code in (0, 1), said
     if code:
@@ -327,9 +343,9 @@ def test_a_full_disk(case, images, board_profile, found, counts, tmp_path, disk)
     for more in (4, 16, 64, 256, 1024):
         used = shutil.disk_usage(folder).used // 1024
         resize(f"{used + more}k")
-        code = start(limited, folder).wait()
+        code, said = ended(start(limited, folder))
         counts["full disks"] += bool(code)
-        require_line(folder, code)
+        require_line(code, said)
     resize("100m")
     run_whole(limited, folder)
     assert essence(case, file) == expected
@@ -358,7 +374,8 @@ def test_a_clock_that_jumps(case, jump, images, board_profile, found, counts, tm
     if "x" not in jump:
         clock["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"  # as when somebody sets the clock
     process = start(broken, tmp_path / "broken", env=clock)
-    assert process.wait() == 0, (tmp_path / "broken" / "said.txt").read_text()
+    code, said = ended(process)
+    assert code == 0, said
     assert essence(case, file) == expected
     counts["clocks that jumped"] += 1
 
@@ -378,15 +395,14 @@ def test_two_at_once_in_one_folder(one, other, images, board_profile, found, cou
         whole, file = command(case, tmp_path / "both", images, board_profile, found)
         commands.append(whole)
         files.append(file)
-    folders = tmp_path / "said-0", tmp_path / "said-1"
-    processes = []
-    for whole, folder in zip(commands, folders, strict=True):
-        folder.mkdir()
-        processes.append(start(whole, tmp_path / "both", said=folder / "said.txt"))
-    for process, folder in zip(processes, folders, strict=True):
-        require_line(folder, process.wait())
+    processes = [start(whole, tmp_path / "both") for whole in commands]
+    for process in processes:
+        require_line(*ended(process))
     counts["pairs of verbs in one folder"] += 1
     for case, whole, file in zip((one, other), commands, files, strict=True):
-        run_whole(whole, tmp_path / "both")
-        assert essence(case, file)
+        code, said = ended(start(whole, tmp_path / "both"))
+        require_line(code, said)
+        # the supernet of another space is in the way of a search
+        assert code == 0 or "supernet of mobile-small" in said, said
+        assert code or essence(case, file)
     assert left(tmp_path / "both") == []
