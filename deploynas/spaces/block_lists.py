@@ -39,7 +39,7 @@ def parse_net(document: object, resolution: ResolutionLike | None = None) -> lis
         layers = _layers(net, size)
         _require_fit(layers)
         return chain(layers)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, InvalidInputError):
             raise
         raise InvalidInputError(

@@ -241,6 +241,7 @@ def block_list(**block):
         ({"kernel_size": 10**10}, "kernel_size of the block list is 10000000000"),
         ({"expand_ratio": -1}, "has no channels"),
         ({"expand_ratio": 10**8}, "params, more than"),
+        ({"expand_ratio": 1e308}, "not a once-for-all or ProxylessNAS block list"),
     ],
 )
 def test_blocks_that_fit_nothing(block, message):
