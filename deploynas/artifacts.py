@@ -312,7 +312,7 @@ def ensure_writable(directory: Path) -> Path:
     """Create ``directory`` and prove that a file can be written there, before long work."""
     with open_atomic(directory / ".write-test") as file:
         file.write(b"deploynas")
-    (directory / ".write-test").unlink()
+    (directory / ".write-test").unlink(missing_ok=True)  # another process does the same
     return directory
 
 

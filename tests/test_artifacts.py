@@ -244,6 +244,21 @@ def test_ensure_writable(tmp_path):
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
+def test_several_processes_ensure_the_same_folder(tmp_path):
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from deploynas.artifacts import ensure_writable\n"
+        "for number in range(150):\n"
+        "    ensure_writable(Path(sys.argv[1]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(deploynas.__file__).parents[1])}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, env=environment) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["sheet.json.gz", "sheet.json"])
 def test_gzip_is_known_by_its_content(tmp_path, name):
     path = tmp_path / name
