@@ -16,7 +16,7 @@ from deploynas.profile.device_profile import Precision
 from deploynas.profile.profiler import quantize_for_timing
 from deploynas.profile.shipped import is_shipped
 from deploynas.search import Budget, Problem
-from deploynas.search.run import Measure
+from deploynas.search.descent import Measure
 from deploynas.spaces import Archs, SearchSpace
 
 OnProgress = Callable[[str, float], None]
