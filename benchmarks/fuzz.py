@@ -238,7 +238,7 @@ def published(folder: Path) -> Reader:
         (folder / "w.pth", (mutate.of_zip, mutate.of_bytes)),
         (folder / "w.safetensors", TENSORS),
     )
-    return Reader(files, lambda: [digest(ofa_weights._read(path)) for path, _ in files])
+    return Reader(files, lambda: [digest(ofa_weights.read_state(path)) for path, _ in files])
 
 
 def _network() -> list[Any]:
