@@ -168,7 +168,7 @@ def recorded_space(spec: Mapping[str, Any]) -> SearchSpace:
         return space(**spec)
     except (TypeError, AttributeError, KeyError, OverflowError):
         raise InvalidInputError(
-            f"the file says of its space {dict(spec)!r:.200}, which describes none"
+            f"the file says of its space {spec!r:.200}, which describes none"
         ) from None
 
 
