@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deploynas.artifacts import DIGEST, digest
 from deploynas.check import regression, verdict
 from deploynas.check.model_file import costs_of
 from deploynas.device import Level, LocalDevice, Samples
@@ -29,6 +31,12 @@ SIDE = 64  # small: weights and wiring do not depend on it
 def own_settings(monkeypatch, tmp_path):
     """The user's own names of devices stay as they are."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+@pytest.fixture(scope="session")
+def signed():
+    """Text of an artefact's document that was edited by somebody who knows the digest."""
+    return lambda document: json.dumps(document | {DIGEST: digest(document)})
 
 
 @pytest.fixture

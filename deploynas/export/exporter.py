@@ -27,6 +27,8 @@ from deploynas.export.manifest import (
     Quantization,
     Weights,
 )
+from deploynas.export.materials import FILE_NAME as BILL
+from deploynas.export.materials import bill_of_materials
 from deploynas.export.probe import open_session, probe
 from deploynas.graph import DEFAULT_OPSET, StateWeights, emit
 from deploynas.graph.preprocess import (
@@ -223,7 +225,8 @@ def export_network(
         "model_sha256": hashlib.sha256(content).hexdigest(), "recorded_outputs": outputs,
     }  # fmt: skip
     manifest = manifest.model_copy(update=found)
-    files = {path.name: content, **own, "manifest.json": manifest.content}
+    bill = bill_of_materials(folder.name, manifest, result.inputs)
+    files = {path.name: content, **own, BILL: bill, "manifest.json": manifest.content}
     _write(folder, files)
     return manifest
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from deploynas.artifacts import Artifact, Record
+from deploynas.artifacts import Artifact, Record, unchanged
 from deploynas.device import Drift, Identity
 from deploynas.spaces import ArchRecord, Resolution, SpaceRecord
 
@@ -84,7 +84,7 @@ class Converted(Record):
 
 
 class Manifest(Artifact):
-    """``manifest.json`` beside ``model.onnx``. Format 1 (0.1.0): first version.
+    """``manifest.json`` beside ``model.onnx``. Format 1: first version; 2 (0.1.0): a digest.
 
     Attributes:
         core_ms, memory_ms: The reference level of ``predicted_latency_ms``.
@@ -110,7 +110,9 @@ class Manifest(Artifact):
     """
 
     SCHEMA: ClassVar[str] = "deploynas-export"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    ANEW: ClassVar[str] = "export it again: deploynas export"
+    MIGRATIONS = {1: unchanged}
 
     space: SpaceRecord
     architecture: ArchRecord

@@ -180,7 +180,7 @@ class DeviceProfile(Artifact):
     """A device's profile.
 
     Format 1: first version; 2 (0.1.0): a validation tells the margin of the bound; 3 (0.2.0):
-    calibrations that rest on other devices.
+    calibrations that rest on other devices; 4: a digest.
 
     Attributes:
         identity: Whose it is.
@@ -192,10 +192,12 @@ class DeviceProfile(Artifact):
     """
 
     SCHEMA: ClassVar[str] = "deploynas-device-profile"
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
+    ANEW: ClassVar[str] = "measure it again: deploynas profile"
     MIGRATIONS: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {
         1: _with_margins,
         2: unchanged,
+        3: unchanged,
     }
 
     identity: Identity

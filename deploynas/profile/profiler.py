@@ -200,7 +200,10 @@ def measure_job(
 def replay(journal: ProfileJournal, device: Device) -> dict[str, Samples]:
     """Samples of an interrupted run; the journal's first line says whose they are."""
     if journal.num_cut:
-        text = f"{journal.num_cut} lines of {journal.path} were damaged: they are measured again"
+        text = (
+            f"{journal.num_cut} lines of {journal.path} were edited or damaged: they are measured "
+            "again"
+        )
         device.notes.add("journal", text)
     identity = device.identity.model_dump(exclude={"recorded"})
     first = journal.entries[0] if journal.entries else None

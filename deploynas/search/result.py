@@ -136,7 +136,8 @@ class SearchResult(Artifact):
     """What a search found.
 
     Format 1: first version; 2: a front names its costs; 3 (0.1.0): the job, and who found the
-    network; 4 (0.1.0): whatever was limited may be measured, and profiles may be several.
+    network; 4 (0.1.0): whatever was limited may be measured, and profiles may be several;
+    5: a digest.
 
     Attributes:
         job: Hash of the whole :class:`~deploynas.search.job.Job`; empty before format 3.
@@ -167,9 +168,10 @@ class SearchResult(Artifact):
     """
 
     SCHEMA: ClassVar[str] = "deploynas-search-result"
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 5
+    ANEW: ClassVar[str] = "search again: deploynas search"
     MIGRATIONS: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {
-        2: unchanged, 3: _one_measured
+        2: unchanged, 3: _one_measured, 4: unchanged
     }  # fmt: skip
 
     job: str = ""

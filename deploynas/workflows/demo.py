@@ -10,7 +10,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from deploynas.artifacts import EXPORTS, PROFILES, RUNS, Artifact, ensure_writable, exists
+from deploynas.artifacts import (
+    EXPORTS,
+    PROFILES,
+    RUNS,
+    Artifact,
+    ensure_writable,
+    exists,
+    unchanged,
+)
 from deploynas.check import CheckResult, Examples, check
 from deploynas.data import ImageDataset, space_for
 from deploynas.device import LocalDevice
@@ -50,7 +58,7 @@ ENDS = ("largest", "smallest")
 class DemoPlan(Artifact):
     """How a demo trains its supernet, as decided when it began: it goes on by it.
 
-    Format 1 (0.1.0): first version.
+    Format 1: first version; 2 (0.1.0): a digest.
 
     Attributes:
         data: Fingerprint of the images.
@@ -59,7 +67,9 @@ class DemoPlan(Artifact):
     """
 
     SCHEMA: ClassVar[str] = "deploynas-demo-plan"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    ANEW: ClassVar[str] = "delete it: the demo begins anew"
+    MIGRATIONS = {1: unchanged}
 
     data: str
     minutes: float

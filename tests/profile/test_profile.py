@@ -292,6 +292,38 @@ def test_lines_that_are_no_records_are_cut_off(tmp_path: Path, line: bytes) -> N
         assert journal.entries[1:] == [one_round(1.0), one_round(2.0)]
 
 
+def test_edited_lines_of_a_journal_are_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    with open_journal(path) as journal:
+        journal.append(JournalHead(identity={"device": "cpu"}))
+        for ms in (1.0, 2.0, 3.0):
+            journal.append(one_round(ms))
+        file = journal.path
+    lines = file.read_bytes().splitlines(keepends=True)
+    for edited in (
+        [*lines[:2], lines[2].replace(b"2.0", b"0.2"), lines[3]],
+        [*lines[:2], lines[3]],
+        [*lines[:2], lines[3], lines[2]],
+        [*lines[:2], b"{" + lines[2].partition(b",")[2]],
+    ):
+        file.write_bytes(b"".join(edited))
+        with open_journal(path) as journal:
+            assert journal.entries[1:] == [one_round(1.0)]
+            assert journal.num_cut == len(edited) - 2
+
+
+def test_a_journal_of_before_the_digests_is_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    rounds = [one_round(1.0), one_round(2.0)]
+    with open_journal(path) as journal:
+        file = journal.path
+    file.write_text("".join(one.model_dump_json() + "\n" for one in rounds))
+    with open_journal(path) as journal:
+        journal.append(one_round(3.0))
+    with open_journal(path) as journal:
+        assert journal.entries == [*rounds, one_round(3.0)]
+
+
 @pytest.mark.slow
 def test_a_damaged_journal_blocks_no_profile(tmp_path: Path, short_sessions: None) -> None:
     path = tmp_path / "cpu.json"
@@ -385,7 +417,7 @@ def test_a_profile_of_format_1_gets_the_margin_of_its_residual(
 ) -> None:
     document = json.loads(profile_path.read_text())
     validation = document["validations"][KEY]
-    del validation["margin"]
+    del validation["margin"], document["sha256"]
     validation["residual_95"] = 0.2
     path = tmp_path / "old.json"
     path.write_text(json.dumps(document | {"version": 1}))
