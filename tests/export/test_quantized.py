@@ -133,7 +133,7 @@ def test_layers_in_float_are_priced_as_float(digits, board_profile, tmp_path):
     path = tmp_path / "profile.json"
     profile.model_copy(update={"layers": {**profile.layers, **quarter}}).write(path)
     quantization = SimpleNamespace(float_layers=("layers.1", "layers.3"))
-    manifest = SimpleNamespace(predicted_latency_ms=1.0, quantization=quantization)
+    manifest = SimpleNamespace(predicted_latency_ms=1.0, quantization=quantization, drift=None)
     alone = sum(profile.layer_ms(nodes[i].layer) for i in (1, 3))
     found = priced_in_parts(manifest, path, nodes)
     assert found == pytest.approx(1.0 + 0.75 * alone)

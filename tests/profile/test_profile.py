@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deploynas.artifacts import digest
 from deploynas.device import Estimate, LocalDevice, StopRule
 from deploynas.errors import (
     DeviceMismatchError,
@@ -100,6 +101,7 @@ def test_other_device_is_refused(profile_path: Path) -> None:
     document = json.loads(profile_path.read_text())
     document["identity"]["processor"] = "another"
     other = profile_path.with_name("other.json")
+    document["sha256"] = digest(document)
     other.write_text(json.dumps(document))
     with pytest.raises(DeviceMismatchError, match="processor"):
         profile_space(SPACE, LocalDevice(), other)
