@@ -372,12 +372,12 @@ def judge(
         return "pass", "measured; no budget was given"
     if raw.low > budget_ms:
         if normalised is not None and normalised.high <= budget_ms:
-            return "inconclusive", "over budget now, within it at the profile's clock speed"
+            return "inconclusive", "over budget now, within it at the prediction's clock speed"
         return "over-budget", f"measured over {budget_ms:g} ms"
     if raw.high > budget_ms:
         return "inconclusive", f"the interval reaches over {budget_ms:g} ms"
     if normalised is not None and normalised.low > budget_ms:
-        return "inconclusive", "within budget now, over it at the profile's clock speed"
+        return "inconclusive", "within budget now, over it at the prediction's clock speed"
     return "pass", f"measured within {budget_ms:g} ms"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from deploynas.artifacts import Artifact, Record, unchanged
-from deploynas.device import Identity
+from deploynas.device import Drift, Identity
 from deploynas.profile.device_profile import Precision
 from deploynas.search.budget import Budget
 from deploynas.spaces import ArchRecord, Resolution, SpaceRecord
@@ -21,9 +21,9 @@ class Candidate(Record):
     """A network with its costs.
 
     Attributes:
-        predicted_latency_ms: At the profile's reference level; None where a new classifier is
-            not in the profile.
-        prediction_error: Relative half-width of the latency model's held-out 95 % residual.
+        predicted_latency_ms: At the result's reference level; None where a new classifier is not
+            in the profile.
+        prediction_error: Relative half-width of the latency model's bound.
         extrapolated: The prediction lies outside the calibrated range.
         accuracy: A fraction: measured on the whole validation split, or what a predictor expects.
         accuracy_error: Of a predicted accuracy: the predictor's held-out RMSE, a fraction.
@@ -158,6 +158,8 @@ class SearchResult(Artifact):
         profiles: Of other devices whose latency was limited: name -> path.
         precision: Of the latencies: what the network is to be exported in.
         core_ms, memory_ms: The reference level of the predicted latencies.
+        drift: Of the machine since its profile, with which they are predicted; None in earlier
+            files. ``drifts``: of other devices, by name.
         supernet: Run of a trained supernet, the file of a published one, or the search's own run.
         weights: Which of the three: ``shared``, ``published``, or a set a path; or ``trained``:
             from scratch, in the search's own run.
@@ -195,6 +197,8 @@ class SearchResult(Artifact):
     device: Identity
     core_ms: float
     memory_ms: float
+    drift: Drift | None = None
+    drifts: dict[str, Drift] = {}
     data: DataRecord
     supernet: str
     weights: SearchWeights

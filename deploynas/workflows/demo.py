@@ -94,13 +94,13 @@ class Row:
 
     @property
     def off(self) -> float:
-        """Measured at the profile's clock speed against predicted, relative."""
+        """Measured at the prediction's clock speed against predicted, relative."""
         measured = self.result.latency_normalised or self.result.latency
         return measured.median / self.predicted_ms - 1
 
     @property
     def predicted_ms(self) -> float:
-        """By the profile, at its own clock speed."""
+        """By the search."""
         assert self.candidate.predicted_latency_ms is not None
         return self.candidate.predicted_latency_ms
 
@@ -156,7 +156,7 @@ class DemoTable:
             "",
             "supernet: validation accuracy with the supernet's weights, which the search went by;",
             "test: of the exported file, its weights trained further (the ends: as they are)",
-            "off: measured at the profile's clock speed, against predicted",
+            "off: measured at the prediction's clock speed, against predicted",
             "",
             f"{self.minutes:.1f} minutes; the chosen network is {best.folder / 'model.onnx'}",
             f"next: deploynas check {best.folder}",

@@ -99,7 +99,7 @@ def _priced(result: SearchResult, chosen: SearchSpace) -> Candidate:
         profile = DeviceProfile.read(Path(result.profile))
         narrow = chosen.with_resolutions(chosen.resolution_of(arch).tolist())
         try:
-            model = LatencyModel(narrow, profile, result.precision)
+            model = LatencyModel(narrow, profile, result.precision, result.drift)
             predicted = float(model.predict_ms(narrow.encode([result.best.architecture]))[0])
         except IncompleteProfileError:
             pass
