@@ -50,6 +50,7 @@ class Drifts(Artifact):
 
     SCHEMA: ClassVar[str] = "deploynas-drift"
     VERSION: ClassVar[int] = 1
+    ANEW: ClassVar[str] = "delete it: what it tells is measured again"
 
     job: str
     drifts: dict[str, Drift]
