@@ -55,7 +55,7 @@ class Artifact(Record):
 
     SCHEMA: ClassVar[str]
     VERSION: ClassVar[int]
-    ANEW: ClassVar[str]
+    ANEW: ClassVar[str] = "make it anew"
     MIGRATIONS: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {}
 
     @classmethod

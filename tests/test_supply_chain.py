@@ -21,7 +21,7 @@ def plain(name: str) -> str:
 
 def test_every_pin_has_hashes_of_its_files() -> None:
     lock = (ROOT / "requirements.lock").read_text()
-    assert pins(lock) == pins((ROOT / "constraints.txt").read_text())
+    assert pins((ROOT / "constraints.txt").read_text()).items() <= pins(lock).items()
     for entry in re.split(r"\n(?=[A-Za-z])", lock):
         if "==" in entry:
             assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry.splitlines()[0]
