@@ -150,7 +150,8 @@ class Validation(Record):
         residual_95: 95th percentile of the absolute relative error.
         margin: Share of a prediction that its upper bound lies above it; see
             :func:`deploynas.profile.latency_model.conformal_margin`.
-        noise_floor: Mean relative half-width of the measurements' own 95 % intervals.
+        noise_floor: Mean relative half-width of the measurements' own 95 % intervals, without
+            what all networks of a session share.
         made: When the last of the networks was measured, in seconds since 1970; None where that is
             not known.
     """

@@ -32,6 +32,7 @@ from deploynas.profile.device_profile import (
     space_key,
 )
 from deploynas.profile.latency_model import cross_validate, judge
+from deploynas.profile.levels import own_half_widths
 from deploynas.profile.transfer import features_of
 from deploynas.spaces import Archs, Layer, SearchSpace
 from deploynas.spaces import layers as layer_costs
@@ -316,7 +317,8 @@ def with_networks(
     rows = whole.encode([r.architecture for r in records])
     features = features_of(whole, profile, precision)
     predicted = cross_validate(features(rows), times, features.fit)
-    validation = judge(predicted, times, [e.half_width for e in estimates])
+    noise = own_half_widths([r.samples.thaw() for r in records], profile.reference)
+    validation = judge(predicted, times, noise)
     before = profile.validations.get(key)
     made = time.time() if samples or before is None else before.made
     validation = validation.model_copy(update={"made": made})

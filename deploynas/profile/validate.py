@@ -26,6 +26,7 @@ from deploynas.profile.device_profile import (
     space_key,
 )
 from deploynas.profile.latency_model import Bound, LatencyModel, judge
+from deploynas.profile.levels import own_half_widths
 from deploynas.profile.profiler import write_timed
 from deploynas.profile.refresh import anchors
 from deploynas.spaces import Archs, SearchSpace
@@ -50,6 +51,7 @@ class Judgement:
         archs: ``(n, num_choices)``.
         predicted_ms: ``(n,)`` by the latency model; ``sum_ms`` by adding up layers.
         measured: One estimate a network, at the profile's reference level.
+        noise: Of each of ``measured``, see :func:`deploynas.profile.levels.own_half_widths`.
         half_width: What the model states as its fit's error, relative: its level is taken out.
         drift: How much slower than in the profile the anchors are now, relative; taken out of
             ``measured``.
@@ -59,6 +61,7 @@ class Judgement:
     predicted_ms: Floats
     sum_ms: Floats
     measured: list[Estimate]
+    noise: list[float]
     half_width: float
     drift: float = 0.0
 
@@ -76,8 +79,7 @@ class Judgement:
     @property
     def table(self) -> Validation:
         """The error table."""
-        noise = [e.half_width for e in self.measured]
-        return judge(self.predicted_ms, self.measured_ms, noise)
+        return judge(self.predicted_ms, self.measured_ms, self.noise)
 
     @property
     def sum_mape(self) -> float:
@@ -223,6 +225,7 @@ def validate_together(
                 predicted_ms=model.predict_ms(archs) / model.drift.factor,
                 sum_ms=model.space.sum_over_layers(archs, layer_ms),
                 measured=[e.scaled(1 / (1 + drift)) for e in estimates[: len(archs)]],
+                noise=own_half_widths([*samples.values()], profile.reference)[: len(archs)],
                 half_width=model.validation.margin,
                 drift=drift,
             )

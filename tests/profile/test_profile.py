@@ -212,7 +212,7 @@ def test_validation_table() -> None:
     measured.append(Estimate(5.0, 4.0, 6.0, 10))
     actual = np.arange(1.0, 6.0)
     predicted = actual * [1.1, 1.0, 1.0, 1.0, 0.8]
-    judgement = Judgement(np.zeros((5, 1)), predicted, actual * 1.5, measured, 0.02)
+    judgement = Judgement(np.zeros((5, 1)), predicted, actual * 1.5, measured, [0.01] * 5, 0.02)
     assert judgement.bias == pytest.approx(-0.02)
     assert judgement.worst == pytest.approx(0.2)
     assert judgement.sum_mape == pytest.approx(0.5)

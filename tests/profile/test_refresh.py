@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from deploynas.device import Drift, Level
+from deploynas.device import Drift, Level, Samples
 from deploynas.errors import DeviceMismatchError
+from deploynas.onboard.timing import t_quantile
 from deploynas.profile import DeviceProfile, LatencyModel, shipped
 from deploynas.profile.device_profile import SampleRecord
 from deploynas.profile.features import fit
 from deploynas.profile.latency_model import conformal_margin, optimism_of
-from deploynas.profile.levels import WANDER, unmeasured
+from deploynas.profile.levels import WANDER, own_half_widths, unmeasured
 from deploynas.profile.refresh import (
     NUM_NETWORKS,
     _of_another_minute,
@@ -194,3 +196,22 @@ def test_what_a_single_network_or_session_tells():
     assert _of_one_more(one, 0.0, 0.07) == (0.07, 0.0)
     assert _of_another_minute(one[0, :1], 0.07) == 0.07
     assert _of_another_minute(np.array([0.0, 0.5]), 0.07) == 0.07
+
+
+def test_noise_of_networks_is_without_what_sessions_share():
+    """Sessions that differ by a fifth, for all networks alike, and networks' own per cent."""
+    rng = np.random.default_rng(0)
+    sessions = rng.normal(0, 0.2, 8)
+    own = rng.normal(0, 0.01, (40, 8))
+    found = [
+        Samples(
+            1_000, [[math.exp(x)] * 5 for x in sessions + row], [[1.0] * 5] * 8, [[1.0] * 5] * 8
+        )
+        for row in own
+    ]
+    half = own_half_widths(found, Level(1.0, 1.0))
+    expected = t_quantile(0.95, 7) * 0.01 / math.sqrt(8)
+    assert np.sqrt(np.mean(np.square(half))) == pytest.approx(expected, rel=0.1)
+    alone = [one.estimate(Level(1.0, 1.0)).half_width for one in found]
+    assert min(alone) > 5 * max(half)
+    assert own_half_widths(found[:1], Level(1.0, 1.0)) == alone[:1]

@@ -15,7 +15,12 @@ from deploynas.report.validation import draw_validation
 
 MEASURED = [Estimate(ms, ms * 0.99, ms * 1.01, 10) for ms in np.linspace(1, 3, 12)]
 JUDGEMENT = Judgement(
-    np.zeros((12, 1)), np.linspace(1.01, 3.2, 12), np.linspace(1.5, 4, 12), MEASURED, 0.02
+    np.zeros((12, 1)),
+    np.linspace(1.01, 3.2, 12),
+    np.linspace(1.5, 4, 12),
+    MEASURED,
+    [0.01] * 12,
+    0.02,
 )
 
 
