@@ -14,9 +14,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from deploynas.artifacts import Artifact, Record
+from deploynas.artifacts import Artifact, Record, unchanged
 from deploynas.device import Estimate, Identity, Level, Samples
 from deploynas.errors import DeviceMismatchError, IncompleteProfileError
+from deploynas.graph.operators import Operator
 from deploynas.journal import Journal
 from deploynas.spaces import ArchRecord, Layer, Resolution, SearchSpace
 
@@ -97,6 +98,18 @@ class NetworkRecord(Record):
         return Resolution.of(self.architecture["resolution"])
 
 
+class FragmentRecord(Record):
+    """A measured fragment: its operators, how many of each, and samples.
+
+    Attributes:
+        is_network: Whether it is a whole network, which errors are judged by.
+    """
+
+    is_network: bool
+    operators: Annotated[tuple[tuple[Operator, Count], ...], Field(min_length=1)]
+    samples: SampleRecord
+
+
 class LevelRecord(Record):
     """The reference level that every latency of the profile is normalised to."""
 
@@ -141,7 +154,8 @@ def _with_margins(document: dict[str, Any]) -> dict[str, Any]:
 class DeviceProfile(Artifact):
     """A device's profile.
 
-    Format 1: first version; 2 (0.1.0): a validation tells the margin of the bound.
+    Format 1: first version; 2 (0.1.0): a validation tells the margin of the bound; 3 (0.1.0):
+    fragments, which price operators of any network.
 
     Attributes:
         identity: Whose it is.
@@ -149,23 +163,27 @@ class DeviceProfile(Artifact):
         layers: ``precision/layer key`` -> record.
         networks: ``precision/space name/classes/channels`` -> calibration networks.
         validations: The same keys -> held-out error.
+        fragments: Name -> fragment, in the precision fp32.
+        operator_validation: Held-out error on those fragments that are whole networks.
     """
 
     SCHEMA: ClassVar[str] = "deploynas-device-profile"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     MIGRATIONS: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {
-        1: _with_margins
-    }
+        1: _with_margins, 2: unchanged,
+    }  # fmt: skip
 
     identity: Identity
     level: LevelRecord | None = None
     layers: dict[str, LayerRecord] = {}
     networks: dict[SpaceKey, Annotated[tuple[NetworkRecord, ...], Field(min_length=1)]] = {}
     validations: dict[SpaceKey, Validation] = {}
+    fragments: dict[str, FragmentRecord] = {}
+    operator_validation: Validation | None = None
 
     @model_validator(mode="after")
     def _has_a_level(self) -> Self:
-        if self.level is None and (self.layers or self.networks):
+        if self.level is None and (self.layers or self.networks or self.fragments):
             raise ValueError("samples without a reference level")
         return self
 
