@@ -136,7 +136,7 @@ def emit(
 def finished(
     graph: GraphBuilder,
     image: Sequence[int],
-    outputs: Mapping[str, Sequence[int] | None],
+    outputs: Mapping[str, Sequence[int]],
     weights: Weights,
     *,
     opset: int = DEFAULT_OPSET,
@@ -147,7 +147,7 @@ def finished(
     Args:
         graph: Reads ``image``.
         image: Shape of that input.
-        outputs: Name -> shape; None where it is to be inferred.
+        outputs: Name -> shape.
         weights: Of the graph.
         opset: Of the operators.
         metadata: Further properties.

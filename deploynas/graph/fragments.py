@@ -10,6 +10,7 @@ four stages of such blocks, and a classifier.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,9 +58,7 @@ def grid() -> list[Fragment]:
 
 def build(fragment: Fragment) -> onnx.ModelProto:
     """The model of a fragment; the same at every call."""
-    names = list(RECIPES)
-    place = len(names) if fragment.is_network else names.index(fragment.recipe)
-    rng = np.random.default_rng([7, place, fragment.seed])
+    rng = np.random.default_rng([zlib.crc32(fragment.recipe.encode()), fragment.seed])
     net = _network(rng, fragment.seed) if fragment.is_network else _piece(fragment, rng)
     return net.model()
 
@@ -81,6 +80,7 @@ class Net:
         self.x, self.channels, self.height, self.width = "image", channels, side, side
         self.macs, self.is_done = 0.0, False
         self._image = (1, channels, side, side)
+        self._output: tuple[int, ...] | None = None
 
     def conv(
         self, out: int, kernel: int | tuple[int, int] = 1, stride: int = 1, groups: int = 1,
@@ -182,12 +182,14 @@ class Net:
             self.x = self.graph.linear(f"linear{len(self.graph.nodes)}", self.x, features, out)
             self.macs += features * out
             features = out
+        self._output, self.is_done = (1, classes), True
         return self
 
     def model(self) -> onnx.ModelProto:
         """The model of it."""
         self.graph.rename(self.x, "features")
-        return finished(self.graph, self._image, {"features": None}, self._weights)
+        shape = self._output or (1, self.channels, self.height, self.width)
+        return finished(self.graph, self._image, {"features": shape}, self._weights)
 
     def _stride(self, stride: int) -> None:
         self.height, self.width = -(-self.height // stride), -(-self.width // stride)
@@ -214,7 +216,9 @@ def _piece(fragment: Fragment, rng: np.random.Generator) -> Net:
     recipe, _ = RECIPES[fragment.recipe]
     side = int(rng.choice(SIDES))
     channels = 3
-    if recipe is not _stem:
+    if recipe is _early:
+        side, channels = side >> 1, _width(rng, 12, 32)
+    elif recipe is not _stem:
         side >>= int(rng.integers(1, 6))
         channels = _width(rng, *_usual(side))
     net = Net(channels, side, fragment.seed, rng)
@@ -279,7 +283,7 @@ def _oblong(net: Net, out: int, stride: int) -> None:
 def _depthwise(net: Net, out: int, stride: int) -> None:
     act = str(net.rng.choice(["", *ACTIVATIONS]))
     for _ in range(3):
-        kernel = int(net.rng.choice([3, 3, 5, 5, 7]))
+        kernel = int(net.rng.choice([3, 3, 3, 5, 5, 7, 9, 11]))
         net.conv(net.channels, kernel, 1, net.channels, act)
         net.macs += 1.5e6
 
@@ -299,6 +303,47 @@ def _inverted(net: Net, out: int, stride: int, squeeze: float = 0.0, act: str = 
     net.conv(channels if stride == 1 and net.rng.random() < 0.6 else out)
     if stride == 1 and net.channels == channels:
         net.x = net.op("Add", net.x, x)
+
+
+def _early(net: Net, out: int, stride: int) -> None:
+    """Inverted residuals on large maps, which no cache of a core holds."""
+    _inverted(net, min(out, 40), stride)
+
+
+def _grouped(net: Net, out: int, stride: int) -> None:
+    width = int(net.rng.choice([4, 8, 16, 16, 24, 32, 48]))
+    groups = max(2, min(out, 512) // width)
+    net.conv(groups * width, act="Relu").conv(groups * width, 3, stride, groups, act="Relu")
+
+
+def _tiny(net: Net, out: int, stride: int) -> None:
+    """Many calls with little to do in each."""
+    net.pool("AveragePool", 2, 2)
+    while net.height > 7:
+        net.pool("AveragePool", 2, 2)
+    net.conv(_width(net.rng, 8, 96))
+    for _ in range(int(net.rng.integers(4, 16))):
+        net.conv(net.channels, 3, 1, net.channels).conv(_width(net.rng, 8, 96), act="Relu")
+        if net.rng.random() < 0.3:
+            net.gate(max(4, net.channels // 4), "Relu", "HardSigmoid", "ReduceMean")
+        if net.rng.random() < 0.3:
+            net.x = net.op("Concat", net.x, net.x, axis=1)
+            net.channels *= 2
+    net.is_done = True
+
+
+def _parallel(net: Net, out: int, stride: int) -> None:
+    """Branches that are added, as before they are merged into one (Ding et al. 2021, RepVGG)."""
+    x, channels, groups = net.x, net.channels, int(net.rng.choice([1, net.channels]))
+    ends = []
+    for kernel in (3, 1, 1):
+        net.x = x
+        ends.append(net.conv(channels, kernel, 1, groups).x)
+    net.x = x
+    _norm(net)
+    for end in ends[: int(net.rng.integers(1, 4))]:
+        net.x = net.op("Add", net.x, end)
+    net.act("Relu").conv(out, act="Relu")
 
 
 def _excited(net: Net, out: int, stride: int) -> None:
@@ -549,7 +594,6 @@ def _classified(net: Net, out: int, stride: int) -> None:
     """The end of a network: a wide 1x1, a pool, linear maps of up to some ten megabytes."""
     net.conv(min(2 * out, 1280), act=_act(net))
     net.classify(int(net.rng.choice([0, 0, 512, 1280, 2048])), int(net.rng.choice([100, 1000])))
-    net.is_done = True
 
 
 RECIPES: dict[str, tuple[Recipe, int]] = {
@@ -559,6 +603,10 @@ RECIPES: dict[str, tuple[Recipe, int]] = {
     "depthwise": (_depthwise, 18),
     "inverted": (_inverted, 24),
     "excited": (_excited, 24),
+    "early": (_early, 12),
+    "grouped": (_grouped, 14),
+    "tiny": (_tiny, 10),
+    "parallel": (_parallel, 8),
     "basic": (_basic, 12),
     "bottleneck": (_bottleneck, 20),
     "fire": (_fire, 8),

@@ -111,7 +111,7 @@ def operators_of(graph: onnx.GraphProto, scope: Scope) -> list[Priced]:
     gives = sum(scope.bytes.get(one.name, 0) for one in graph.output)
     last = [Operator("call", in_bytes=reads, out_bytes=gives)]
     if ends:
-        last += [walk.reorder(one.name) for one in graph.output if walk.is_blocked(one.name)]
+        last += [walk.reorder(one.name, "out") for one in graph.output if walk.is_blocked(one.name)]
     return [*rows, Priced("(call)", "", tuple(last))]
 
 
@@ -133,7 +133,7 @@ class _Walk:
     same: dict[str, str] = field(default_factory=dict)
     blocked: set[str] = field(default_factory=set)
     plain: set[str] = field(default_factory=set)
-    inside: dict[str, Operator] = field(default_factory=dict)
+    inside: set[str] = field(default_factory=set)
     summed: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -176,6 +176,14 @@ class _Walk:
             return self.pool(node, fed)
         if kind == "Concat":
             return self.concat(node, fed)
+        if kind == "BatchNormalization":
+            lies = self.is_blocked(fed[0])
+            self.lay(node, lies)
+            if len(self.uses.get(node.output[0], ())) == 1:
+                self.inside.add(node.output[0])
+            if lies:  # it has become a convolution
+                self.summed.add(node.output[0])
+            return [self.simple(node, "norm", kind, fed, blocked=lies)]
         if kind in ("Resize", "Upsample"):
             lies = self.is_blocked(fed[0])
             self.lay(node, lies)
@@ -264,12 +272,12 @@ class _Walk:
         kind = "pointwise" if kernel == (1, 1) else "conv"
         if groups > 1:
             kind = "depthwise" if groups == cin == cout else "grouped"
-        variant = "transposed" if transposed else _dilated(node)
-        takes_plain = groups == 1 and cin < BLOCK
+        takes_plain = groups == 1 and cin < BLOCK and not transposed
+        variant = "transposed" if transposed else "narrow" if takes_plain else _dilated(node)
         lies = not transposed and self.can_block(kind, groups, cin, cout)
         reorders = []
         if lies and not takes_plain:
-            reorders = [self.reorder(name) for name in fed[:1] if self.must_block(name)]
+            reorders = [self.reorder(name, "in") for name in fed[:1] if self.must_block(name)]
         else:
             reorders = self.to_plain(fed[:1])
         self.lay(node, lies)
@@ -280,7 +288,7 @@ class _Walk:
             FLOAT_BYTES * math.prod(weight), node_macs(node, self.scope),
         )  # fmt: skip
         if len(self.uses.get(node.output[0], ())) == 1:
-            self.inside[node.output[0]] = one
+            self.inside.add(node.output[0])
         self.summed.add(node.output[0])
         return [*reorders, one]
 
@@ -314,7 +322,7 @@ class _Walk:
         kind, output = node.op_type, self.shape(node.output[0])
         whole = [name for name in fed if self.shape(name) == output]
         if swish := self.swish(node):
-            kind, whole = swish, whole[:1]
+            kind, whole, fed = swish, whole[:1], whole[:1]
         elif kind == "Erf":
             kind = "Gelu"
         source = whole[0] if whole else fed[0]
@@ -333,8 +341,8 @@ class _Walk:
         reorders = [] if lies else self.to_plain(fed)
         one = self.simple(node, "elementwise", f"{kind} {where}".strip(), fed, blocked=lies)
         self.lay(node, lies)
-        if kind in IN_CONVOLUTION and where == "inside":
-            self.inside.pop(source, None)
+        if where == "inside" and kind == "Add" and len(self.uses.get(node.output[0], ())) == 1:
+            self.inside.add(node.output[0])
         return [*reorders, one]
 
     def swish(self, node: onnx.NodeProto) -> str:
@@ -417,7 +425,7 @@ class _Walk:
         for name in names:
             if self.is_blocked(name) and name not in self.plain:
                 self.plain.add(name)
-                found.append(self.reorder(name))
+                found.append(self.reorder(name, "out"))
         return found
 
     def must_block(self, name: str) -> bool:
@@ -428,12 +436,12 @@ class _Walk:
         self.plain.add(name)
         return True
 
-    def reorder(self, name: str) -> Operator:
-        """A value from one layout into the other."""
+    def reorder(self, name: str, way: str) -> Operator:
+        """A value into the blocked layout, or out of it."""
         channels, pixels = _folded(self.shape(name) or (1,))
         size = self.bytes(name)
         return Operator(
-            "reorder", "", channels, channels, 1, pixels, pixels, in_bytes=size, out_bytes=size
+            "reorder", way, channels, channels, 1, pixels, pixels, in_bytes=size, out_bytes=size
         )
 
     def lay(self, node: onnx.NodeProto, blocked: bool) -> None:
@@ -445,11 +453,8 @@ class _Walk:
         """A node's output is what it read."""
         (output, *_) = node.output
         self.same[output] = source
-        if source in self.inside:
-            users = self.uses.get(output, ())
-            one = self.inside.pop(source)
-            if len(users) == 1:
-                self.inside[source] = one
+        if len(self.uses.get(output, ())) != 1:
+            self.inside.discard(source)
 
     def name(self, name: str) -> str:
         """The value that stands for another."""

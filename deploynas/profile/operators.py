@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,11 +46,18 @@ NUM_FOLDS = 6
 # and variant, and of alike shapes share, and over how many octaves shapes are alike.
 DEVIATION = 0.4
 OF_KIND, OF_VARIANT, OF_SHAPE, OF_NEAR = 0.2, 0.2, 0.4, 0.2
+TOTAL = OF_KIND + OF_VARIANT + OF_SHAPE + OF_NEAR
 OCTAVES, NEAR_OCTAVES = 3.0, 1.0
 NOISE = 0.015  # what a session's layout of memory adds to a fragment's time
 LEAST = 0.2  # of the first guess, whatever the correction
 STRANGE = 0.35  # an operator is strange where so much of its correction's deviation is left
-_CACHES = (1e6, 4e6, 16e6, 64e6)  # bytes of weights beyond which they may be streamed
+PASS = 4 * BLOCK  # channels that a convolution makes at once
+CACHE_BYTES = 2e6  # what a core keeps to itself: of weights, and of an operator's feature maps
+MACS_PER_BYTE = 4.0  # multiply-adds in the time that a byte of weights takes to come
+# Milliseconds of each number of :func:`_work` on a core of 50 G multiply-adds a second.
+TYPICAL = (2e-3, 1e-8, 1e-7, 1e-5, 1e-4, 3e-8, 3e-8, 5e-8, 3e-8, 3e-8, 5e-8)
+SHARED = (0, 7, 8, 9, 10)  # of these: a call, and what no cache holds
+RELUCTANCE = 1e-4
 _DENSE = ("conv", "pointwise", "depthwise", "grouped")
 
 
@@ -135,12 +143,8 @@ class OperatorModel:
         """
         fit, total = self._fit, Counter(op for node in graph for op in node.operators)
         parts = list(total)
-        price = fit.price(parts)
-        stream = fit.stream_per_byte(sum(op.weight_bytes * n for op, n in total.items()))
-        ms_of = {
-            op: float(ms) + stream * op.weight_bytes
-            for op, ms in zip(parts, price.ms, strict=True)
-        }
+        price = fit.price(placed(total))
+        ms_of = {op: float(ms) for op, ms in zip(parts, price.ms, strict=True)}
         is_strange = dict(zip(parts, price.is_strange, strict=True))
         nodes = [
             PricedNode(
@@ -151,7 +155,7 @@ class OperatorModel:
         ]  # fmt: skip
         ms = sum(node.ms for node in nodes)
         shares = np.array([total[op] for op in parts]) * price.guess / ms
-        deviation = fit.deviation(price.covariance, price.known, shares)
+        deviation = fit.deviation(price, shares)
         strange = sum(node.ms for node in nodes if node.is_strange) / ms
         wider = max(1.0, deviation / self._usual)
         return NetworkPrice(nodes, ms, self.validation.margin * wider + strange, strange)
@@ -171,30 +175,72 @@ def _data(profile: DeviceProfile) -> tuple[list[Counter[Operator]], Floats, Floa
 def _group(op: Operator) -> str:
     """Operators whose first guess has the same rates."""
     if op.kind in _DENSE:
-        return f"{op.kind} {'blocked' if op.blocked else 'plain'}"
+        return f"{op.kind} {op.variant} {'blocked' if op.blocked else 'plain'}"
     if op.kind == "elementwise":
         name, _, where = op.variant.partition(" ")
+        if where == "inside":
+            return f"{op.kind} {op.variant}"
         costly = "costly" if name not in _CHEAP else "cheap"
         return f"{op.kind} {costly} {where}"
-    return f"{op.kind} {op.variant}" if op.kind in ("pool", "global_pool", "norm") else op.kind
+    return f"{op.kind} {op.variant}" if op.kind in _BY_VARIANT else op.kind
 
 
+_BY_VARIANT = ("global_pool", "move", "norm", "pool", "reorder")
 _CHEAP = ("Abs", "Add", "Clip", "Div", "LeakyRelu", "Max", "Min", "Mul", "Neg", "PRelu", "Relu",
           "Sub")  # fmt: skip
 
 
-def _work(op: Operator) -> tuple[float, ...]:
-    """One call, its multiply-adds as the device pads channels, bytes read, written, of weights."""
-    macs = float(op.macs)
-    if op.blocked and op.kind != "depthwise":
-        macs *= _padding(op.in_channels) * _padding(op.out_channels)
-    elif op.blocked:
+class Placed(NamedTuple):
+    """An operator in a network.
+
+    Attributes:
+        op: The operator.
+        cold: Share of its weights that no cache keeps from one run to the next, in tenths.
+    """
+
+    op: Operator
+    cold: float
+
+
+def placed(count: Mapping[Operator, int]) -> list[Placed]:
+    """The operators of a network, in order."""
+    total = sum(num * op.weight_bytes for op, num in count.items())
+    cold = round(max(0.0, 1 - CACHE_BYTES / max(total, 1)), 1)
+    return [Placed(op, cold if op.weight_bytes else 0.0) for op in count]
+
+
+def _work(one: Placed) -> tuple[float, ...]:
+    """What a first guess is proportional to: a number for each of :data:`TYPICAL`.
+
+    One call; multiply-adds as the device pads channels; how often a number is loaded to be
+    multiplied with up to :data:`PASS` channels at once; rows of pixels times blocks of channels,
+    each a loop of its own; groups; bytes read, written, that no cache holds meanwhile, of weights,
+    of cold weights, of those that nothing is left to be done while they come.
+    """
+    op, cold = one
+    macs, loads, calls, groups = float(op.macs), 0.0, 0.0, 0.0
+    if op.kind == "reorder" and op.out_channels % BLOCK:
+        loads = op.out_bytes / 4.0
+    elif op.kind == "depthwise":
+        calls = math.sqrt(op.out_pixels) * math.ceil(op.groups / BLOCK)
         macs *= _padding(op.groups)
-    return 1.0, macs, float(op.in_bytes), float(op.out_bytes), float(op.weight_bytes)
+    elif op.kind in _DENSE:
+        passes, groups = op.groups * math.ceil(op.out_channels / PASS), float(op.groups)
+        loads = float(passes * op.in_channels * math.prod(op.kernel) * op.out_pixels)
+        calls = math.sqrt(op.out_pixels) * passes * op.kernel[0]
+        calls *= math.ceil(op.in_channels / BLOCK)
+        if op.blocked:
+            macs *= _padding(op.in_channels) * _padding(op.out_channels)
+    come = cold * op.weight_bytes
+    stalled = max(0.0, come - op.macs / MACS_PER_BYTE)
+    spilt = max(0.0, op.in_bytes + op.out_bytes - CACHE_BYTES)
+    moved = float(op.in_bytes), float(op.out_bytes), spilt, float(op.weight_bytes)
+    runs = 0.0 if op.variant.endswith(" inside") else 1.0
+    return runs, macs, loads, calls, groups, *moved, come, stalled
 
 
-def _padding(channels: int) -> float:
-    return -(-channels // BLOCK) * BLOCK / channels if channels >= BLOCK else 1.0
+def _padding(channels: int, step: int = BLOCK) -> float:
+    return -(-channels // step) * step / channels
 
 
 @dataclass(frozen=True)
@@ -203,126 +249,140 @@ class _Guess:
 
     rates: dict[str, Floats]
     general: Floats
-    stream: Floats
 
-    def __call__(self, ops: Sequence[Operator]) -> Floats:
+    def __call__(self, parts: Sequence[Placed]) -> Floats:
         """``(n,)`` milliseconds; of groups that were never measured by the general rates."""
-        found = np.empty(len(ops))
-        for i, op in enumerate(ops):
-            work, general = np.array(_work(op)), float(np.dot(_work(op), self.general))
-            rates = self.rates.get(_group(op))
-            found[i] = general if rates is None else max(float(work @ rates), 0.02 * general)
-        return found
+        rates = np.array([self.rates.get(_group(one.op), self.general) for one in parts])
+        found: Floats = (rates * np.array([_work(one) for one in parts])).sum(axis=1)
+        return np.maximum(found, 1e-6)
 
 
 def _guess(counts: list[Counter[Operator]], times: Floats) -> _Guess:
-    """Rates that are not negative, fitted to relative errors."""
+    """Rates that are not negative, fitted to relative errors.
+
+    Those of a group are drawn to those of any operator, and these to a typical device's, by how
+    many times they are these: what hardly matters in any fragment stays as it is.
+    """
     names = sorted({_group(op) for count in counts for op in count})
-    place = {name: 5 * i for i, name in enumerate(names)}
-    table = np.zeros((len(counts), 5 * len(names) + len(_CACHES)))
+    place = {name: i for i, name in enumerate(names)}
+    table = np.zeros((len(counts), len(names), len(TYPICAL)))
     for row, count in zip(table, counts, strict=True):
-        weights = 0.0
-        for op, num in count.items():
-            start = place[_group(op)]
-            row[start : start + 5] += num * np.array(_work(op))
-            weights += num * op.weight_bytes
-        row[len(row) - len(_CACHES) :] = _streams(weights) * weights
-    whole = table[:, : 5 * len(names)].reshape(len(table), -1, 5)
-    scaled = whole.sum(axis=1) / times[:, None]
-    general = _not_negative(scaled, np.ones(len(times)))
-    # a weak prior: every group as any other
-    prior = np.concatenate([np.tile(general, len(names)), np.zeros(len(_CACHES))])
-    x = table / times[:, None]
-    rates = _not_negative(x, np.ones(len(times)), prior)
-    own = rates[: 5 * len(names)].reshape(-1, 5)
-    return _Guess(
-        dict(zip(names, own, strict=True)), np.maximum(general, 0), rates[5 * len(names) :]
+        for one, num in zip(placed(count), count.values(), strict=True):
+            row[place[_group(one.op)]] += num * np.array(_work(one))
+    table /= times[:, None, None]
+    whole = table.sum(axis=1)
+    typical = np.array(TYPICAL) / float(np.median(whole @ np.array(TYPICAL)))
+    general = _not_negative(whole, typical, 0.1)
+    general = np.maximum(general, 0.1 * typical)
+    # what is the device's, whatever runs, is one rate for all
+    shared, own = np.array(SHARED), np.setdiff1d(np.arange(len(TYPICAL)), SHARED)
+    flat = np.concatenate(
+        [whole[:, shared], table[:, :, own].reshape(len(counts), -1)], axis=1
     )
+    prior = np.concatenate([general[shared], np.tile(general[own], len(names))])
+    used = np.flatnonzero(flat.any(axis=0))
+    found = prior.copy()
+    found[used] = _not_negative(flat[:, used], prior[used], RELUCTANCE)
+    rates = np.empty((len(names), len(TYPICAL)))
+    rates[:, shared] = found[: len(shared)]
+    rates[:, own] = found[len(shared) :].reshape(len(names), -1)
+    return _Guess(dict(zip(names, rates, strict=True)), general)
 
 
-def _streams(total_bytes: float) -> Floats:
-    """Share of a network's weights that do not stay in caches of some sizes."""
-    return np.array([max(0.0, 1 - cache / max(total_bytes, 1.0)) for cache in _CACHES])
+def _not_negative(x: Floats, prior: Floats, penalty: float) -> Floats:
+    """Weights of columns that add up to 1, none of them negative; coordinate descent.
 
-
-def _not_negative(x: Floats, y: Floats, prior: Floats | None = None) -> Floats:
-    """Least squares with no negative weight, drawn weakly to ``prior``; coordinate descent."""
-    scale = np.sqrt((x**2).sum(axis=0)) + 1e-30
-    z = x / scale
-    start = np.zeros(x.shape[1]) if prior is None else prior * scale
-    weights = start.copy()
-    gram, wanted = z.T @ z, z.T @ y
-    penalty = 1e-6 if prior is None else 0.01
-    for _ in range(400):
+    Args:
+        x: ``(n, m)``.
+        prior: ``(m,)`` what weights are drawn to.
+        penalty: Of a weight that is twice its prior.
+    """
+    z = x * prior
+    weights, gram, wanted = np.ones(len(prior)), z.T @ z, z.sum(axis=0)
+    for _ in range(200):
         before = weights.copy()
         for j in range(len(weights)):
-            rest = wanted[j] - gram[j] @ weights + gram[j, j] * weights[j] + penalty * start[j]
+            rest = wanted[j] - gram[j] @ weights + gram[j, j] * weights[j] + penalty
             weights[j] = max(0.0, rest / (gram[j, j] + penalty))
-        if np.abs(weights - before).max() < 1e-7 * max(1.0, np.abs(weights).max()):
+        if np.abs(weights - before).max() < 1e-4:
             break
-    found: Floats = weights / scale
+    found: Floats = weights * prior
     return found
 
 
 # the correction
 
 
-def _shape(op: Operator) -> tuple[float, ...]:
+def _shape(one: Placed) -> tuple[float, ...]:
     """What makes operators of a kind alike: octaves."""
+    op, cold = one
     high, wide = op.kernel
     pads = (_padding(op.in_channels), _padding(op.out_channels), _padding(op.groups))
     return (
         math.log2(op.in_channels), math.log2(op.out_channels), math.log2(op.groups),
         math.log2(max(1, op.out_pixels)), 2 * math.log2(max(1, op.in_pixels) / max(1, op.out_pixels)),
         1.5 * math.log2(high * wide), 2 * math.log2(high / wide),
-        *(3 * math.log2(pad) if op.blocked else 0.0 for pad in pads),
+        *(3 * math.log2(pad) if op.blocked or op.kind == "reorder" else 0.0 for pad in pads),
+        2 * math.log2(_padding(op.out_channels, PASS)) if op.kind in _DENSE else 0.0,
+        2 * cold, math.log2(1 + (op.in_bytes + op.out_bytes) / CACHE_BYTES),
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Table:
-    """Operators as columns.
+    """Operators as columns, by kind.
 
     Attributes:
-        kinds, variants: ``(n,)`` texts.
-        shapes: ``(n, 10)``.
+        places: Kind -> ``(n,)`` places in the list they were made of.
+        variants: The same keys -> ``(n,)`` texts.
+        shapes: The same keys -> ``(n, num_numbers)``, see :func:`_shape`.
     """
 
-    kinds: npt.NDArray[np.str_]
-    variants: npt.NDArray[np.str_]
-    shapes: Floats
+    places: dict[str, npt.NDArray[np.intp]]
+    variants: dict[str, npt.NDArray[np.str_]]
+    shapes: dict[str, Floats]
 
     @classmethod
-    def of(cls, ops: Sequence[Operator]) -> _Table:
+    def of(cls, parts: Sequence[Placed]) -> _Table:
+        kinds: dict[str, list[int]] = {}
+        for i, one in enumerate(parts):
+            kinds.setdefault(one.op.kind, []).append(i)
         return cls(
-            np.array([op.kind for op in ops]),
-            np.array([f"{op.variant} {op.blocked}" for op in ops]),
-            np.array([_shape(op) for op in ops]),
+            {kind: np.array(found) for kind, found in kinds.items()},
+            {
+                kind: np.array([f"{parts[i].op.variant} {parts[i].op.blocked}" for i in found])
+                for kind, found in kinds.items()
+            },
+            {kind: np.array([_shape(parts[i]) for i in found]) for kind, found in kinds.items()},
         )
 
-    def covariance(self, other: _Table) -> Floats:
-        """``(n, m)`` of corrections."""
-        found = np.zeros((len(self.kinds), len(other.kinds)))
-        for kind in set(self.kinds) & set(other.kinds):
-            own, others = np.flatnonzero(self.kinds == kind), np.flatnonzero(other.kinds == kind)
-            a, b = self.shapes[own], other.shapes[others]
-            squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
-            same = self.variants[own][:, None] == other.variants[others]
-            # where variants differ, what shapes tell is half as good
-            alike = OF_SHAPE * np.exp(-squares / (2 * OCTAVES**2))
-            alike += OF_NEAR * np.exp(-squares / (2 * NEAR_OCTAVES**2))
-            found[np.ix_(own, others)] = OF_KIND + same * OF_VARIANT + (0.5 + 0.5 * same) * alike
+    def covariance(self, other: _Table, kind: str) -> Floats:
+        """``(n, m)`` of corrections of operators of a kind; of two kinds they have none."""
+        a, b = self.shapes[kind], other.shapes[kind]
+        squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+        same = self.variants[kind][:, None] == other.variants[kind]
+        alike = OF_SHAPE * np.exp(squares * (-0.5 / OCTAVES**2))
+        alike += OF_NEAR * np.exp(squares * (-0.5 / NEAR_OCTAVES**2))
+        # where variants differ, what shapes tell is half as good
+        found: Floats = OF_KIND + same * OF_VARIANT + np.where(same, 1.0, 0.5) * alike
         return DEVIATION**2 * found
 
 
 @dataclass(frozen=True)
 class _Price:
-    """Prices of operators, their first guess, and what their deviation is told from."""
+    """Prices of operators, their first guess, and what a deviation is told from.
+
+    Attributes:
+        ms, guess: ``(n,)`` milliseconds.
+        is_strange: ``(n,)``.
+        table: The operators.
+        known: ``(n, num_fragments)`` covariances with the fragments.
+    """
 
     ms: Floats
     guess: Floats
     is_strange: npt.NDArray[np.bool_]
-    covariance: Floats
+    table: _Table
     known: Floats
 
 
@@ -337,55 +397,69 @@ class OperatorFit:
 
     Attributes:
         held_out_deviation: ``(n,)`` of each fragment's time were it not known, relative.
+        held_out_error: ``(n,)`` by which the others mistake it, relative to it.
+        log_evidence: How likely all are, for the choice of what the process assumes.
     """
 
     def __init__(
         self, guess: _Guess, counts: list[Counter[Operator]], times: Floats, noise: Floats
     ) -> None:
         self._guess = guess
-        ops = sorted({op for count in counts for op in count}, key=repr)
-        place = {op: i for i, op in enumerate(ops)}
-        first = guess(ops)
-        shares, streamed = np.zeros((len(counts), len(ops))), np.zeros(len(counts))
-        for row, count in enumerate(counts):
-            for op, num in count.items():
-                shares[row, place[op]] = num * first[place[op]]
-            weights = sum(num * op.weight_bytes for op, num in count.items())
-            streamed[row] = weights * self.stream_per_byte(weights)
-        whole = shares.sum(axis=1) + streamed
+        found = [placed(count) for count in counts]
+        place: dict[Placed, int] = {}
+        for parts in found:
+            for one in parts:
+                place.setdefault(one, len(place))
+        first = guess(list(place))
+        shares = np.zeros((len(counts), len(place)))
+        for row, parts, count in zip(shares, found, counts, strict=True):
+            for one, num in zip(parts, count.values(), strict=True):
+                row[place[one]] += num * first[place[one]]
+        whole = shares.sum(axis=1)
         shares /= whole[:, None]
-        self._table, self._shares = _Table.of(ops), shares
-        own = shares @ self._table.covariance(self._table) @ shares.T
-        own += np.diag(noise**2 + NOISE**2)
+        self._table, self._shares = _Table.of(list(place)), shares
+        own = np.diag(noise**2 + NOISE**2)
+        for kind, places in self._table.places.items():
+            part = shares[:, places]
+            own += part @ self._table.covariance(self._table, kind) @ part.T
         self._inverse = np.linalg.inv(own)
-        self._solved = shares.T @ (self._inverse @ (times / whole - 1))
+        wanted = times / whole - 1
+        solved = self._inverse @ wanted
+        self._solved = shares.T @ solved
         self.held_out_deviation: Floats = 1 / np.sqrt(np.diag(self._inverse))
+        self.held_out_error: Floats = solved / np.diag(self._inverse) / (times / whole)
+        self.log_evidence = float(
+            -0.5 * wanted @ solved + 0.5 * np.linalg.slogdet(self._inverse)[1]
+        )
 
-    def stream_per_byte(self, total_bytes: float) -> float:
-        """Milliseconds a byte of weights costs more in a network that has so many of them."""
-        return float(_streams(total_bytes) @ self._guess.stream)
+    def price(self, parts: Sequence[Placed]) -> _Price:
+        """Milliseconds of operators, and what they are told from."""
+        table, guess = _Table.of(parts), self._guess(parts)
+        correction, nearest = np.zeros(len(parts)), np.zeros(len(parts))
+        known = np.zeros((len(parts), len(self._shares)))
+        for kind, places in table.places.items():
+            if kind in self._table.places:
+                theirs = self._table.places[kind]
+                across = table.covariance(self._table, kind)
+                correction[places] = across @ self._solved[theirs]
+                nearest[places] = across.max(axis=1) / (DEVIATION**2 * TOTAL)
+                known[places] = across @ self._shares[:, theirs].T
+        ms = guess * np.maximum(1 + correction, LEAST)
+        return _Price(ms, guess, nearest < STRANGE, table, known)
 
-    def price(self, ops: Sequence[Operator]) -> _Price:
-        """Milliseconds of operators, weights in a cache."""
-        table = _Table.of(ops)
-        across = table.covariance(self._table)
-        guess = self._guess(ops)
-        ms = guess * np.maximum(1 + across @ self._solved, LEAST)
-        covariance = table.covariance(table)
-        nearest = across.max(axis=1, initial=0.0) / np.diag(covariance)
-        return _Price(ms, guess, nearest < STRANGE, covariance, across @ self._shares.T)
-
-    def deviation(self, covariance: Floats, known: Floats, shares: Floats) -> float:
+    def deviation(self, price: _Price, shares: Floats) -> float:
         """Relative deviation of a network's time.
 
         Args:
-            covariance: ``(n, n)`` of its operators' corrections.
-            known: ``(n, num_fragments)``: with the fragments.
+            price: Of its operators.
             shares: ``(n,)`` of its time.
         """
-        told = shares @ known
-        left = shares @ covariance @ shares - told @ self._inverse @ told
-        return math.sqrt(max(left, 0.0) + NOISE**2)
+        told = shares @ price.known
+        left = NOISE**2 - told @ self._inverse @ told
+        for kind, places in price.table.places.items():
+            part = shares[places]
+            left += part @ price.table.covariance(price.table, kind) @ part
+        return math.sqrt(max(left, NOISE**2))
 
 
 def fit_operators(counts: list[Counter[Operator]], times: Floats, noise: Floats) -> OperatorFit:
@@ -401,13 +475,7 @@ def fit_operators(counts: list[Counter[Operator]], times: Floats, noise: Floats)
 
 def total_ms(fit: OperatorFit, counts: Sequence[Counter[Operator]]) -> Floats:
     """``(n,)`` milliseconds of networks by their operators."""
-    found = []
-    for count in counts:
-        ops = list(count)
-        weights = sum(num * op.weight_bytes for op, num in count.items())
-        ms = fit.price(ops).ms @ np.array([count[op] for op in ops])
-        found.append(float(ms) + weights * fit.stream_per_byte(weights))
-    return np.array(found)
+    return np.array([fit.price(placed(c)).ms @ np.array(list(c.values())) for c in counts])
 
 
 def held_out(profile: DeviceProfile) -> Validation:
