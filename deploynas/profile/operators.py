@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from deploynas.device import Device, StopRule
+from deploynas.device import Device, Estimate, Samples, StopRule
 from deploynas.errors import IncompleteProfileError
 from deploynas.graph.fragments import build, grid
 from deploynas.graph.operators import BLOCK, Operator, Priced, operators_of_model
@@ -161,12 +161,22 @@ class OperatorModel:
         return NetworkPrice(nodes, ms, self.validation.margin * wider + strange, strange)
 
 
+def quiet_ms(profile: DeviceProfile, samples: Samples) -> Estimate:
+    """What a model takes at the profile's level while nothing else runs."""
+    return samples.least(profile.reference)
+
+
 def _data(profile: DeviceProfile) -> tuple[list[Counter[Operator]], Floats, Floats]:
     """Of every fragment its operators, its time and that time's relative deviation."""
-    estimates = [profile.estimate(record.samples) for record in profile.fragments.values()]
+    estimates = [quiet_ms(profile, one.samples.thaw()) for one in profile.fragments.values()]
     counts = [Counter(dict(record.operators)) for record in profile.fragments.values()]
     times = np.array([one.median for one in estimates])
-    return counts, times, np.array([min(one.half_width, 0.5) / 2 for one in estimates])
+    return counts, times, np.array([_deviation(one) for one in estimates])
+
+
+def _deviation(one: Estimate) -> float:
+    """Of an estimate, relative; no more than a tenth, for few sessions hardly tell it."""
+    return min(one.half_width / 2, 0.1)
 
 
 # the first guess
@@ -290,7 +300,10 @@ def _guess(counts: list[Counter[Operator]], times: Floats) -> _Guess:
 
 
 def _not_negative(x: Floats, prior: Floats, penalty: float) -> Floats:
-    """Weights of columns that add up to 1, none of them negative; coordinate descent.
+    """Weights of columns that add up to 1, none of them negative.
+
+    By block principal pivoting (Portugal, Judice and Vicente 1994): what is held at zero and what
+    is free change places, all that are wrong at once, or the last alone where that goes in circles.
 
     Args:
         x: ``(n, m)``.
@@ -298,27 +311,48 @@ def _not_negative(x: Floats, prior: Floats, penalty: float) -> Floats:
         penalty: Of a weight that is twice its prior.
     """
     z = x * prior
-    weights, gram, wanted = np.ones(len(prior)), z.T @ z, z.sum(axis=0)
-    for _ in range(200):
-        before = weights.copy()
-        for j in range(len(weights)):
-            rest = wanted[j] - gram[j] @ weights + gram[j, j] * weights[j] + penalty
-            weights[j] = max(0.0, rest / (gram[j, j] + penalty))
-        if np.abs(weights - before).max() < 1e-4:
+    gram, wanted = z.T @ z + penalty * np.eye(len(prior)), z.sum(axis=0) + penalty
+    is_free = np.ones(len(prior), bool)
+    weights, least, patience = np.ones(len(prior)), len(prior) + 1, 3
+    for _ in range(20 * len(prior)):
+        weights = np.zeros(len(prior))
+        free = np.flatnonzero(is_free)
+        weights[free] = np.linalg.solve(gram[np.ix_(free, free)], wanted[free])
+        slack = gram @ weights - wanted
+        wrong = np.flatnonzero(np.where(is_free, weights < -1e-9, slack < -1e-9))
+        if not len(wrong):
             break
-    found: Floats = weights * prior
+        if len(wrong) < least:
+            least, patience = len(wrong), 3
+        elif patience:
+            patience -= 1
+        else:
+            wrong = wrong[-1:]
+        is_free[wrong] = ~is_free[wrong]
+    found: Floats = np.maximum(weights, 0) * prior
     return found
 
 
 # the correction
 
 
-def _shape(one: Placed) -> tuple[float, ...]:
-    """What makes operators of a kind alike: octaves."""
+class _Point(NamedTuple):
+    """What a correction depends on: operators of one point have one.
+
+    ``shape`` is in octaves, to the nearest quarter, so that there are fewer.
+    """
+
+    kind: str
+    variant: str
+    shape: tuple[float, ...]
+
+
+def _point(one: Placed) -> _Point:
+    """Where an operator stands among others of its kind."""
     op, cold = one
     high, wide = op.kernel
     pads = (_padding(op.in_channels), _padding(op.out_channels), _padding(op.groups))
-    return (
+    shape = (
         math.log2(op.in_channels), math.log2(op.out_channels), math.log2(op.groups),
         math.log2(max(1, op.out_pixels)), 2 * math.log2(max(1, op.in_pixels) / max(1, op.out_pixels)),
         1.5 * math.log2(high * wide), 2 * math.log2(high / wide),
@@ -326,16 +360,18 @@ def _shape(one: Placed) -> tuple[float, ...]:
         2 * math.log2(_padding(op.out_channels, PASS)) if op.kind in _DENSE else 0.0,
         2 * cold, math.log2(1 + (op.in_bytes + op.out_bytes) / CACHE_BYTES),
     )  # fmt: skip
+    near = tuple(round(4 * number) / 4 for number in shape)
+    return _Point(op.kind, f"{op.variant} {op.blocked}", near)
 
 
 @dataclass(frozen=True)
 class _Table:
-    """Operators as columns, by kind.
+    """Points as columns, by kind.
 
     Attributes:
         places: Kind -> ``(n,)`` places in the list they were made of.
         variants: The same keys -> ``(n,)`` texts.
-        shapes: The same keys -> ``(n, num_numbers)``, see :func:`_shape`.
+        shapes: The same keys -> ``(n, num_numbers)``.
     """
 
     places: dict[str, npt.NDArray[np.intp]]
@@ -343,17 +379,14 @@ class _Table:
     shapes: dict[str, Floats]
 
     @classmethod
-    def of(cls, parts: Sequence[Placed]) -> _Table:
+    def of(cls, points: Sequence[_Point]) -> _Table:
         kinds: dict[str, list[int]] = {}
-        for i, one in enumerate(parts):
-            kinds.setdefault(one.op.kind, []).append(i)
+        for i, point in enumerate(points):
+            kinds.setdefault(point.kind, []).append(i)
         return cls(
             {kind: np.array(found) for kind, found in kinds.items()},
-            {
-                kind: np.array([f"{parts[i].op.variant} {parts[i].op.blocked}" for i in found])
-                for kind, found in kinds.items()
-            },
-            {kind: np.array([_shape(parts[i]) for i in found]) for kind, found in kinds.items()},
+            {kind: np.array([points[i].variant for i in found]) for kind, found in kinds.items()},
+            {kind: np.array([points[i].shape for i in found]) for kind, found in kinds.items()},
         )
 
     def covariance(self, other: _Table, kind: str) -> Floats:
@@ -406,23 +439,19 @@ class OperatorFit:
     ) -> None:
         self._guess = guess
         found = [placed(count) for count in counts]
-        place: dict[Placed, int] = {}
-        for parts in found:
-            for one in parts:
-                place.setdefault(one, len(place))
-        first = guess(list(place))
+        place: dict[_Point, int] = {}
+        columns = [[place.setdefault(_point(one), len(place)) for one in row] for row in found]
         shares = np.zeros((len(counts), len(place)))
-        for row, parts, count in zip(shares, found, counts, strict=True):
-            for one, num in zip(parts, count.values(), strict=True):
-                row[place[one]] += num * first[place[one]]
+        for row, parts, own, count in zip(shares, found, columns, counts, strict=True):
+            np.add.at(row, own, guess(parts) * np.array(list(count.values())))
         whole = shares.sum(axis=1)
         shares /= whole[:, None]
         self._table, self._shares = _Table.of(list(place)), shares
-        own = np.diag(noise**2 + NOISE**2)
+        known = np.diag(noise**2 + NOISE**2)
         for kind, places in self._table.places.items():
             part = shares[:, places]
-            own += part @ self._table.covariance(self._table, kind) @ part.T
-        self._inverse = np.linalg.inv(own)
+            known += part @ self._table.covariance(self._table, kind) @ part.T
+        self._inverse = np.linalg.inv(known)
         wanted = times / whole - 1
         solved = self._inverse @ wanted
         self._solved = shares.T @ solved
@@ -434,7 +463,7 @@ class OperatorFit:
 
     def price(self, parts: Sequence[Placed]) -> _Price:
         """Milliseconds of operators, and what they are told from."""
-        table, guess = _Table.of(parts), self._guess(parts)
+        table, guess = _Table.of([_point(one) for one in parts]), self._guess(parts)
         correction, nearest = np.zeros(len(parts)), np.zeros(len(parts))
         known = np.zeros((len(parts), len(self._shares)))
         for kind, places in table.places.items():
