@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deploynas.check.batch import batched
 from deploynas.check.model_file import RuntimeFile
 from deploynas.contents import require_own
 from deploynas.errors import InvalidInputError, MissingFileError
@@ -27,10 +28,12 @@ class Given(NamedTuple):
     Attributes:
         shapes: Of open ones: ``1,3,224,224``, or ``NAME=...`` each.
         files: Real ones; see :func:`read_inputs`.
+        batch: Inputs that a call which is timed takes at once.
     """
 
     shapes: Sequence[str] = ()
     files: Sequence[str] = ()
+    batch: int = 1
 
     def samples(self, file: ModelFile | RuntimeFile) -> RealInputs:
         """What the files hold."""
@@ -54,6 +57,10 @@ class Given(NamedTuple):
                     with archive.open(f"{name}.npy", "w") as out:
                         np.lib.format.write_array(out, arrays[0], allow_pickle=False)
         return model
+
+    def timed(self, model: Path, folder: Path) -> Path:
+        """What is timed: ``model`` of :meth:`model`, or that with a batch; see :func:`batched`."""
+        return model if self.batch == 1 else batched(model, self.batch, folder)
 
 
 NOTHING = Given()

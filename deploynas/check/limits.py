@@ -6,16 +6,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from deploynas.check.life import LIVED
 from deploynas.check.model_file import RuntimeFile, costs_of
-from deploynas.costs import COSTS, Cost
+from deploynas.costs import COSTS, Quantity
+from deploynas.costs.quantity import BYTES
 from deploynas.device import Device
 from deploynas.errors import InvalidInputError, UnknownNameError
 from deploynas.graph.model_file import ModelFile
 
-FILE_BYTES, LATENCY = "file_bytes", "latency_ms"
-TITLES = {  # of gates, where a cost has another name in a test report
+FILE_BYTES, LATENCY, ACCURACY = "file_bytes", "latency_ms", "accuracy"
+TITLES = {  # of gates, where a quantity has another name in a test report
     FILE_BYTES: "size", "peak_memory_bytes": "memory", "macs": "MACs",
 }  # fmt: skip
 # operators whose constants say what to do, and are no weights; of ONNX and of TensorFlow Lite
@@ -41,7 +43,7 @@ def limits_from(typed: Iterable[str]) -> dict[str, float]:
             raise InvalidInputError(
                 f"--limit is NAME=VALUE, got {text!r}", "for example --limit latency_ms=10"
             )
-        known = [FILE_BYTES, *COSTS.names()]
+        known = [*OF_FILES, *COSTS.names()]
         if name not in known:
             raise UnknownNameError("limit of a file", name, known)
         if name in found:
@@ -94,9 +96,9 @@ class OnDevice:
 
 
 def measured(
-    limits: Mapping[str, float], device: Device, model: Path, whole: ModelFile | RuntimeFile
+    limits: Iterable[str], device: Device, model: Path, whole: ModelFile | RuntimeFile
 ) -> dict[str, float | None]:
-    """What a file takes of everything that is limited but latency.
+    """What a file takes of all the costs that are limited, but for its latency.
 
     Args:
         limits: Names are asked for.
@@ -111,9 +113,46 @@ def measured(
     return {
         name: whole.num_bytes if name == FILE_BYTES else COSTS.load(name).measure(file)
         for name in limits
+        if name == FILE_BYTES or name not in OF_FILES
     }
 
 
-def kind_of(name: str) -> type[Cost]:
-    """The cost in whose units a limit is."""
-    return COSTS.load("weight_bytes" if name == FILE_BYTES else name)
+def kind_of(name: str) -> type[Quantity]:
+    """The quantity that a limit is of."""
+    return OF_FILES.get(name) or COSTS.load(name)
+
+
+class FileBytes(Quantity):
+    """Size of a model and of all that belongs to it."""
+
+    name, help = FILE_BYTES, "Bytes of the file, with weights that are kept beside it."
+    suffixes, shown = BYTES, ("MB", 1e6)
+
+
+class Accuracy(Quantity):
+    """Of the file, on test images."""
+
+    name, help = ACCURACY, "Share of the test images that it gets right, 0 to 1, at least."
+    suffixes: ClassVar[Mapping[str, float]] = {"": 1.0, "%": 0.01}
+    at_least = True
+
+    @classmethod
+    def parse(cls, text: str, what: str) -> float:
+        """A fraction, or per cent.
+
+        Raises:
+            InvalidInputError: It is none.
+        """
+        value = super().parse(text, what)
+        if value > 1:
+            raise InvalidInputError(f"{what} is a fraction, 0 to 1, got {text}")
+        return value
+
+    @classmethod
+    def format(cls, value: float) -> str:
+        """As per cent."""
+        return f"{value:.2%}"
+
+
+OF_FILES: Mapping[str, type[Quantity]] = {FILE_BYTES: FileBytes, ACCURACY: Accuracy, **LIVED}
+"""What a file can be limited in beside the costs of networks."""

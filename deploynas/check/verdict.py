@@ -14,9 +14,11 @@ import numpy.typing as npt
 from deploynas.artifacts import sha256
 from deploynas.check.accuracy import Examples, file_accuracy
 from deploynas.check.inputs import MAX_SAMPLES, NOTHING, Given, RealInputs
-from deploynas.check.limits import LATENCY, TITLES, kind_of, measured
+from deploynas.check.life import LIVED, LifeReport, lived
+from deploynas.check.limits import ACCURACY, LATENCY, TITLES, kind_of, measured
 from deploynas.check.model_file import RuntimeFile, is_onnx, open_file
 from deploynas.check.regression import Baseline, LatencyRecord, Regression, against, slower_layers
+from deploynas.costs import Quantity
 from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
 from deploynas.errors import (
     EXIT_FAILED,
@@ -31,6 +33,7 @@ from deploynas.export.formats import difference_between, tolerance
 from deploynas.export.probe import TOLERANCE, flat, probe_answers, probes
 from deploynas.graph.model_file import ModelFile
 from deploynas.onboard.folders import temporary_folder
+from deploynas.onboard.life import LifeRule
 from deploynas.onboard.runtime import Feeds
 from deploynas.runtimes import RUNTIMES
 
@@ -78,6 +81,7 @@ class CheckResult:
         taken: What else was limited -> what the file takes; None where that cannot be told.
         elsewhere: Latencies of other devices that the network was searched under -> limit: no gate
             here.
+        life: Of a call, where it was asked for.
     """
 
     verdict: Verdict
@@ -93,6 +97,7 @@ class CheckResult:
     record: LatencyRecord
     taken: Mapping[str, float | None] = field(default_factory=dict)
     elsewhere: Mapping[str, float] = field(default_factory=dict)
+    life: LifeReport | None = None
 
 
 def load_target(target: Path) -> tuple[Path, Manifest | None]:
@@ -128,8 +133,8 @@ def check(
     limits: Mapping[str, float] | None = None,
     baseline: Baseline | None = None,
     examples: Examples | None = None,
-    min_accuracy: float | None = None,
     given: Given = NOTHING,
+    life: LifeRule | None = None,
     on_progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> CheckResult:
     """Measure ``target`` on ``device`` and judge it by every gate that is given.
@@ -141,8 +146,8 @@ def check(
             manifest was searched under where none is among them.
         baseline: What it must not be slower than.
         examples: Labelled images.
-        min_accuracy: Fraction of them.
-        given: Shapes of open inputs, and real inputs.
+        given: Shapes of open inputs, real inputs, and the batch.
+        life: How the life of a call is measured; None where nothing of it is asked, or limited.
         on_progress: Called with what is going on and its share done.
 
     Raises:
@@ -152,8 +157,11 @@ def check(
     file, manifest = load_target(target)
     whole = open_file(file)
     limits = dict(limits or {})
-    budget = limits.pop(LATENCY, manifest.latency_budget_ms if manifest else None)
-    regression, accuracy = None, None
+    own = manifest.latency_budget_ms if manifest and given.batch == 1 else None
+    budget = limits.pop(LATENCY, own)
+    if life is None and LIVED.keys() & limits.keys():
+        life = LifeRule()
+    regression, accuracy, lives = None, None, None
     with temporary_folder() as folder:
         real = given.samples(whole)
         model = given.model(whole, real, folder)
@@ -161,43 +169,47 @@ def check(
             accuracy = file_accuracy(model, examples, on_progress)
         outputs = _outputs(model, file, manifest, device, real)
         taken = measured(limits, device, model, whole)
+        timed = given.timed(model, folder)
+        if life is not None:
+            lives = lived(device, timed, life, given.batch, on_progress)
         if baseline is None:
-            samples = measure_model(device, model, on_progress)
+            samples = measure_model(device, timed, on_progress)
         else:
             if baseline.path.suffix != ".json":
                 (folder / "baseline").mkdir()
                 before = open_file(baseline.path)
                 before.require_own_weights(whole)
                 fixed = given.model(before, real, folder / "baseline")
-                baseline = replace(baseline, path=fixed)
-            regression = against(device, model, baseline, on_progress=on_progress)
+                baseline = replace(baseline, path=given.timed(fixed, folder / "baseline"))
+            regression = against(device, timed, baseline, on_progress=on_progress)
             samples = regression.samples
             if regression.outcome == "regressed" and baseline.path.suffix != ".json":
                 on_progress("which layers are slower", 1.0)
                 with contextlib.suppress(DeploynasError):  # that it is slower stands without them
-                    slower = slower_layers(device, model, baseline.path)
+                    slower = slower_layers(device, timed, baseline.path)
                     regression = replace(regression, slower=tuple(slower))
     raw = samples.estimate()
     differences = manifest.device.differences(device.identity) if manifest else []
     normalised = None
-    if manifest and not differences:
+    if manifest and not differences and given.batch == 1:
         normalised = samples.estimate(Level(manifest.core_ms, manifest.memory_ms))
     gates = []
     if budget is not None or regression is None:
         gates.append(Gate("latency", *judge(raw, normalised, budget)))
     if regression is not None:
         gates.append(Gate("regression", regression.outcome, regression.reason))
-    if min_accuracy is not None and accuracy is not None:
-        kept = accuracy >= min_accuracy
-        text = f"accuracy {accuracy:.2%}, {'at least' if kept else 'below'} {min_accuracy:.2%}"
-        gates.append(Gate("accuracy", "pass" if kept else "failed-gate", text))
-    gates += [_limited(name, taken[name], limit) for name, limit in limits.items()]
+    taken.update({ACCURACY: accuracy} if ACCURACY in limits else {})
+    for name, limit in limits.items():
+        if lives is not None and name in LIVED:
+            gates.append(_lives_within(name, lives.estimates[name], limit))
+        else:
+            gates.append(_limited(name, taken[name], limit))
     gates.append(outputs)
     gravest = min(gates, key=lambda gate: GRAVITY.index(gate.verdict))
     return CheckResult(
         gravest.verdict, gravest.reason, tuple(gates), raw, normalised, budget, accuracy, manifest,
         differences, regression, LatencyRecord.of(device, file, samples), taken,
-        manifest.elsewhere if manifest else {},
+        manifest.elsewhere if manifest else {}, lives,
     )  # fmt: skip
 
 
@@ -301,8 +313,25 @@ def _limited(name: str, value: float | None, limit: float) -> Gate:
     shown = [kind.format(one) for one in (value, limit)]
     if shown[0] == shown[1]:  # what decides is beyond the digits for people
         shown = [f"{one:,.10g}" for one in (value, limit)]
-    text = "{} where {} is allowed".format(*shown)
+    text = f"{shown[0]} where {shown[1]} is {_asked(kind)}"
     return Gate(title, "pass" if kept else "failed-gate", text)
+
+
+def _lives_within(name: str, found: Estimate | None, limit: float) -> Gate:
+    """A limit on what has an interval, by the whole of it."""
+    kind = LIVED[name]
+    if found is None:
+        return Gate(name, "inconclusive", f"{name} cannot be told: {kind.lacking}")
+    low, high, allowed = (kind.format(x) for x in (found.low, found.high, limit))
+    text = f"{kind.format(found.median)} ({low} to {high}) where {allowed} is {_asked(kind)}"
+    shares = [kind.share(x, limit) for x in (found.low, found.high)]
+    if max(shares) <= 1:
+        return Gate(name, "pass", text)
+    return Gate(name, "failed-gate" if min(shares) > 1 else "inconclusive", text)
+
+
+def _asked(kind: type[Quantity]) -> str:
+    return "the least" if kind.at_least else "allowed"
 
 
 def judge(

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from deploynas.check import Examples, Recipe
-    from deploynas.device import Estimate
+    from deploynas.device import Device, Estimate
     from deploynas.export import Manifest
+    from deploynas.onboard.life import LifeRule
 
 
 def register(app: typer.Typer) -> None:
@@ -92,10 +93,23 @@ def check(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="latency_ms, file_bytes, peak_memory_bytes, macs: what the flags above limit, "
-            "and more.",
+            help="latency_ms, file_bytes, macs, first_load_ms, call_p99_ms, throughput_per_s: "
+            "what flags limit, and more.",
         ),
     ] = None,
+    life: Annotated[
+        bool,
+        typer.Option("--life", help="Measure loading, single calls, memory, throughput as well."),
+    ] = False,
+    every: Annotated[
+        str | None,
+        typer.Option(metavar="MS", help="Single calls start so often, as a camera's: 33."),
+    ] = None,
+    instances: Annotated[
+        int | None,
+        typer.Option(help="Processes beside each other, for the throughput; the cores.", min=1),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Inputs that a timed call takes.", min=1)] = 1,
     input_shape: Annotated[
         list[str] | None, typer.Option(help="Of a dynamic input: 1,3,224,224 or NAME=1,3,...")
     ] = None,
@@ -128,6 +142,7 @@ def check(
     from deploynas.check import check as run_check
     from deploynas.check import junit as as_xml
     from deploynas.check.inputs import Given
+    from deploynas.check.life import LIVED
     from deploynas.check.limits import limits_from
     from deploynas.check.model_file import open_file
     from deploynas.check.verdict import load_target
@@ -136,16 +151,16 @@ def check(
     from deploynas.runtimes import by_device, of_file
 
     flags = {"latency_ms": latency_ms, "file_bytes": max_size, "peak_memory_bytes": max_memory}
+    flags["accuracy"] = None if min_accuracy is None else str(min_accuracy)
     limits = limits_from(
         [
             *(f"{name}={value}" for name, value in flags.items() if value is not None),
             *(limit or []),
         ]
     )
-    given = Given(input_shape or (), inputs or ())
+    min_accuracy = limits.get("accuracy")
+    given = Given(input_shape or (), inputs or (), batch)
     recipe = Recipe.parse(classes, mean, std, crop)
-    if min_accuracy is not None and not 0 <= min_accuracy <= 1:
-        raise InvalidInputError(f"--min-accuracy is a fraction, 0 to 1, got {min_accuracy}")
     if baseline is None:
         for option, value in (
             ("--max-regression", max_regression), ("--timeout", timeout),
@@ -158,7 +173,8 @@ def check(
             ("--device", device), ("--runtime", runtime), ("--provider", provider),
             ("--baseline", baseline), ("--record", record), ("--data", data),
             ("--min-accuracy", min_accuracy), ("--summary", summary), ("--junit", junit),
-            ("--inputs", inputs),
+            ("--inputs", inputs), ("--life", life or None), ("--every", every),
+            ("--instances", instances), ("--batch", None if batch == 1 else batch),
         ):  # fmt: skip
             if typed is not None:
                 raise InvalidInputError(f"--on compares devices by latency: leave out {option}")
@@ -218,10 +234,11 @@ def check(
             runtime = runtime or own.name
         target_device = open_device(device, threads or 1, provider, runtime)
     reach(target_device, device, quiet)
+    asked = _life_rule(life or LIVED.keys() & limits.keys(), every, instances, target_device)
     with progress(quiet) as on_progress:
         result = run_check(
             target, target_device, limits=limits, baseline=against, examples=examples,
-            min_accuracy=min_accuracy, given=given, on_progress=on_progress,
+            given=given, life=asked, on_progress=on_progress,
         )  # fmt: skip
     warn_notes(target_device)
     if record is not None:
@@ -263,14 +280,17 @@ def check(
         if result.taken:
             document["taken"] = dict(result.taken)
         document["elsewhere"] = dict(result.elsewhere)
+        if result.life is not None:
+            document["life"] = result.life.document
         if result.taken.get("peak_memory_bytes") is not None:
             document["peak_bytes"] = result.taken["peak_memory_bytes"]
         print_json(document)
     else:
         x = result.latency
         say(target_device.identity.title)
+        of_batch = f" a batch of {batch}" if batch > 1 else ""
         say(
-            f"measured {x.median:.3f} ms (95 % interval {x.low:.3f}-{x.high:.3f}, "
+            f"measured {x.median:.3f} ms{of_batch} (95 % interval {x.low:.3f}-{x.high:.3f}, "
             f"{x.num_samples} samples{', unstable' if x.unstable else ''})"
         )
         if result.latency_normalised and result.manifest:
@@ -282,6 +302,8 @@ def check(
                     f"off by {y.median / m.predicted_latency_ms - 1:+.1%}"
                 )
             say(text)
+        for line in result.life.lines if result.life else ():
+            say(line)
         for difference in result.differences:
             say(f"not the profile's device, so not compared with the prediction: {difference}")
         if result.regression:
@@ -297,6 +319,27 @@ def check(
             say(f"searched under {name} {most:g} too; judge it there: {command} --device {where}")
         say(f"{result.verdict}: {result.reason}")
     raise typer.Exit(EXIT_CODES[result.verdict])
+
+
+def _life_rule(
+    wanted: object, every: str | None, instances: int | None, device: Device
+) -> LifeRule | None:
+    """How calls are lived, where anything asks for that.
+
+    Throughput, where nothing is said of it, is that of as many processes as its cores hold.
+    """
+    from deploynas.check.life import Call
+    from deploynas.onboard.life import LifeRule
+
+    if not (wanted or every or instances):
+        return None
+    identity = device.identity
+    facts = identity.recorded
+    cores = min(int(facts.get("cores", "1")), int(float(facts.get("quota", "1e9"))))
+    return LifeRule(
+        every_ms=0.0 if every is None else Call.parse(every, "--every"),
+        instances=instances or max(1, cores // identity.threads),
+    )
 
 
 def _files_of(target: Path) -> set[Path]:

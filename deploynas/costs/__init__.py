@@ -6,6 +6,7 @@ A limit, a front and a verdict know costs, and nothing of what a cost is.
 from __future__ import annotations
 
 from deploynas.costs.base import Cost, Floats, LayerSum, MeasuredFile
+from deploynas.costs.quantity import Quantity
 from deploynas.plugins import Plugins
 
 COSTS: Plugins[type[Cost]] = Plugins(
@@ -20,4 +21,4 @@ COSTS: Plugins[type[Cost]] = Plugins(
     },
 )
 
-__all__ = ["COSTS", "Cost", "Floats", "LayerSum", "MeasuredFile"]
+__all__ = ["COSTS", "Cost", "Floats", "LayerSum", "MeasuredFile", "Quantity"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from deploynas.costs.base import MILLISECONDS, Cost, Floats, LayerSum
+from deploynas.costs.base import Cost, Floats, LayerSum
+from deploynas.costs.quantity import MILLISECONDS
 from deploynas.spaces import Archs
 
 

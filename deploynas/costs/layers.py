@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from deploynas.costs.base import BYTES, COUNT, Cost, Floats, LayerSum, MeasuredFile
+from deploynas.costs.base import Cost, Floats, LayerSum, MeasuredFile
+from deploynas.costs.quantity import BYTES, COUNT
 from deploynas.spaces import Archs
 
 MAX_THRESHOLDS = 40  # of activations, where memory is limited beside something else

@@ -10,6 +10,7 @@ from deploynas.artifacts import Record
 from deploynas.device import reference
 from deploynas.errors import DeviceError
 from deploynas.onboard.conversation import Examination
+from deploynas.onboard.life import Life, LifeRule
 from deploynas.onboard.runtime import Array, Feeds
 from deploynas.onboard.timing import Round, Samples, StopRule
 
@@ -130,6 +131,19 @@ class Device(Protocol):
             session: Number of the worker, so that cores can rotate.
 
         Raises:
+            InvalidInputError: This device cannot tell.
+        """
+        ...
+
+    def lives(self, model: Path, rule: LifeRule) -> Iterator[Life]:
+        """The life of a call in processes of its own; see :mod:`deploynas.onboard.life`.
+
+        Args:
+            model: A file.
+            rule: How many, and how it is called.
+
+        Raises:
+            DeviceError: It cannot load or run the model, or not as often.
             InvalidInputError: This device cannot tell.
         """
         ...

@@ -7,7 +7,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 from deploynas.device.base import Device, Identity, Notes
 from deploynas.errors import DeviceError, DeviceMismatchError, ModelError
 from deploynas.onboard.conversation import Examination
+from deploynas.onboard.life import Life, LifeRule
 from deploynas.onboard.runtime import Array, Feeds
 from deploynas.onboard.timing import Round, Samples, StopRule
 
@@ -97,6 +98,10 @@ class Fleet:
     def examine(self, model: Path, session: int = 0) -> Examination:
         """Of the first member; see :class:`deploynas.device.base.Device`."""
         return next(iter(self._members.values())).examine(model, session)
+
+    def lives(self, model: Path, rule: LifeRule) -> Iterator[Life]:
+        """Of the first member; see :class:`deploynas.device.base.Device`."""
+        return next(iter(self._members.values())).lives(model, rule)
 
     def answers(self, model: Path, feeds: Sequence[Feeds]) -> list[list[Array]]:
         """Of the first member; see :class:`deploynas.device.base.Device`."""

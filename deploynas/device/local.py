@@ -14,6 +14,7 @@ from deploynas.device.reference import write_references
 from deploynas.errors import InvalidInputError, MissingDependencyError, ModelError
 from deploynas.onboard.conversation import Examination, Worker, open_worker
 from deploynas.onboard.folders import PREFIX, temporary_folder
+from deploynas.onboard.life import Life, LifeRule, lives
 from deploynas.onboard.runtime import Array, Feeds, Input, Runtime, inputs_beside
 from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
 from deploynas.runtimes import DEFAULT, RUNTIMES, by_device, of_file
@@ -73,6 +74,17 @@ class LocalDevice:
             (ready,) = converted(self._runtime, {model.stem: model}, folder).values()
             with open_worker(self.command(session), [], self.identity.runtime) as worker:
                 return worker.examine(ready, model.stem)
+
+    def lives(self, model: Path, rule: LifeRule) -> Iterator[Life]:
+        """See :class:`deploynas.device.base.Device`."""
+        if not self._runtime.examines:
+            raise InvalidInputError(
+                f"{self._name} tells nothing of a call but its time", "use --device cpu for more"
+            )
+        with temporary_folder() as folder:
+            (ready,) = converted(self._runtime, {model.stem: model}, folder).values()
+            files = self._runtime.files(ready)
+            yield from lives(self.command, self.identity.runtime, files, model.stem, rule)
 
     def answers(self, model: Path, feeds: Sequence[Feeds]) -> list[list[Array]]:
         """See :class:`deploynas.device.base.Device`."""

@@ -69,6 +69,10 @@ def measure(
                     busiest = max(busiest, one.others)
     except ModelError as error:
         raise _explained(error, models.get(error.model)) from None
+    quota = float(device.identity.recorded.get("quota", "inf"))
+    if quota < device.identity.threads:
+        text = f"its control group stops it beyond {quota:g} cores: times are those of the quota"
+        device.notes.add("quota", text)
     if busiest > BUSY_CORES:
         text = f"other programs kept up to {busiest:.1f} cores of the device busy meanwhile"
         device.notes.add("load", text)

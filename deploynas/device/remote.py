@@ -19,7 +19,7 @@ import tempfile
 import threading
 import weakref
 import zipfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -34,6 +34,7 @@ from deploynas.errors import DeviceError, DeviceMismatchError, InvalidInputError
 from deploynas.onboard.agent import RUNTIME_FILE
 from deploynas.onboard.conversation import Examination, outputs_of
 from deploynas.onboard.folders import temporary_folder
+from deploynas.onboard.life import Life, LifeRule
 from deploynas.onboard.runtime import Array, Feeds, PythonRuntime, packed
 from deploynas.onboard.timing import Level, Round, Samples, StopRule
 
@@ -403,6 +404,22 @@ class RemoteDevice:
         link = self._connected()
         link.send({**self._asked(link, model, "examine"), "session": session})
         return Examination.of(link.receive())
+
+    def lives(self, model: Path, rule: LifeRule) -> Iterator[Life]:
+        """See :class:`deploynas.device.base.Device`."""
+        link, finished = self._connected(), False
+        try:
+            link.send({**self._asked(link, model, "live"), "rule": asdict(rule)})
+            while "life" in (answer := link.receive()):
+                yield Life.of(answer["life"])
+            finished = True
+        except ModelError:
+            finished = True  # the device is well
+            raise
+        finally:
+            if not finished:  # it may still be living
+                link.close()
+                self._link = None
 
     def answers(self, model: Path, feeds: Sequence[Feeds]) -> list[list[Array]]:
         """See :class:`deploynas.device.base.Device`."""

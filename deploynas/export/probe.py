@@ -53,8 +53,21 @@ def probe_answers(model: Path | bytes, feeds: Sequence[Feeds]) -> list[npt.NDArr
         InvalidInputError: ONNX Runtime cannot load or run it.
     """
     session = open_session(model)
+    return [flat(_run(session, one)) for one in feeds]
+
+
+def answers_of(model: Path | bytes, feeds: Feeds) -> list[Array]:
+    """What a model answers, by ONNX Runtime on this machine: its outputs that are arrays.
+
+    Raises:
+        InvalidInputError: ONNX Runtime cannot load or run it.
+    """
+    return _run(open_session(model), feeds)
+
+
+def _run(session: Any, feeds: Feeds) -> list[Array]:
     try:
-        return [flat(numbers(session.run(None, dict(one)))) for one in feeds]
+        return numbers(session.run(None, dict(feeds)))
     except Exception as error:  # the runtime's errors share no class of their own
         raise _refused(error, "the model") from None
 

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from deploynas.errors import DeviceError, MissingModuleError, ModelError
 from deploynas.onboard.conversation import Examination, open_worker
 from deploynas.onboard.folders import own, sweep
+from deploynas.onboard.life import Life, LifeRule, lives
 from deploynas.onboard.parts import ModelFolder
 from deploynas.onboard.runtime import Array, packed, unpacked, worker_command
 from deploynas.onboard.timing import Round, Samples, StopRule, run_rounds
@@ -107,6 +108,10 @@ def answer_all(
                 say({"identity": described(command, message["runtime"])})
             elif message["do"] == "examine":
                 say(asdict(examined(message, models)))
+            elif message["do"] == "live":
+                for life in lived(message, models):
+                    say({"life": asdict(life)})
+                say({"done": True})
             elif message["do"] == "answer":
                 say({"outputs": packed(answered(message, models))})
             else:
@@ -167,6 +172,17 @@ def examined(message: Mapping[str, Any], models: ModelFolder) -> Examination:
     command = commands(message, models.folder)(message["session"])
     with open_worker(command, [], message["runtime"]) as worker:
         return worker.examine(models.path(message["digest"]), "the model")
+
+
+def lived(message: Mapping[str, Any], models: ModelFolder) -> Iterator[Life]:
+    """The lives of a call of the model that a message names."""
+    return lives(
+        commands(message, models.folder),
+        message["runtime"],
+        models.files(message["digest"]),
+        "the model",
+        LifeRule(**message["rule"]),
+    )
 
 
 def answered(message: Mapping[str, Any], models: ModelFolder) -> dict[str, Array]:

@@ -134,6 +134,17 @@ class Worker:
             question = {"examine": str(path), "folder": str(folder)}
             return Examination.of(self._ask(question, path.stem if name is None else name))
 
+    def live(self, files: Sequence[Path], name: str, how: Mapping[str, float]) -> dict[str, Any]:
+        """The life of a call in this process; see :mod:`deploynas.onboard.life`."""
+        return self._ask({"live": [str(file) for file in files], **how}, name)
+
+    def run_on(self, seconds: float) -> list[float]:
+        """Call the first loaded model for so long; see :func:`deploynas.onboard.life.run_on`."""
+        ends = self._ask({"run": 0, "seconds": seconds}).get("ends")
+        if not isinstance(ends, list) or len(ends) < 2 or sorted(ends) != ends:
+            raise DeviceError("the device reported impossible times")
+        return ends
+
     def _ask(self, question: object, model: str = "") -> dict[str, Any]:
         answer = self._answer(question, f" with {model}" if model else "")
         if "error" in answer:

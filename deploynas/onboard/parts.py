@@ -68,7 +68,7 @@ class ModelFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._paths: dict[str, Path] = {}
+        self._files: dict[str, list[Path]] = {}
 
     def put(
         self, digest: str, files: Sequence[tuple[str, int]], parts: Sequence[Part], literal: bytes
@@ -88,12 +88,17 @@ class ModelFolder:
         content = join(parts, literal)
         if hashlib.sha256(content).hexdigest() != digest:
             raise ValueError("a model file was damaged on its way")
-        place = 0
+        place, written = 0, []
         for suffix, size in files:
-            (self.folder / f"{digest}{suffix}").write_bytes(content[place : place + size])
+            written.append(self.folder / f"{digest}{suffix}")
+            written[-1].write_bytes(content[place : place + size])
             place += size
-        self._paths[digest] = self.folder / f"{digest}{files[0][0]}"
+        self._files[digest] = written
+
+    def files(self, digest: str) -> list[Path]:
+        """The files of a model, the one to open first."""
+        return self._files[digest]
 
     def path(self, digest: str) -> Path:
         """The file of a model to open."""
-        return self._paths[digest]
+        return self._files[digest][0]

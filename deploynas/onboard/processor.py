@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
@@ -10,13 +11,15 @@ import sys
 import time
 from pathlib import Path
 
+SYS, PROC = Path("/sys"), Path("/proc")
 BUSY_CORES = 0.3  # that others keep busy while we measure: a person should know
 
 
 def machine() -> dict[str, str]:
     """What is merely recorded of this machine."""
-    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    return {
+    governor = SYS / "devices/system/cpu/cpu0/cpufreq/scaling_governor"
+    kinds, quota = kinds_of_cores(), quota_of_cores()
+    found = {
         "system": platform.system(),
         "machine": platform.machine(),
         "kernel": platform.release(),
@@ -24,13 +27,32 @@ def machine() -> dict[str, str]:
         "governor": governor.read_text().strip() if governor.exists() else "unknown",
         "cores": str(os.cpu_count()),
     }
+    if len(kinds) > 1:
+        found["kinds"] = "+".join(str(len(kind)) for kind in kinds)
+    if quota < math.inf:
+        found["quota"] = f"{quota:g}"
+    return found
+
+
+def most_threads() -> int:
+    """How many threads can have a core each, of whatever kind, within the quota."""
+    cores = sum(map(len, kinds_of_cores()))
+    return max(1, min(cores, math.floor(min(quota_of_cores(), cores))))
 
 
 def pinned(threads: int, session: int) -> list[int]:
-    """``threads`` of the fastest cores, another set each session."""
-    cores = available_cores()
-    first = session * threads % len(cores)
-    return sorted(cores[(first + i) % len(cores)] for i in range(threads))
+    """``threads`` of the fastest cores, another set each session.
+
+    Where the fastest kind has too few all of these, and as many as it takes of the next.
+    """
+    found: list[int] = []
+    for kind in kinds_of_cores():
+        wanted = min(threads - len(found), len(kind))
+        first = session * wanted % len(kind)
+        found += [kind[(first + i) % len(kind)] for i in range(wanted)]
+        if len(found) == threads:
+            break
+    return sorted(found)
 
 
 def processor_name() -> str:
@@ -56,21 +78,69 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def available_cores() -> list[int]:
-    """The cores this process may use; on big.LITTLE systems only the fastest kind."""
+def kinds_of_cores() -> list[list[int]]:
+    """The cores that this process may use, the fastest kind first.
+
+    Kinds are told by their capacity (Arm's big, middle and little ones), and by what Intel's
+    hybrid processors call performance and efficiency cores.
+    """
     if not hasattr(os, "sched_getaffinity"):
-        return list(range(os.cpu_count() or 1))
-    cores = sorted(os.sched_getaffinity(0))
-
-    def capacity(core: int) -> int:
-        path = Path(f"/sys/devices/system/cpu/cpu{core}/cpu_capacity")
+        return [list(range(os.cpu_count() or 1))]
+    performance = _listed(SYS / "devices/cpu_core/cpus")
+    by_speed: dict[tuple[int, bool], list[int]] = {}
+    for core in sorted(os.sched_getaffinity(0)):
         try:
-            return int(path.read_text())
+            path = SYS / f"devices/system/cpu/cpu{core}/cpu_capacity"
+            capacity = int(path.read_text())
         except (OSError, ValueError):
-            return 0
+            capacity = 0
+        by_speed.setdefault((capacity, core in performance), []).append(core)
+    return [by_speed[speed] for speed in sorted(by_speed, reverse=True)]
 
-    best = max(capacity(core) for core in cores)
-    return [core for core in cores if capacity(core) == best]
+
+def _listed(path: Path) -> set[int]:
+    """Numbers of a list as the kernel writes it: ``0-3,8``; none where there is no such file."""
+    try:
+        ranges = [part.split("-") for part in path.read_text().strip().split(",") if part]
+        return {core for r in ranges for core in range(int(r[0]), int(r[-1]) + 1)}
+    except (OSError, ValueError):
+        return set()
+
+
+def quota_of_cores() -> float:
+    """How many cores' time a control group allows this process; infinite where none does.
+
+    Both versions of Linux's control groups, and the groups around its own.
+    """
+    least = math.inf
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        groups = [line.split(":", 2) for line in (PROC / "self/cgroup").read_text().splitlines()]
+        own = {kind: path for _, kinds, path in groups for kind in kinds.split(",")}
+        for line in (PROC / "self/mountinfo").read_text().splitlines():
+            before, _, after = line.partition(" - ")
+            root, place = before.split()[3:5]
+            system, _, options = after.split()[:3]
+            kind = {"cgroup": "cpu", "cgroup2": ""}.get(system)
+            if kind is None or kind not in own or (kind and kind not in options.split(",")):
+                continue
+            inside = own[kind][len(root) :] if own[kind].startswith(root) else own[kind]
+            top = Path(place)
+            group = top / inside.lstrip("/")
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(top):
+                    least = min(least, _quota_in(folder))
+    return least
+
+
+def _quota_in(group: Path) -> float:
+    """Of one control group: ``cpu.max`` in version 2, two files in version 1."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((group / name).read_text() for name in names).split()
+            return int(quota) / int(period) if int(quota) > 0 else math.inf
+        except (OSError, ValueError):  # there is none, or it says "max"
+            continue
+    return math.inf
 
 
 class BusyCores:

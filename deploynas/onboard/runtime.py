@@ -26,7 +26,7 @@ from deploynas.errors import (
     MissingDependencyError,
     UnknownNameError,
 )
-from deploynas.onboard.processor import available_cores, machine, pinned, processor_name
+from deploynas.onboard.processor import machine, most_threads, pinned, processor_name
 
 Array = npt.NDArray[Any]
 TRACED_RUNS = 20
@@ -195,9 +195,9 @@ class PythonRuntime(Runtime):
     def launcher(self, device: str, threads: int, provider: str | None) -> PythonLauncher:
         """See :class:`Runtime`."""
         self._require_installed()
-        cores = len(available_cores())
-        if not 1 <= threads <= cores:
-            raise InvalidInputError(f"--threads {threads}: this machine offers 1 to {cores}")
+        most = most_threads()
+        if not 1 <= threads <= most:
+            raise InvalidInputError(f"--threads {threads}: this machine offers 1 to {most}")
         if provider is not None and provider not in self.providers():
             raise UnknownNameError("execution provider", provider, list(self.providers()))
         return PythonLauncher(self, threads, provider)
@@ -249,9 +249,9 @@ class PythonRuntime(Runtime):
         version = self.version()
         if self._is_old(version):
             raise ValueError(f"its {self.package} is {version}, and {self._oldest} is needed")
-        cores = len(available_cores())
-        if not 1 <= threads <= cores:
-            raise ValueError(f"--threads {threads}: it offers 1 to {cores}")
+        most = most_threads()
+        if not 1 <= threads <= most:
+            raise ValueError(f"--threads {threads}: it offers 1 to {most}")
         providers = self.providers()
         if provider is not None and provider not in providers:
             raise ValueError(

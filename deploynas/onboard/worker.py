@@ -99,6 +99,12 @@ class Networks:
             return {"identity": self._runtime.facts(self._asked or None, self._threads)}
         if "inputs" in question:
             return {"inputs": list(self._sessions[question["inputs"]].inputs)}
+        if "live" in question:
+            return self._live(question["live"], question.get("every_ms"))
+        if "run" in question:
+            from deploynas.onboard.life import run_on
+
+            return {"ends": run_on(self._calls[question["run"]], question["seconds"])}
         if "answer" in question:
             return self._answers(self._sessions[question["answer"]], question["feeds"])
         return {"ms": [touch(self._calls[m], runs) for m, runs in question["time"]]}
@@ -142,6 +148,24 @@ class Networks:
         del session, call
         nodes = self._runtime.node_ms(path, self._provider, self._threads, feeds, folder)
         return {"peak_bytes": peak - before if peak and before else None, "nodes": nodes}
+
+    def _live(self, files: list[str], every_ms: float | None) -> dict[str, Any]:
+        """The life of a call here, where nothing is open yet; without ``every_ms`` a cold load."""
+        from deploynas.onboard.life import cold_load, live
+
+        path = files[0]
+        self._runtime.version()  # imports the runtime: a program that has it pays no such time
+        provider = self._provider
+
+        def opened() -> Any:
+            return self._runtime.open(path, provider, self._threads)
+
+        if every_ms is None:
+            return cold_load(opened, files)
+        return live(
+            opened, lambda session: session.prepared(self._feeds(session, path)), files,
+            every_ms, peak_bytes,
+        )  # fmt: skip
 
 
 def peak_bytes(reset: bool = False) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from deploynas.errors import (
 )
 from deploynas.onboard.conversation import Examination
 from deploynas.onboard.folders import temporary_folder
+from deploynas.onboard.life import Life, LifeRule
 from deploynas.onboard.runtime import Array, Feeds
 from deploynas.onboard.timing import Round, Samples, StopRule
 from deploynas.profile.device_profile import DeviceProfile, Precision
@@ -168,6 +169,10 @@ class RecordedDevice:
         self._rounds = rounds
 
     def examine(self, model: Path, session: int = 0) -> Examination:
+        """It was not asked for."""
+        raise InvalidInputError("results of a bundle hold nothing but latencies")
+
+    def lives(self, model: Path, rule: LifeRule) -> Iterator[Life]:
         """It was not asked for."""
         raise InvalidInputError("results of a bundle hold nothing but latencies")
 

@@ -27,7 +27,7 @@ class LiteRt(PythonRuntime):
 
     def version(self) -> str:
         """See :class:`~deploynas.onboard.runtime.PythonRuntime`."""
-        import ai_edge_litert
+        import ai_edge_litert.interpreter
 
         return str(ai_edge_litert.__version__)
 

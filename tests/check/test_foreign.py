@@ -400,10 +400,12 @@ def test_accuracy_is_a_gate(tmp_path):
     digits = load_digits((), seed=0, max_size=64)
     path = classifier(tmp_path / "m.onnx", (1, 1, 8, 8))
     examples = Examples.of(digits, None)
-    found = check(path, LocalDevice(), examples=examples, min_accuracy=0.0)
+    found = check(path, LocalDevice(), examples=examples, limits={"accuracy": 0.0})
     assert found.verdict == "pass"
     assert 0 < found.accuracy < 0.5  # of random weights
-    failed = check(path, LocalDevice(), examples=examples, min_accuracy=found.accuracy + 0.01)
+    failed = check(
+        path, LocalDevice(), examples=examples, limits={"accuracy": found.accuracy + 0.01}
+    )
     assert failed.verdict == "failed-gate"
     assert [g.verdict for g in failed.gates if g.name == "accuracy"] == ["failed-gate"]
 

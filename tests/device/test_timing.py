@@ -28,7 +28,7 @@ from deploynas.device.reference import write_references
 from deploynas.errors import DeviceError, InvalidInputError, UnknownNameError, require_positive
 from deploynas.graph.emit import RandomWeights, emit
 from deploynas.onboard.conversation import Worker
-from deploynas.onboard.processor import available_cores
+from deploynas.onboard.processor import kinds_of_cores
 from deploynas.onboard.timing import MEMORY_BYTES, estimate, interval, t_quantile
 from deploynas.spaces import Layer
 from deploynas.spaces.layers import chain
@@ -407,7 +407,7 @@ def test_cores_rotate_over_measurements_of_the_same_samples(name, models):
 
         measure(device, models, rule, samples=samples, on_round=on_round)
     assert [len(one) for one in samples["small"].ms] == [2, 2, 2]
-    cores = available_cores()
+    cores, *_ = kinds_of_cores()
     assert used == [frozenset({cores[i % len(cores)]}) for i in range(3)]
 
 
