@@ -25,7 +25,7 @@ import numpy as np
 from deploynas.device import StopRule, measure, open_device
 from deploynas.graph.operators import operators
 from deploynas.profile import DeviceProfile
-from deploynas.profile.operators import OperatorModel, profile_operators
+from deploynas.profile.operators import OperatorModel, profile_operators, quiet_ms
 
 FAMILIES = {
     "resnet": "resnet18@224 resnet50@128 resnext50_32x4d@128 timm:resnet10t@160",
@@ -68,7 +68,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4.0, help="of measuring the networks")
     options = parser.parse_args()
     device = open_device(options.device)
-    path = options.profile or Path(__file__).parent / "profiles" / f"operators-{options.device}.json"
+    path = (
+        options.profile or Path(__file__).parent / "profiles" / f"operators-{options.device}.json"
+    )
     if options.fresh:
         path.unlink(missing_ok=True)
     begun, profile_s = time.monotonic(), None
@@ -78,7 +80,9 @@ def main() -> None:
     profile = DeviceProfile.read(path)
     named = options.names
     if options.models:
-        lines = (line.partition("#")[0].split() for line in options.models.read_text().splitlines())
+        lines = (
+            line.partition("#")[0].split() for line in options.models.read_text().splitlines()
+        )
         named = ["@".join(words) for words in lines if words]
     named = named or [name for names in FAMILIES.values() for name in names.split()]
     files = {}
@@ -98,7 +102,7 @@ def main() -> None:
         begun = time.monotonic()
         price = model.predict(graph)
         predict_ms = 1e3 * (time.monotonic() - begun)
-        found = samples[name].estimate(profile.reference)
+        found = quiet_ms(profile, samples[name])
         rows.append(
             {
                 "name": name, "family": family_of(name), "measured_ms": found.median,

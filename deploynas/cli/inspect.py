@@ -117,10 +117,10 @@ def _strange(document: dict[str, Any]) -> str:
     """Nodes that nothing in the profile resembles, and what was made of them."""
     named = [f"{one['name']} ({one['kind']})" for one in document["strange"]]
     more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    share = f"{document['strange_share']:.1%}"
     return (
-        f"nothing in the profile resembles {', '.join(named[:3])}{more}: priced as any operator of "
-        f"as many multiply-adds and bytes, {document['strange_share']:.1%} of the whole, which the "
-        "error is the wider for"
+        f"nothing in the profile resembles {', '.join(named[:3])}{more}: priced as any operator "
+        f"of as many multiply-adds and bytes, {share} of the whole, and the error is so much wider"
     )
 
 

@@ -111,7 +111,9 @@ def operators_of(graph: onnx.GraphProto, scope: Scope) -> list[Priced]:
     gives = sum(scope.bytes.get(one.name, 0) for one in graph.output)
     last = [Operator("call", in_bytes=reads, out_bytes=gives)]
     if ends:
-        last += [walk.reorder(one.name, "out") for one in graph.output if walk.is_blocked(one.name)]
+        last += [
+            walk.reorder(one.name, "out") for one in graph.output if walk.is_blocked(one.name)
+        ]
     return [*rows, Priced("(call)", "", tuple(last))]
 
 
@@ -326,7 +328,9 @@ class _Walk:
         elif kind == "Erf":
             kind = "Gelu"
         source = whole[0] if whole else fed[0]
-        lies = bool(whole) and all(self.is_blocked(name) for name in fed) and len(whole) == len(fed)
+        lies = (
+            bool(whole) and all(self.is_blocked(name) for name in fed) and len(whole) == len(fed)
+        )
         runs_blocked = kind in (*IN_CONVOLUTION, "Swish", "Add", "Mul", "Sum")
         if kind in IN_CONVOLUTION and source in self.inside:
             lies, where = self.is_blocked(source), "inside"

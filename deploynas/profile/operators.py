@@ -286,9 +286,7 @@ def _guess(counts: list[Counter[Operator]], times: Floats) -> _Guess:
     general = np.maximum(general, 0.1 * typical)
     # what is the device's, whatever runs, is one rate for all
     shared, own = np.array(SHARED), np.setdiff1d(np.arange(len(TYPICAL)), SHARED)
-    flat = np.concatenate(
-        [whole[:, shared], table[:, :, own].reshape(len(counts), -1)], axis=1
-    )
+    flat = np.concatenate([whole[:, shared], table[:, :, own].reshape(len(counts), -1)], axis=1)
     prior = np.concatenate([general[shared], np.tile(general[own], len(names))])
     used = np.flatnonzero(flat.any(axis=0))
     found = prior.copy()
@@ -303,7 +301,8 @@ def _not_negative(x: Floats, prior: Floats, penalty: float) -> Floats:
     """Weights of columns that add up to 1, none of them negative.
 
     By block principal pivoting (Portugal, Judice and Vicente 1994): what is held at zero and what
-    is free change places, all that are wrong at once, or the last alone where that goes in circles.
+    is free change places, all that are wrong at once, or the last alone where that goes in
+    circles.
 
     Args:
         x: ``(n, m)``.
@@ -351,10 +350,11 @@ def _point(one: Placed) -> _Point:
     """Where an operator stands among others of its kind."""
     op, cold = one
     high, wide = op.kernel
+    narrowed = max(1, op.in_pixels) / max(1, op.out_pixels)
     pads = (_padding(op.in_channels), _padding(op.out_channels), _padding(op.groups))
     shape = (
         math.log2(op.in_channels), math.log2(op.out_channels), math.log2(op.groups),
-        math.log2(max(1, op.out_pixels)), 2 * math.log2(max(1, op.in_pixels) / max(1, op.out_pixels)),
+        math.log2(max(1, op.out_pixels)), 2 * math.log2(narrowed),
         1.5 * math.log2(high * wide), 2 * math.log2(high / wide),
         *(3 * math.log2(pad) if op.blocked or op.kind == "reorder" else 0.0 for pad in pads),
         2 * math.log2(_padding(op.out_channels, PASS)) if op.kind in _DENSE else 0.0,

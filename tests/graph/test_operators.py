@@ -121,9 +121,7 @@ def test_unknown_operators_keep_their_names_and_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, "network"])
-def test_fragments_are_valid_always_the_same_and_fully_priced(
-    recipe: str, tmp_path: Path
-) -> None:
+def test_fragments_are_valid_always_the_same_and_fully_priced(recipe: str, tmp_path: Path) -> None:
     fragment = Fragment(f"{recipe}-1", 1, recipe == "network")
     path = tmp_path / "m.onnx"
     path.write_bytes(build(fragment).SerializeToString())

@@ -22,13 +22,14 @@ from deploynas.profile import operators as layer
 from deploynas.profile.device_profile import FragmentRecord, LevelRecord, SampleRecord
 from deploynas.profile.operators import OperatorModel, held_out, profile_operators
 
-FEW = [one for one in grid() if int(one.name.rpartition("-")[2]) < (24 if one.is_network else 4)]
+FEW = [one for one in grid() if int(one.name.rpartition("-")[2]) < (12 if one.is_network else 3)]
 
 
 def law_ms(op: Operator) -> float:
     """A device: 2 us a call, 20 G multiply-adds a second, depthwise a third of that, 8 GB/s."""
     rate = 20e6 / (3 if op.kind == "depthwise" else 1)
-    return 2e-3 + op.macs / rate + (op.in_bytes + op.out_bytes + op.weight_bytes) / 8e6
+    call = 0 if op.variant.endswith(" inside") else 2e-3
+    return call + op.macs / rate + (op.in_bytes + op.out_bytes + op.weight_bytes) / 8e6
 
 
 def identity() -> Identity:
@@ -64,21 +65,22 @@ def lawful() -> DeviceProfile:
 @pytest.mark.slow
 def test_a_law_is_recovered(lawful: DeviceProfile, tmp_path: Path) -> None:
     assert lawful.operator_validation is not None
-    assert lawful.operator_validation.mape < 0.02
+    assert lawful.operator_validation.mape < 0.05
     again = DeviceProfile.read(lawful.write(tmp_path / "p.json"))
     assert again == lawful
     model = OperatorModel(again)
     errors = []
-    for i in range(24, 30):  # networks that it never saw
+    for i in range(12, 16):  # networks that it never saw
         rows = operators_of_model(build(Fragment(f"network-{i}", i, True)))
         price = model.predict(rows)
         truth = [sum(law_ms(op) for op in row.operators) for row in rows]
         errors.append(price.ms / sum(truth) - 1)
         assert price.ms == pytest.approx(sum(node.ms for node in price.nodes))
         assert [node.name for node in price.nodes] == [row.name for row in rows]
-        assert all(node.ms > 0 for node, row in zip(price.nodes, rows, strict=True) if row.operators)
+        runs = [bool(row.operators) for row in rows]
+        assert [node.ms > 0 for node in price.nodes] == runs
         assert not price.strange
-    assert np.abs(errors).mean() < 0.02
+    assert np.abs(errors).mean() < 0.05
 
 
 @pytest.mark.slow
