@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,6 @@ from deploynas.errors import IncompleteProfileError
 from deploynas.graph.fragments import build, grid
 from deploynas.graph.operators import BLOCK, Operator, Priced, operators_of_model
 from deploynas.onboard.folders import temporary_folder
-from deploynas.onboard.timing import typical_level
 from deploynas.profile.device_profile import (
     DeviceProfile,
     FragmentRecord,
@@ -45,19 +44,19 @@ NUM_FOLDS = 6
 # The process: deviation of corrections, the parts of it that operators of one kind, of one kind
 # and variant, and of alike shapes share, and over how many octaves shapes are alike.
 DEVIATION = 0.4
-OF_KIND, OF_VARIANT, OF_SHAPE, OF_NEAR = 0.2, 0.2, 0.4, 0.2
+OF_KIND, OF_VARIANT, OF_SHAPE, OF_NEAR = 0.1, 0.2, 0.3, 0.4
 TOTAL = OF_KIND + OF_VARIANT + OF_SHAPE + OF_NEAR
-OCTAVES, NEAR_OCTAVES = 3.0, 1.0
-NOISE = 0.015  # what a session's layout of memory adds to a fragment's time
+OCTAVES, NEAR_OCTAVES = 2.5, 0.7
+NOISE = 0.03  # what a session's layout of memory adds to a fragment's time
 LEAST = 0.2  # of the first guess, whatever the correction
-STRANGE = 0.35  # an operator is strange where so much of its correction's deviation is left
+STRANGE = 0.35  # an operator is strange where none measured is correlated with it so much
 PASS = 4 * BLOCK  # channels that a convolution makes at once
 CACHE_BYTES = 2e6  # what a core keeps to itself: of weights, and of an operator's feature maps
 MACS_PER_BYTE = 4.0  # multiply-adds in the time that a byte of weights takes to come
 # Milliseconds of each number of :func:`_work` on a core of 50 G multiply-adds a second.
 TYPICAL = (2e-3, 1e-8, 1e-7, 1e-5, 1e-4, 3e-8, 3e-8, 5e-8, 3e-8, 3e-8, 5e-8)
-SHARED = (0, 7, 8, 9, 10)  # of these: a call, and what no cache holds
-RELUCTANCE = 1e-4
+SHARED = (0, 7, 9, 10)  # of these: a call, and what no cache holds
+RELUCTANCE = 1e-6  # to leave rates that hardly matter
 _DENSE = ("conv", "pointwise", "depthwise", "grouped")
 
 
@@ -244,9 +243,11 @@ def _work(one: Placed) -> tuple[float, ...]:
     come = cold * op.weight_bytes
     stalled = max(0.0, come - op.macs / MACS_PER_BYTE)
     spilt = max(0.0, op.in_bytes + op.out_bytes - CACHE_BYTES)
-    moved = float(op.in_bytes), float(op.out_bytes), spilt, float(op.weight_bytes)
-    runs = 0.0 if op.variant.endswith(" inside") else 1.0
-    return runs, macs, loads, calls, groups, *moved, come, stalled
+    is_inside = op.variant.endswith(" inside")  # of an operator that reads and writes anyway
+    share = 0.1 if is_inside else 1.0
+    moved = share * op.in_bytes, share * op.out_bytes, spilt * (not is_inside)
+    runs = float(not is_inside)
+    return runs, macs, loads, calls, groups, *moved, float(op.weight_bytes), come, stalled
 
 
 def _padding(channels: int, step: int = BLOCK) -> float:
@@ -575,10 +576,20 @@ def profile_operators(
                 operators=tuple(counts[one.name].items()),
                 samples=SampleRecord.of(samples[one.name]),
             )
-        level = profile.level or LevelRecord(**asdict(typical_level(samples.values())))
+        level = profile.level or _level(samples.values())
         profile = profile.model_copy(update={"fragments": records, "level": level}, deep=True)
         validation = held_out(profile)
         profile = profile.model_copy(update={"operator_validation": validation})
         profile.write(path)
         journal.remove()
         return profile, len(lacking)
+
+
+def _level(samples: Iterable[Samples]) -> LevelRecord:
+    """The references' lower quartile: what they take where little else runs."""
+    found = [(one.core_ms, one.memory_ms) for one in samples]
+    core, memory = (
+        float(np.quantile(np.concatenate([np.concatenate(one[i]) for one in found]), 0.25))
+        for i in range(2)
+    )
+    return LevelRecord(core_ms=core, memory_ms=memory)
