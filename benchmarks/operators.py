@@ -38,16 +38,19 @@ FAMILIES = {
     "shufflenet": "shufflenet_v2_x1_0@224 shufflenet_v2_x0_5@128",
     "squeezenet": "squeezenet1_0@128 squeezenet1_1@224",
     "mobilenet-v4": "timm:mobilenetv4_conv_small@224 timm:mobilenetv4_conv_medium@160",
-    "ghostnet": "timm:ghostnet_100@224 timm:repghostnet_100@160",
+    "ghostnet": "timm:ghostnet_100@224 timm:repghostnet_100@160 timm:ghostnetv2_100@128",
     "regnet": "regnet_y_400mf@224 regnet_x_400mf@160",
     "densenet": "densenet121@128",
-    "inception": "googlenet@160",
+    "inception": "googlenet@160 inception_v3@160",
     "mixnet": "timm:mixnet_s@160",
     "rexnet": "timm:rexnet_100@160",
     "plain": "timm:mobileone_s0@224 timm:repvit_m0_9@160 timm:starnet_s1@160",
     "vgg": "vgg11@128 alexnet@224",
+    "dla": "timm:dla34@128 timm:dla46_c@160",
+    "hrnet": "timm:hrnet_w18_small@128",
+    "selecsls": "timm:selecsls42b@160",
     "attention": "timm:mobilevit_xs@160 timm:edgenext_xx_small@160 convnext_tiny@128 "
-    "timm:efficientvit_b0@160",
+    "timm:efficientvit_b0@160 timm:levit_128s@224",
 }
 CHOSEN_WITH = (
     "resnet", "mobilenet-v2", "mobilenet-v3", "efficientnet", "shufflenet", "squeezenet",

@@ -399,7 +399,8 @@ class _Walk:
         blocked: bool = False, kernel: tuple[int, int] = (1, 1),
     ) -> Operator:  # fmt: skip
         """An operator whose time is decided by what it reads and writes."""
-        source, output = self.shape(fed[0]) or (1,), self.shape(node.output[0]) or (1,)
+        largest = max(fed, key=self.bytes)
+        source, output = self.shape(largest) or (1,), self.shape(node.output[0]) or (1,)
         by_rows = variant in ("LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax")
         (ci, pi), (co, po) = (
             (one[-1], math.prod(one[:-1])) if by_rows else _folded(one) for one in (source, output)

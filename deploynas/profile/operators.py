@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -47,7 +48,7 @@ DEVIATION = 0.4
 OF_KIND, OF_VARIANT, OF_SHAPE, OF_NEAR = 0.1, 0.2, 0.3, 0.4
 TOTAL = OF_KIND + OF_VARIANT + OF_SHAPE + OF_NEAR
 OCTAVES, NEAR_OCTAVES = 2.5, 0.7
-NOISE = 0.03  # what a session's layout of memory adds to a fragment's time
+NOISE = 0.02  # what a session's layout of memory adds to a fragment's time
 LEAST = 0.2  # of the first guess, whatever the correction
 STRANGE = 0.35  # an operator is strange where none measured is correlated with it so much
 PASS = 4 * BLOCK  # channels that a convolution makes at once
@@ -56,7 +57,7 @@ MACS_PER_BYTE = 4.0  # multiply-adds in the time that a byte of weights takes to
 # Milliseconds of each number of :func:`_work` on a core of 50 G multiply-adds a second.
 TYPICAL = (2e-3, 1e-8, 1e-7, 1e-5, 1e-4, 3e-8, 3e-8, 5e-8, 3e-8, 3e-8, 5e-8)
 SHARED = (0, 7, 9, 10)  # of these: a call, and what no cache holds
-RELUCTANCE = 1e-6  # to leave rates that hardly matter
+RELUCTANCE = 1e-5  # to leave rates that hardly matter
 _DENSE = ("conv", "pointwise", "depthwise", "grouped")
 
 
@@ -133,6 +134,12 @@ class OperatorModel:
         self._fit = fit_operators(*_data(profile))
         networks = [record.is_network for record in profile.fragments.values()]
         self._usual = float(np.median(self._fit.held_out_deviation[networks]))
+
+    def predict_ms(self, graphs: Sequence[Sequence[Priced]]) -> Floats:
+        """``(n,)`` milliseconds of many networks, the sum of :meth:`predict` alone."""
+        return total_ms(
+            self._fit, [Counter(op for node in graph for op in node.operators) for graph in graphs]
+        )
 
     def predict(self, graph: Sequence[Priced]) -> NetworkPrice:
         """What a network takes.
@@ -371,12 +378,12 @@ class _Table:
 
     Attributes:
         places: Kind -> ``(n,)`` places in the list they were made of.
-        variants: The same keys -> ``(n,)`` texts.
+        variants: The same keys -> ``(n,)`` checksums of their texts, which compare faster.
         shapes: The same keys -> ``(n, num_numbers)``.
     """
 
     places: dict[str, npt.NDArray[np.intp]]
-    variants: dict[str, npt.NDArray[np.str_]]
+    variants: dict[str, npt.NDArray[np.int64]]
     shapes: dict[str, Floats]
 
     @classmethod
@@ -386,7 +393,10 @@ class _Table:
             kinds.setdefault(point.kind, []).append(i)
         return cls(
             {kind: np.array(found) for kind, found in kinds.items()},
-            {kind: np.array([points[i].variant for i in found]) for kind, found in kinds.items()},
+            {
+                kind: np.array([zlib.crc32(points[i].variant.encode()) for i in found])
+                for kind, found in kinds.items()
+            },
             {kind: np.array([points[i].shape for i in found]) for kind, found in kinds.items()},
         )
 
@@ -410,14 +420,14 @@ class _Price:
         ms, guess: ``(n,)`` milliseconds.
         is_strange: ``(n,)``.
         table: The operators.
-        known: ``(n, num_fragments)`` covariances with the fragments.
+        across: Kind -> ``(n, m)`` covariances with what was measured.
     """
 
     ms: Floats
     guess: Floats
     is_strange: npt.NDArray[np.bool_]
     table: _Table
-    known: Floats
+    across: dict[str, Floats]
 
 
 class OperatorFit:
@@ -466,16 +476,16 @@ class OperatorFit:
         """Milliseconds of operators, and what they are told from."""
         table, guess = _Table.of([_point(one) for one in parts]), self._guess(parts)
         correction, nearest = np.zeros(len(parts)), np.zeros(len(parts))
-        known = np.zeros((len(parts), len(self._shares)))
-        for kind, places in table.places.items():
-            if kind in self._table.places:
-                theirs = self._table.places[kind]
-                across = table.covariance(self._table, kind)
-                correction[places] = across @ self._solved[theirs]
-                nearest[places] = across.max(axis=1) / (DEVIATION**2 * TOTAL)
-                known[places] = across @ self._shares[:, theirs].T
+        across = {
+            kind: table.covariance(self._table, kind)
+            for kind in table.places
+            if kind in self._table.places
+        }
+        for kind, found in across.items():
+            correction[table.places[kind]] = found @ self._solved[self._table.places[kind]]
+            nearest[table.places[kind]] = found.max(axis=1) / (DEVIATION**2 * TOTAL)
         ms = guess * np.maximum(1 + correction, LEAST)
-        return _Price(ms, guess, nearest < STRANGE, table, known)
+        return _Price(ms, guess, nearest < STRANGE, table, across)
 
     def deviation(self, price: _Price, shares: Floats) -> float:
         """Relative deviation of a network's time.
@@ -484,12 +494,15 @@ class OperatorFit:
             price: Of its operators.
             shares: ``(n,)`` of its time.
         """
-        told = shares @ price.known
-        left = NOISE**2 - told @ self._inverse @ told
+        told, left = np.zeros(len(self._shares)), NOISE**2
         for kind, places in price.table.places.items():
             part = shares[places]
-            left += part @ price.table.covariance(price.table, kind) @ part
-        return math.sqrt(max(left, NOISE**2))
+            left += float(part @ price.table.covariance(price.table, kind) @ part)
+            if kind in price.across:
+                theirs = self._shares[:, self._table.places[kind]]
+                told += theirs @ (part @ price.across[kind])
+        left -= float(told @ self._inverse @ told)
+        return max(left, NOISE**2) ** 0.5
 
 
 def fit_operators(counts: list[Counter[Operator]], times: Floats, noise: Floats) -> OperatorFit:
@@ -503,9 +516,18 @@ def fit_operators(counts: list[Counter[Operator]], times: Floats, noise: Floats)
     return OperatorFit(_guess(counts, times), counts, times, noise)
 
 
-def total_ms(fit: OperatorFit, counts: Sequence[Counter[Operator]]) -> Floats:
-    """``(n,)`` milliseconds of networks by their operators."""
-    return np.array([fit.price(placed(c)).ms @ np.array(list(c.values())) for c in counts])
+def total_ms(fit: OperatorFit, counts: Sequence[Mapping[Operator, int]]) -> Floats:
+    """``(n,)`` milliseconds of networks by their operators; those that they share cost once."""
+    found = [placed(count) for count in counts]
+    place: dict[Placed, int] = {}
+    columns = [[place.setdefault(one, len(place)) for one in row] for row in found]
+    ms = fit.price(list(place)).ms
+    return np.array(
+        [
+            ms[own] @ np.array(list(count.values()))
+            for own, count in zip(columns, counts, strict=True)
+        ]
+    )
 
 
 def held_out(profile: DeviceProfile) -> Validation:

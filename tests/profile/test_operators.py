@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -22,14 +23,21 @@ from deploynas.profile import operators as layer
 from deploynas.profile.device_profile import FragmentRecord, LevelRecord, SampleRecord
 from deploynas.profile.operators import OperatorModel, held_out, profile_operators
 
-FEW = [one for one in grid() if int(one.name.rpartition("-")[2]) < (12 if one.is_network else 3)]
+FEW = [one for one in grid() if int(one.name.rpartition("-")[2]) < (12 if one.is_network else 2)]
 
 
 def law_ms(op: Operator) -> float:
-    """A device: 2 us a call, 20 G multiply-adds a second, depthwise a third of that, 8 GB/s."""
-    rate = 20e6 / (3 if op.kind == "depthwise" else 1)
-    call = 0 if op.variant.endswith(" inside") else 2e-3
-    return call + op.macs / rate + (op.in_bytes + op.out_bytes + op.weight_bytes) / 8e6
+    """A device: 2 us a call, 20 G multiply-adds a second, depthwise a third of that, 8 GB/s.
+
+    Its blocks have 16 channels, and what runs inside a convolution costs nothing.
+    """
+    if op.variant.endswith(" inside"):
+        return 0.0
+    rate, pads = 20e6 / (3 if op.kind == "depthwise" else 1), 1.0
+    if op.blocked:
+        sides = [op.groups] if op.kind == "depthwise" else [op.in_channels, op.out_channels]
+        pads = math.prod(-(-side // 16) * 16 / side for side in sides)
+    return 2e-3 + op.macs * pads / rate + (op.in_bytes + op.out_bytes + op.weight_bytes) / 8e6
 
 
 def identity() -> Identity:
@@ -65,7 +73,7 @@ def lawful() -> DeviceProfile:
 @pytest.mark.slow
 def test_a_law_is_recovered(lawful: DeviceProfile, tmp_path: Path) -> None:
     assert lawful.operator_validation is not None
-    assert lawful.operator_validation.mape < 0.05
+    assert lawful.operator_validation.mape < 0.02
     again = DeviceProfile.read(lawful.write(tmp_path / "p.json"))
     assert again == lawful
     model = OperatorModel(again)
@@ -76,11 +84,12 @@ def test_a_law_is_recovered(lawful: DeviceProfile, tmp_path: Path) -> None:
         truth = [sum(law_ms(op) for op in row.operators) for row in rows]
         errors.append(price.ms / sum(truth) - 1)
         assert price.ms == pytest.approx(sum(node.ms for node in price.nodes))
+        assert model.predict_ms([rows, rows[:3]])[0] == pytest.approx(price.ms)
         assert [node.name for node in price.nodes] == [row.name for row in rows]
         runs = [bool(row.operators) for row in rows]
         assert [node.ms > 0 for node in price.nodes] == runs
-        assert not price.strange
-    assert np.abs(errors).mean() < 0.05
+        assert price.strange_share < 0.05
+    assert np.abs(errors).mean() < 0.02
 
 
 @pytest.mark.slow
@@ -168,10 +177,10 @@ def test_an_export_prices_by_its_space_and_a_foreign_file_needs_operators(tmp_pa
     model = foreign(tmp_path / "m.onnx")
     result = CliRunner().invoke(app, ["inspect", str(model), "--profile", str(empty), "--json"])
     assert result.exit_code == 1
-    assert "profile --operators" in result.stdout
+    assert "profile --operators" in str(result.exception)
     wrong = CliRunner().invoke(app, ["profile", "--operators", "--bundle", "b.pyz", "--json"])
     assert wrong.exit_code == 1
-    assert "--operators" in wrong.stdout
+    assert "--operators" in str(wrong.exception)
 
 
 def test_pricing_needs_no_file(tmp_path: Path) -> None:
