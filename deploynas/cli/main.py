@@ -33,7 +33,7 @@ _ClickException: Any = next(
 )
 VERBS = (
     "spaces", "devices", "profile", "profiles", "train", "search", "retrain", "export", "check",
-    "inspect", "compare", "strategies", "demo",
+    "inspect", "adapt", "compare", "strategies", "demo",
 )  # fmt: skip
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 MAX_DETAILS = 20  # lines below an error

@@ -65,6 +65,15 @@ def profile(
     results: Annotated[
         Path | None, typer.Option("--import", help="Read what a bundle measured.")
     ] = None,
+    sources: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from", help="A profile of another device, to start from; repeat for several."
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Whole networks to measure with --from; 10 by default.")
+    ] = None,
     budget_minutes: Annotated[float, typer.Option(help="Stop measuring after this.")] = math.inf,
     operators: Annotated[
         bool,
@@ -81,9 +90,10 @@ def profile(
     from deploynas.artifacts import PROFILES
     from deploynas.device import open_device
     from deploynas.errors import InvalidInputError, require_positive
-    from deploynas.profile import LatencyModel, profile_space
+    from deploynas.profile import DeviceProfile, LatencyModel, profile_space
     from deploynas.profile.bundle import OnDevice, read_results
-    from deploynas.profile.shipped import is_shipped
+    from deploynas.profile.from_others import USUAL, transfer_space
+    from deploynas.profile.shipped import is_shipped, locate
     from deploynas.runtimes import DEFAULT
 
     if budget_minutes != math.inf:
@@ -92,6 +102,11 @@ def profile(
         raise InvalidInputError(
             f"{output}: a profile that ships is only read", "name another file"
         )
+    if samples is not None and not sources:
+        raise InvalidInputError("--samples counts the networks of --from, which is not given")
+    if sources and (bundle is not None or results is not None):
+        raise InvalidInputError("give --from without --bundle or --import")
+    lent = {one: DeviceProfile.read(locate(one)) for one in sources or ()}
     precision = as_precision(precision_name)
     if operators and (bundle or results or precision != "fp32"):
         raise InvalidInputError(
@@ -119,10 +134,16 @@ def profile(
     if operators:
         return _operators(target, path, budget_minutes, as_json, quiet)
     with progress(quiet) as on_progress:
-        result, num_measured = profile_space(
-            chosen, target, path, precision=precision, budget_minutes=budget_minutes,
-            on_progress=on_progress,
-        )  # fmt: skip
+        if lent:
+            result, num_measured = transfer_space(
+                chosen, target, path, lent, samples or USUAL, precision=precision,
+                on_progress=on_progress,
+            ), 0  # fmt: skip
+        else:
+            result, num_measured = profile_space(
+                chosen, target, path, precision=precision, budget_minutes=budget_minutes,
+                on_progress=on_progress,
+            )  # fmt: skip
     from deploynas.profile.device_profile import space_key
 
     warn_notes(target)
@@ -136,10 +157,14 @@ def profile(
                 "device": result.identity.model_dump(),
                 "notes": list(target.notes),
                 "validation": validation.model_dump(),
+                "transferred_from": result.sources(chosen, precision),
             }
         )
     say(f"{result.identity.title}")
-    say(f"{num_measured} layers measured now, {len(result.layers)} in {path}")
+    if basis := result.basis(chosen, precision):
+        say(f"{path}: {basis}; stated error {validation.margin:.1%}")
+    else:
+        say(f"{num_measured} layers measured now, {len(result.layers)} in {path}")
     say(
         f"latency model, held out on {validation.num_networks} networks: mean error "
         f"{validation.mape:.1%}, within 5 %: {validation.within_5_percent:.0%}, Kendall tau "

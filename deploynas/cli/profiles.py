@@ -58,12 +58,17 @@ def show(
     path = locate(Path(PREFIX + target if is_name else target))
     profile = DeviceProfile.read(path)
     name = target if is_name else target.removeprefix(PREFIX)
+    transferred = {
+        key: [source.device for source in transfer.sources]
+        for key, transfer in profile.transfers.items()
+    }
     document = {
         "name": name,
         **_summary(path, profile),
         "identity": profile.identity.model_dump(),
         "level": profile.level and profile.level.model_dump(),
         "validations": {key: table.model_dump() for key, table in profile.validations.items()},
+        "transferred_from": transferred,
     }
     if as_json:
         return print_json(document)
@@ -74,6 +79,8 @@ def show(
             f"{table.within_5_percent:.0%}, Kendall tau {table.kendall_tau:.3f}, "
             f"noise floor {table.noise_floor:.1%}"
         )
+    for key, devices in transferred.items():
+        say(f"  {key}, transferred: layers from {'; '.join(devices)}")
     hard = profile.identity.session_options
     for what, values in (("options", hard), ("recorded", profile.identity.recorded)):
         say(f"  {what}: {', '.join(f'{k} {v}' for k, v in values.items())}")

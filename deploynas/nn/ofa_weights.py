@@ -43,7 +43,7 @@ def load_published(path: Path, module: nn.Module, prefix: str, num_layers: int) 
         InvalidInputError: Not a checkpoint of tensors, or tensors are missing, superfluous or
             mis-shaped (the first three are named), or hold NaN.
     """
-    published = {_unwrapped(k): v for k, v in _read(path).items() if "num_batches" not in k}
+    published = {_unwrapped(k): v for k, v in read_state(path).items() if "num_batches" not in k}
     last = prefix.format(num_layers - 1)
     ends = {"first_conv.": prefix.format(0), "classifier.linear.": f"{last}classifier."}
     if any(name.startswith("final_expand_layer.") for name in published):
@@ -63,7 +63,7 @@ def load_published(path: Path, module: nn.Module, prefix: str, num_layers: int) 
     module.load_state_dict(state, strict=False)
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def read_state(path: Path) -> Mapping[str, Tensor]:
     """The tensors of a checkpoint, in single precision, under the names of the network itself.
 
     A ``.pth`` or safetensors file, told by its content: a state dict, or one under any of

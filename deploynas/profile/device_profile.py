@@ -110,6 +110,41 @@ class FragmentRecord(Record):
     samples: SampleRecord
 
 
+class SourceRecord(Record):
+    """What another device's latency model says of a space's layers.
+
+    Attributes:
+        device: Whose, for people.
+        terms: Layer key -> what the layer adds to a network's sum, as
+            :attr:`deploynas.profile.LatencyModel.layer_terms`.
+        intercept: What every network has beside.
+        power: Of the sum, which is the time there.
+    """
+
+    device: str
+    terms: dict[str, float]
+    intercept: float
+    power: Positive
+
+
+class TransferRecord(Record):
+    """A calibration that rests on other devices: only whole networks were measured here.
+
+    Attributes:
+        sources: The other devices.
+        layer_ms: Layer key -> milliseconds that the measured networks make of it here.
+    """
+
+    sources: Annotated[tuple[SourceRecord, ...], Field(min_length=1)]
+    layer_ms: dict[str, float] = {}
+
+    @model_validator(mode="after")
+    def _same_layers(self) -> Self:
+        if any(source.terms.keys() != self.sources[0].terms.keys() for source in self.sources):
+            raise ValueError("sources of different layers")
+        return self
+
+
 class LevelRecord(Record):
     """The reference level that every latency of the profile is normalised to."""
 
@@ -154,8 +189,9 @@ def _with_margins(document: dict[str, Any]) -> dict[str, Any]:
 class DeviceProfile(Artifact):
     """A device's profile.
 
-    Format 1: first version; 2 (0.1.0): a validation tells the margin of the bound; 3 (0.1.0):
-    fragments, which price operators of any network.
+    Format 1: first version; 2 (0.1.0): a validation tells the margin of the bound; 3 (0.2.0):
+    calibrations that rest on other devices; 4 (0.2.0): fragments, which price operators of any
+    network.
 
     Attributes:
         identity: Whose it is.
@@ -165,13 +201,16 @@ class DeviceProfile(Artifact):
         validations: The same keys -> held-out error.
         fragments: Name -> fragment, in the precision fp32.
         operator_validation: Held-out error on those fragments that are whole networks.
+        transfers: Of the same keys those that rest on other devices -> on which.
     """
 
     SCHEMA: ClassVar[str] = "deploynas-device-profile"
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
     MIGRATIONS: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {
-        1: _with_margins, 2: unchanged,
-    }  # fmt: skip
+        1: _with_margins,
+        2: unchanged,
+        3: unchanged,
+    }
 
     identity: Identity
     level: LevelRecord | None = None
@@ -180,6 +219,7 @@ class DeviceProfile(Artifact):
     validations: dict[SpaceKey, Validation] = {}
     fragments: dict[str, FragmentRecord] = {}
     operator_validation: Validation | None = None
+    transfers: dict[SpaceKey, TransferRecord] = {}
 
     @model_validator(mode="after")
     def _has_a_level(self) -> Self:
@@ -206,13 +246,45 @@ class DeviceProfile(Artifact):
         """A latency at the profile's own reference level."""
         return samples.thaw().estimate(self.reference)
 
+    @cached_property
+    def _transferred_ms(self) -> dict[str, float]:
+        return {
+            f"{key.split('/')[0]}/{layer}": milliseconds
+            for key, transfer in self.transfers.items()
+            for layer, milliseconds in transfer.layer_ms.items()
+        }
+
     def layer_ms(self, layer: Layer, precision: Precision = "fp32") -> float:
-        """Median latency of a layer, milliseconds; KeyError where it is not measured."""
-        return self._estimates[layer_key(layer, precision)].median
+        """Median latency of a layer, milliseconds, or what measured networks make of it.
+
+        Raises:
+            KeyError: It is neither measured nor transferred.
+        """
+        key = layer_key(layer, precision)
+        return self._estimates[key].median if key in self.layers else self._transferred_ms[key]
+
+    def sources(self, space: SearchSpace, precision: Precision = "fp32") -> list[str]:
+        """The devices that a space's latencies rest on, beside this one."""
+        transfer = self.transfers.get(space_key(space, precision))
+        return [] if transfer is None else [source.device for source in transfer.sources]
+
+    def basis(self, space: SearchSpace, precision: Precision = "fp32") -> str | None:
+        """What a space's latencies rest on where that is other devices, for people."""
+        sources, key = self.sources(space, precision), space_key(space, precision)
+        if not sources:
+            return None
+        num = len(self.networks.get(key, ()))
+        return f"transferred: {num} networks measured here, layers from {'; '.join(sources)}"
+
+    def unmeasured(self, space: SearchSpace, precision: Precision = "fp32") -> list[Layer]:
+        """Layers of ``space`` that were not measured on this device."""
+        return [x for x in space.layer_table if layer_key(x, precision) not in self.layers]
 
     def missing(self, space: SearchSpace, precision: Precision = "fp32") -> list[Layer]:
-        """Layers of ``space`` that the profile lacks."""
-        return [x for x in space.layer_table if layer_key(x, precision) not in self.layers]
+        """Layers of ``space`` that the profile knows nothing of."""
+        transfer = self.transfers.get(space_key(space, precision))
+        known = transfer.sources[0].terms if transfer is not None else {}
+        return [x for x in self.unmeasured(space, precision) if x.key not in known]
 
     def restrict(self, space: SearchSpace, precision: Precision = "fp32") -> SearchSpace:
         """``space`` with the resolutions whose every layer is measured.

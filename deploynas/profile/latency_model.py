@@ -1,22 +1,14 @@
 """The latency model: table of layers plus calibration on whole networks.
 
-A network's time is not the sum of its layers timed alone: it pays cache misses and reorders
-between blocks, streams weights that a layer alone keeps in a cache, and a lone session pays its
-own overhead. The sum is corrected by a scale, a term for each layer, one for each byte of
-weights, an intercept, and small ridge-regularised corrections for groups of layers (by kernel
-size, width, middle channels and place), all fitted to relative errors.
-
-On some processors no sum will do: what a small network keeps in a core's cache a large one
-streams, so that time grows faster than work. There a power of the sum is the time, which keeps
-what searches rely on: a table that adds up, and that alone decides which network is faster.
+Predictions are sums over layers, or a power of them, as :mod:`deploynas.profile.features` fits
+them; their bounds are what held-out networks tell.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -31,15 +23,12 @@ from deploynas.profile.device_profile import (
     profile_command,
     space_key,
 )
-from deploynas.spaces import Archs, Layer, SearchSpace
-from deploynas.spaces import layers as layer_costs
+from deploynas.profile.features import Fit, fit
+from deploynas.profile.transfer import features_of
+from deploynas.spaces import Archs, SearchSpace
 
 Floats = npt.NDArray[np.float64]
-_PENALTIES = np.geomspace(1e-4, 1e2, 13)
-_POWERS = (1.0, 1.25, 1.6, 2.0)
-_WORTHWHILE = 0.8  # of the mean squared error of a sum: with no more than that a power is taken
 MARGIN_LEVEL = 0.95  # of networks whose time lies within the margin of their prediction
-NUM_FREE = 4  # intercept, scale, layers, bytes: never penalised
 
 
 class LatencyModel:
@@ -90,12 +79,11 @@ class LatencyModel:
         archs = self._whole.encode([r.architecture for r in records])
         measured = np.array([profile.estimate(r.samples).median for r in records])
         self.low_ms, self.high_ms = float(measured.min()), float(measured.max())
-        self._features = Features(self._whole, profile, precision)
-        self._fitted = fit(self._features(archs), measured)
-        terms = self._features.table @ self._fitted.weights[1:]
+        features = features_of(self._whole, profile, precision)
+        self._fitted = features.fit(features(archs), measured)
+        terms, self.intercept_term = features.sum_of(self._fitted.weights)
         of_layer = dict(zip(self._whole.layer_table, terms, strict=True))
         self.layer_terms: Floats = np.array([of_layer[layer] for layer in space.layer_table])
-        self.intercept_term = float(self._features.mean_ms * self._fitted.weights[0])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -107,7 +95,10 @@ class LatencyModel:
         digest = hashlib.sha256()
         for layer in self._whole.layer_table:
             key = layer_key(layer, precision)
-            digest.update(f"{key} {profile.layers[key].samples.model_dump_json()}".encode())
+            if key in profile.layers:
+                digest.update(f"{key} {profile.layers[key].samples.model_dump_json()}".encode())
+        transfer = profile.transfers.get(space_key(self.space, precision))
+        digest.update(transfer.model_dump_json().encode() if transfer is not None else b"")
         for record in profile.networks[space_key(self.space, precision)]:
             digest.update(record.model_dump_json().encode())
         identity = profile.identity.model_dump_json(exclude={"recorded"})
@@ -118,6 +109,11 @@ class LatencyModel:
         """``(n,)`` milliseconds at the profile's reference level."""
         terms: Floats = self.space.sum_over_layers(archs, self.layer_terms) + self.intercept_term
         return self._fitted.to_ms(terms)
+
+    @property
+    def power(self) -> float:
+        """Of the sum of terms, which is the time; 1 where that sum is it."""
+        return self._fitted.power
 
     def ms_of(self, terms: float) -> float:
         """Predicted milliseconds of a network whose terms add up to so much."""
@@ -158,120 +154,20 @@ class LatencyModel:
         return not self.low_ms * 0.95 <= milliseconds <= self.high_ms * 1.05
 
 
-class Features:
-    """Per-layer columns whose sums over a network are the regression's features.
+def cross_validate(
+    features: Floats,
+    measured: Floats,
+    fit: Callable[[Floats, Floats], Fit] = fit,
+    num_folds: int = 10,
+) -> Floats:
+    """Held-out predictions: each fold by a model fitted, penalty included, without it.
 
-    Attributes:
-        table: ``(len(layer_table), num_features - 1)``; column 0 of the features is constant.
+    Args:
+        features: ``(n, num_features)``.
+        measured: ``(n,)`` milliseconds.
+        fit: Of features to times.
+        num_folds: Of networks; fewer networks are held out one by one.
     """
-
-    def __init__(self, space: SearchSpace, profile: DeviceProfile, precision: Precision) -> None:
-        self._space = space
-        layers = space.layer_table
-        times = np.array([profile.layer_ms(layer, precision) for layer in layers])
-        self.mean_ms = float(times.mean())
-        sizes = np.array([layer_costs.weight_bytes(layer) for layer in layers], np.float64)
-        columns = [times, np.full(len(layers), self.mean_ms), sizes * self.mean_ms / sizes.mean()]
-        for grouping in (_by_kernel, _by_width, _by_middle, _by_place):
-            names = [grouping(layer) for layer in layers]
-            for name in sorted(set(names)):
-                columns.append(times * np.array([n == name for n in names]))
-        self.table = np.stack(columns, axis=1)
-
-    def __call__(self, archs: Archs) -> Floats:
-        """``(n, num_features)``."""
-        sums = [self._space.sum_over_layers(archs, column) for column in self.table.T]
-        return np.stack([np.full(len(archs), self.mean_ms), *sums], axis=1)
-
-
-def _by_kernel(layer: Layer) -> str:
-    return f"{layer.kind} k{layer.kernel_size} s{layer.stride}"
-
-
-def _by_width(layer: Layer) -> str:
-    return f"{layer.kind} {layer.out_channels} @{layer.size}"
-
-
-def _by_middle(layer: Layer) -> str:
-    return f"{layer.kind} {layer.in_channels} {layer.mid_channels}"
-
-
-def _by_place(layer: Layer) -> str:
-    return f"{layer.kind} {layer.in_channels} {layer.out_channels} k{layer.kernel_size}"
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Weights of a sum of features, and the power of that sum that is the time.
-
-    Attributes:
-        weights: ``(num_features,)``.
-        power: 1 where the sum is the time.
-        unit_ms: Where the sum and the time are equal, whatever the power.
-    """
-
-    weights: Floats
-    power: float
-    unit_ms: float
-
-    def __call__(self, features: Floats) -> Floats:
-        """``(n,)`` milliseconds of ``(n, num_features)``."""
-        return self.to_ms(features @ self.weights)
-
-    def to_ms(self, terms: Floats) -> Floats:
-        """Milliseconds of sums."""
-        if self.power == 1:
-            return terms
-        ms: Floats = self.unit_ms * np.maximum(terms / self.unit_ms, 0.0) ** self.power
-        return ms
-
-    def to_terms(self, milliseconds: Floats) -> Floats:
-        """Sums of milliseconds, the reverse of :meth:`to_ms`."""
-        terms: Floats = self.unit_ms * (milliseconds / self.unit_ms) ** (1 / self.power)
-        return terms
-
-
-def fit(features: Floats, measured: Floats) -> Fit:
-    """Ridge regression on relative errors; the penalty, and the power, by leave-one-out.
-
-    The first :data:`NUM_FREE` columns are free; the corrections are fractions of layer times,
-    shrunk to zero.
-    """
-    unit_ms = float(np.exp(np.log(measured).mean()))
-    best: tuple[float, Fit] | None = None
-    for power in _POWERS:
-        terms = Fit(np.zeros(0), power, unit_ms).to_terms(measured)
-        error, weights = _ridge(features, terms)
-        error *= power**2  # of the times: to first order a power multiplies relative errors
-        if best is None or error < best[0] * (_WORTHWHILE if best[1].power == 1 else 1):
-            best = (error, Fit(weights, power, unit_ms))
-    assert best is not None
-    return best[1]
-
-
-def _ridge(features: Floats, wanted: Floats) -> tuple[float, Floats]:
-    """Leave-one-out mean squared relative error, and weights, of the best penalty."""
-    x, y = features / wanted[:, None], np.ones(len(wanted))
-    # the prior: the network is the sum of its layers (scale 1, nothing else)
-    prior = np.zeros(x.shape[1])
-    prior[1] = 1.0
-    best: tuple[float, Floats] | None = None
-    for penalty in _PENALTIES:
-        ridge = np.full(x.shape[1], penalty)
-        ridge[:NUM_FREE] = 1e-9
-        inverse = np.linalg.inv(x.T @ x + np.diag(ridge))
-        weights = prior + inverse @ x.T @ (y - x @ prior)
-        leverage = np.einsum("ij,jk,ik->i", x, inverse, x)
-        residual = (y - x @ weights) / np.maximum(1 - leverage, 1e-3)
-        error = float(np.mean(residual**2))
-        if best is None or error < best[0]:
-            best = (error, weights)
-    assert best is not None
-    return best
-
-
-def cross_validate(features: Floats, measured: Floats, num_folds: int = 10) -> Floats:
-    """Held-out predictions: each fold by a model fitted, penalty included, without it."""
     folds = np.random.default_rng(0).permutation(len(measured)) % num_folds
     predicted = np.empty(len(measured))
     for fold in range(num_folds):

@@ -31,7 +31,8 @@ from deploynas.profile.device_profile import (
     open_journal,
     space_key,
 )
-from deploynas.profile.latency_model import Features, cross_validate, judge
+from deploynas.profile.latency_model import cross_validate, judge
+from deploynas.profile.transfer import features_of
 from deploynas.spaces import Archs, Layer, SearchSpace
 from deploynas.spaces import layers as layer_costs
 from deploynas.spaces.layers import Node, chain
@@ -86,15 +87,19 @@ def profile_space(
         old = replay(journal, device)
         started = time.monotonic()
         layer_job, network_job = jobs_of(space, profile, precision, budget_minutes, soft_seconds)
-        missing = profile.missing(space, precision)
-        measured = _measure(device, layer_job, journal, old, on_progress)
+        missing = profile.unmeasured(space, precision)
+        measured = measure_job(device, layer_job, journal, old, on_progress)
         profile = _with_layers(profile, missing, measured, precision)
         if measured:
             profile.write(path)
         left = started + soft_seconds - time.monotonic()
         network_job = replace(network_job, rule=replace(network_job.rule, soft_seconds=left))
-        measured_networks = _measure(device, network_job, journal, old, on_progress)
+        measured_networks = measure_job(device, network_job, journal, old, on_progress)
         archs = calibration_archs(space, profile, precision)
+        transfers = {
+            k: v for k, v in profile.transfers.items() if k != space_key(space, precision)
+        }
+        profile = profile.model_copy(update={"transfers": transfers})
         samples = [measured_networks[name] for name in network_job.networks]
         profile = with_networks(profile, space, archs, samples, precision)
         profile.write(path)
@@ -121,11 +126,9 @@ def jobs_of(
 ) -> tuple[Job, Job]:
     """The layers, then the calibration networks; times as of :func:`profile_space`."""
     hard = budget_minutes * 60 * 0.5
-    missing = profile.missing(space, precision)
+    missing = profile.unmeasured(space, precision)
     layers = {layer_key(x, precision): chain([x]) for x in missing}
-    archs = calibration_archs(space, profile, precision)
-    prefix = space_key(space, precision)
-    networks = {f"{prefix}#{_name(arch)}": space.layers(arch) for arch in archs}
+    networks = named(space, calibration_archs(space, profile, precision), precision)
     soft = soft_seconds * LAYER_SHARE
     return (
         Job(
@@ -167,7 +170,7 @@ def quantize_for_timing(content: bytes, first: Layer) -> bytes:
     return quantize(content, noise)
 
 
-def _measure(
+def measure_job(
     device: Device,
     job: Job,
     journal: ProfileJournal,
@@ -280,6 +283,8 @@ def calibration_archs(
     """
     key = space_key(space, precision)
     known = {r.resolution for r in profile.networks.get(key, ())}
+    if key in profile.transfers:  # too few
+        known = set()
     new = [one for one in space.resolutions if one not in known]
     if not new:
         return space.as_rows([])
@@ -324,7 +329,8 @@ def with_networks(
     estimates = [profile.estimate(r.samples) for r in records]
     times = np.array([e.median for e in estimates])
     rows = whole.encode([r.architecture for r in records])
-    predicted = cross_validate(Features(whole, profile, precision)(rows), times)
+    features = features_of(whole, profile, precision)
+    predicted = cross_validate(features(rows), times, features.fit)
     validation = judge(predicted, times, [e.half_width for e in estimates])
     return profile.model_copy(
         update={
@@ -334,5 +340,7 @@ def with_networks(
     )
 
 
-def _name(arch: Archs) -> str:
-    return "".join(map(str, arch))
+def named(space: SearchSpace, archs: Archs, precision: Precision) -> dict[str, list[Node]]:
+    """Whole networks by their names in a journal."""
+    prefix = space_key(space, precision)
+    return {f"{prefix}#{''.join(map(str, arch))}": space.layers(arch) for arch in archs}

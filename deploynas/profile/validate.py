@@ -6,7 +6,7 @@ networks that calibrated the profile, measured again beside the fresh ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,33 +160,61 @@ def validate(
         DeviceMismatchError: ``device`` is another one.
         DeviceError: It failed; see its class.
     """
-    profile.require_same_device(
-        device.identity, Path("the profile"), "validate it on the device that made it"
-    )
+    return validate_together(
+        {model: profile}, device, archs, rule=rule, seed=seed, on_progress=on_progress
+    )[0]
+
+
+def validate_together(
+    models: Mapping[LatencyModel, DeviceProfile],
+    device: Device,
+    archs: Archs,
+    *,
+    rule: StopRule = RULE,
+    seed: int = SEED,
+    on_progress: Callable[[str, float], None] = lambda text, share: None,
+) -> list[Judgement]:
+    """The same of several models of one space, by the same measurements: one for each."""
+    for profile in models.values():
+        profile.require_same_device(
+            device.identity, Path("the profile"), "validate it on the device that made it"
+        )
     with temporary_folder() as folder:
         paths = {}
-        anchors = _anchors(model)
-        known = model.space.encode([record.architecture for record in anchors])
-        for i, arch in enumerate([*archs, *known]):
+        anchors = {model: _anchors(model) for model in models}
+        known = {
+            model: model.space.encode([record.architecture for record in records])
+            for model, records in anchors.items()
+        }
+        first = next(iter(models))
+        for i, arch in enumerate([*archs, *np.concatenate(list(known.values()))]):
             path = folder / f"{i}.onnx"
-            paths[str(i)] = write_timed(path, model.space.layers(arch), model.precision, i)
+            paths[str(i)] = write_timed(path, first.space.layers(arch), first.precision, i)
         samples = measure(
             device, paths, rule, seed=seed,
             on_progress=lambda p: on_progress(f"{len(archs)} networks", p.done),
         )  # fmt: skip
-    estimates = [samples[name].estimate(profile.reference) for name in paths]
-    then = np.array([profile.estimate(record.samples).median for record in anchors])
-    now = np.array([e.median for e in estimates[len(archs) :]])
-    drift = float(np.median(now / then)) - 1
-    layer_ms = np.array([profile.layer_ms(x, model.precision) for x in model.space.layer_table])
-    return Judgement(
-        archs=archs,
-        predicted_ms=model.predict_ms(archs),
-        sum_ms=model.space.sum_over_layers(archs, layer_ms),
-        measured=[e.scaled(1 / (1 + drift)) for e in estimates[: len(archs)]],
-        half_width=model.half_width,
-        drift=drift,
-    )
+    found, start = [], len(archs)
+    for model, profile in models.items():
+        end = start + len(anchors[model])
+        then = np.array([profile.estimate(record.samples).median for record in anchors[model]])
+        estimates = [samples[name].estimate(profile.reference) for name in paths]
+        now = np.array([e.median for e in estimates[start:end]])
+        drift, start = float(np.median(now / then)) - 1, end
+        layer_ms = np.array(
+            [profile.layer_ms(x, model.precision) for x in model.space.layer_table]
+        )
+        found.append(
+            Judgement(
+                archs=archs,
+                predicted_ms=model.predict_ms(archs),
+                sum_ms=model.space.sum_over_layers(archs, layer_ms),
+                measured=[e.scaled(1 / (1 + drift)) for e in estimates[: len(archs)]],
+                half_width=model.half_width,
+                drift=drift,
+            )
+        )
+    return found
 
 
 def _anchors(model: LatencyModel) -> list[NetworkRecord]:

@@ -23,8 +23,8 @@ from deploynas.errors import InvalidInputError
 from deploynas.nn import StaticNetwork, Supernet, recalibrate
 from deploynas.search import Candidate, DataRecord, Plan, Problem, SearchResult
 from deploynas.search.imagenet import ImageNetPredictor, imagenet_predictor
+from deploynas.search.judging import by_score
 from deploynas.search.result import AccuracyKind
-from deploynas.search.run import by_score
 from deploynas.search.strategy import Strategy
 from deploynas.spaces import Archs, Resolution, SearchSpace
 from deploynas.train import pick_device

@@ -14,9 +14,11 @@ from deploynas.artifacts import ensure_writable, sha256
 from deploynas.nn import StaticNetwork
 from deploynas.search import Budget, DataRecord, Plan, Problem, SearchResult
 from deploynas.search import search as run_search
+from deploynas.search.descent import Decide
 from deploynas.search.job import Job
+from deploynas.search.judging import Evaluator, Judge
 from deploynas.search.result import SearchWeights
-from deploynas.search.run import Decide, Evaluator, Judge, Outcome
+from deploynas.search.run import Outcome
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train.distributed import first_alone, is_first, processes, require_one_process
 from deploynas.workflows.chosen import save_chosen

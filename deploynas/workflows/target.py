@@ -16,7 +16,7 @@ from deploynas.profile.device_profile import Precision
 from deploynas.profile.profiler import quantize_for_timing
 from deploynas.profile.shipped import is_shipped
 from deploynas.search import Budget, Problem
-from deploynas.search.run import Measure
+from deploynas.search.descent import Measure
 from deploynas.spaces import Archs, SearchSpace
 
 OnProgress = Callable[[str, float], None]
@@ -65,6 +65,9 @@ class Target:
         for other in self.others.values():
             model = self._model(other._model(model.space, tell).space, tell)
         others = {name: other._model(model.space, tell) for name, other in self.others.items()}
+        for one in (model, *others.values()):
+            if basis := one.profile.basis(one.space, one.precision):
+                tell.note(f"latencies on {one.profile.identity.name} are {basis}")
         if model.space.resolutions != chosen.resolutions:
             held = ", ".join(map(str, model.space.resolutions))
             tell.note(

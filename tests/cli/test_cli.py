@@ -37,7 +37,7 @@ VERBS = {
     "devices": {"--ask", "--json", "--quiet"},
     "profile": {"--device", "--space", "--data", "--num-classes", "--in-channels", "--resolution",
                 "--threads", "--precision", "--output", "--bundle", "--import",
-                "--json", "--quiet"},
+                "--from", "--samples", "--json", "--quiet"},
     "train": {"--space", "--data", "--output", "--epochs", "--recipe", "--recipe-set", "--json",
               "--quiet"},
     "search": {"--latency-ms", "--max-flops", "--max-params", "--max-memory", "--strategy",

@@ -9,8 +9,10 @@ import strategies as bench
 from deploynas.costs.latency import Latency
 from deploynas.errors import InfeasibleBudgetError, UnknownNameError
 from deploynas.search import STRATEGIES, Budget, Effort, Plan, Problem, search
+from deploynas.search.descent import first_within
 from deploynas.search.evaluations import Evaluations
-from deploynas.search.run import History, by_score, first_within, front_of
+from deploynas.search.judging import by_score
+from deploynas.search.run import History, front_of
 
 FINALISTS = np.array([[2], [1], [0]], np.uint8)
 
