@@ -502,7 +502,7 @@ class OperatorFit:
                 theirs = self._shares[:, self._table.places[kind]]
                 told += theirs @ (part @ price.across[kind])
         left -= float(told @ self._inverse @ told)
-        return max(left, NOISE**2) ** 0.5
+        return math.sqrt(max(left, NOISE**2))
 
 
 def fit_operators(counts: list[Counter[Operator]], times: Floats, noise: Floats) -> OperatorFit:
