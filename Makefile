@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 TESTS ?= not long
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long test-kill lint types contracts format bench wheel venv clean debian-data
+.PHONY: help demo test test-fast test-long test-faults fuzz lint types contracts format lock audit bench wheel venv clean debian-data
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,8 +27,12 @@ test-fast: $(STAMP) ## those that take a moment each: for the inner loop
 test-long: $(STAMP) ## those that are not in `make test`: the wheel, torchrun, killed searches
 	@$(MAKE) --no-print-directory test TESTS=long
 
-test-kill: $(STAMP) ## every long search killed at 20 random moments, and gone on with (an hour)
-	DEPLOYNAS_KILLS=20 $(BIN)/python -m pytest tests/workflows/test_killed.py $(PYTEST_ARGS)
+test-faults: $(STAMP) ## every long verb killed, on full disks, two at once (hours)
+	DEPLOYNAS_KILLS=20 $(BIN)/python -m pytest -q -s tests/workflows/test_killed.py $(PYTEST_ARGS)
+
+FUZZ_INPUTS ?= 50000
+fuzz: $(STAMP) ## FUZZ_INPUTS damaged files, given to all that reads files, with counts
+	$(BIN)/python benchmarks/fuzz.py --inputs $(FUZZ_INPUTS)
 
 lint: $(STAMP) ## style: ruff's rules and its format
 	$(BIN)/python -m ruff check .
@@ -45,6 +49,14 @@ format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
+lock: ## write requirements.lock, the hashes of what constraints.txt pins (needs uv)
+	{ head -1 requirements.lock; uv pip compile pyproject.toml --extra search --extra dev \
+	  -c constraints.txt --generate-hashes --universal --python-version 3.11 --no-header \
+	  --no-annotate --quiet; } > requirements.lock.new && mv requirements.lock.new requirements.lock
+
+audit: ## known vulnerabilities of what is pinned (needs pip-audit and the network)
+	pip-audit -r requirements.lock --require-hashes --disable-pip --strict
+
 bench: $(STAMP) ## list the benchmarks; run one with .venv/bin/python benchmarks/NAME.py
 	@ls benchmarks
 
@@ -59,14 +71,23 @@ clean: ## remove .venv, caches and build output (profiles, runs and exports stay
 	rm -rf .venv build dist deploynas.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find deploynas tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml constraints.txt
+# CI takes only files whose hashes stand in requirements.lock.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+ifeq ($(CI),true)
+INSTALL := $(PIP) --require-hashes -r requirements.lock && \
+  $(PIP) --no-deps --no-build-isolation -e .
+else
+INSTALL := $(PIP) -c constraints.txt -e ".[search,dev]"
+endif
+
+$(STAMP): pyproject.toml constraints.txt requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "make: Python 3.11 or newer is needed, and '$(PYTHON)' is not; say which with PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "make: '$(PYTHON)' cannot create virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv && $(PYTHON) -m venv .venv; }
 	@echo "Installing into .venv; on Linux this downloads a few GB, most of them PyTorch's."
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[search,dev]"
+	$(INSTALL)
 	@touch $(STAMP)
 
 # Fashion-MNIST as Debian packages it, where that needs no question. Where it does not work,

@@ -1,9 +1,10 @@
 """Strict, versioned, atomically written JSON: the base of every file the tool writes.
 
 An artefact is a pydantic model with a ``schema_name`` and a ``schema_version``. Reading
-refuses unknown keys, other kinds of file, newer versions, NaN and truncated text, each with
-one line that says what to do. Writing goes to a temporary file in the same directory, is
-synced and renamed, so that a reader sees the old content or the new, never half of it.
+refuses unknown keys, other kinds of file, newer versions, NaN, truncated text and content that is
+not what was written, each with one line that says what to do. Writing goes to a temporary file in
+the same directory, is synced and renamed, so that a reader sees the old content or the new, never
+half of it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from deploynas.onboard.folders import lock
 
 # Where the verbs look for what earlier ones wrote, below the working directory.
 PROFILES, RUNS, EXPORTS = Path("profiles"), Path("runs"), Path("exports")
+DIGEST = "sha256"  # its key in an artefact
 MAX_UNPACKED_BYTES = 512 << 20  # of a gzip file; a profile unpacks to a few MB
 
 
@@ -45,10 +47,15 @@ class Artifact(Record):
     with every change of the format; the history stands in the subclass's docstring). A file of
     an older version is brought up to this one by ``MIGRATIONS``: version -> what makes the next
     version's document of one, whose own fields have defaults where nothing is to be done.
+
+    The file holds the :func:`digest` of its content. One of the current version is refused
+    without it; those of versions before the digest have none, and are believed. ``ANEW`` says how
+    a file comes about that was edited.
     """
 
     SCHEMA: ClassVar[str]
     VERSION: ClassVar[int]
+    ANEW: ClassVar[str]
     MIGRATIONS: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {}
 
     @classmethod
@@ -68,7 +75,9 @@ class Artifact(Record):
         if not isinstance(document, dict) or document.get("schema") != cls.SCHEMA:
             raise InvalidInputError(f"{path} is not a {cls.SCHEMA} file")
         version = document.get("version")
-        body = {k: v for k, v in document.items() if k not in ("schema", "version")}
+        said = document.get(DIGEST)
+        is_whole = version != cls.VERSION if said is None else said == digest(document)
+        body = {k: v for k, v in document.items() if k not in ("schema", "version", DIGEST)}
         while isinstance(version, int) and version in cls.MIGRATIONS:
             try:
                 body = cls.MIGRATIONS[version](body)
@@ -86,17 +95,25 @@ class Artifact(Record):
                 "upgrade deploynas" if is_newer else "make it anew with this deploynas",
             )
         try:
-            return cls.model_validate(body)
+            read = cls.model_validate(body)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise InvalidInputError(
                 f"{path} is damaged or was edited: {where}: {first['msg']}"
             ) from None
+        if not is_whole:
+            raise InvalidInputError(
+                f"{path} was edited or damaged: its content is not what deploynas wrote",
+                f"undo the edit, or {cls.ANEW}",
+            )
+        return read
 
     def document(self) -> dict[str, object]:
-        """The JSON document: schema, version, then the fields."""
-        return {"schema": self.SCHEMA, "version": self.VERSION, **self.model_dump(mode="json")}
+        """The JSON document: schema, version, digest, then the fields."""
+        head: dict[str, object] = {"schema": self.SCHEMA, "version": self.VERSION}
+        fields = self.model_dump(mode="json")
+        return {**head, DIGEST: digest(head | fields), **fields}
 
     @property
     def content(self) -> bytes:
@@ -106,6 +123,16 @@ class Artifact(Record):
     def write(self, path: Path) -> Path:
         """Write atomically; returns ``path``."""
         return write_json(path, self.document())
+
+
+def digest(document: Mapping[str, object]) -> str:
+    """SHA-256 of what a document says, its own digest apart: indents and order do not count."""
+    content = {key: value for key, value in document.items() if key != DIGEST}
+    try:
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    except RecursionError:
+        return "nested too deeply to be one of our files"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def unchanged(document: dict[str, Any]) -> dict[str, Any]:
@@ -256,14 +283,16 @@ def finish_writing(first: Path) -> None:
     note = _note_of(first)
     try:
         files = json.loads(note.read_text())["files"]
+        if any(Path(name).name != name or "\0" in name for name in files):
+            raise ValueError
     except OSError:  # none is there; where nothing can be read, reading the file itself says so
         return
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InvalidInputError(f"{note} is damaged", f"delete {note}") from None
     try:
-        for name in map(str, files):
+        for name in files:
             with contextlib.suppress(FileNotFoundError):  # it took its place already
-                (first.parent / f".{Path(name).name}.next").replace(first.parent / Path(name).name)
+                (first.parent / f".{name}.next").replace(first.parent / name)
         note.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError.from_os_error(first, error) from error
@@ -283,7 +312,7 @@ def ensure_writable(directory: Path) -> Path:
     """Create ``directory`` and prove that a file can be written there, before long work."""
     with open_atomic(directory / ".write-test") as file:
         file.write(b"deploynas")
-    (directory / ".write-test").unlink()
+    (directory / ".write-test").unlink(missing_ok=True)  # another process does the same
     return directory
 
 

@@ -145,3 +145,8 @@ def require_positive(value: float, what: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise InvalidInputError(f"{what} must be a positive number, got {value:g}")
     return value
+
+
+def one_line(error: Exception) -> str:
+    """What a library said, which may quote a file's own line breaks."""
+    return " ".join(str(error).split())

@@ -1,14 +1,18 @@
 """Journals: what long work has done so far, a record a line, whatever moment it ends at.
 
-A journal belongs to one process at a time. What a killed process left torn, or what is no record,
-is cut off when the journal is opened, so that all that is appended afterwards is read again.
+A journal belongs to one process at a time. Each line begins with a digest of itself and of that
+before it. What a killed process left torn, what is no record and what was edited is cut off when
+the journal is opened, so that all that is appended afterwards is read again. The first lines may
+have no digest: an earlier deploynas wrote them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import re
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
@@ -17,6 +21,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from deploynas.errors import OutputError
 
 Entry = TypeVar("Entry", bound=BaseModel)
+_SIGNED = re.compile(rb'\{"sha256":"([0-9a-f]{16})",')
 
 
 class Journal(contextlib.AbstractContextManager[Any], Generic[Entry]):
@@ -51,6 +56,7 @@ class Journal(contextlib.AbstractContextManager[Any], Generic[Entry]):
         except BlockingIOError:
             self._file.close()
             raise OutputError(f"{owner} is being written by another deploynas process") from None
+        self._last = b""  # digest of the last line
         self.entries, self.num_cut = self._read()
 
     def _is_in_place(self) -> bool:
@@ -70,7 +76,7 @@ class Journal(contextlib.AbstractContextManager[Any], Generic[Entry]):
             try:
                 if not line.endswith(b"\n"):
                     break
-                entries.append(self._adapter.validate_json(line, strict=True))
+                entries.append(self._adapter.validate_json(self._own(line), strict=True))
             except (ValidationError, ValueError, RecursionError):
                 break
             good += len(line)
@@ -79,6 +85,23 @@ class Journal(contextlib.AbstractContextManager[Any], Generic[Entry]):
             self._file.truncate(good)
         return entries, sum(line.endswith(b"\n") for line in cut)
 
+    def _own(self, line: bytes) -> bytes:
+        """What was to be written of a line that follows the last.
+
+        Raises:
+            ValueError: It was edited, or stands elsewhere than where it was written.
+        """
+        signed = _SIGNED.match(line)
+        if not signed:
+            if self._last:
+                raise ValueError
+            return line
+        own = b"{" + line[signed.end() :]
+        if signed[1] != _digest(self._last, own):
+            raise ValueError
+        self._last = signed[1]
+        return own
+
     def append(self, entry: Entry, *, through: bool = False) -> None:
         """Write one line.
 
@@ -86,8 +109,11 @@ class Journal(contextlib.AbstractContextManager[Any], Generic[Entry]):
             entry: The record.
             through: To the disk itself, so that a loss of power does not lose it either.
         """
+        own = entry.model_dump_json().encode() + b"\n"
+        mark = _digest(self._last, own)
         try:
-            self._file.write(entry.model_dump_json().encode() + b"\n")
+            self._file.write(b'{"sha256":"%s",%s' % (mark, own[1:]))
+            self._last = mark
             self._file.flush()
             if through:
                 os.fsync(self._file.fileno())
@@ -97,7 +123,7 @@ class Journal(contextlib.AbstractContextManager[Any], Generic[Entry]):
     def clear(self) -> None:
         """Forget all that was there."""
         self._file.truncate(0)
-        self.entries = []
+        self.entries, self._last = [], b""
 
     def remove(self) -> None:
         """Another file holds it all now."""
@@ -110,3 +136,7 @@ class Journal(contextlib.AbstractContextManager[Any], Generic[Entry]):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _digest(last: bytes, line: bytes) -> bytes:
+    return hashlib.sha256(last + line).hexdigest()[:16].encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deploynas.artifacts import DIGEST, digest
 from deploynas.check import regression, verdict
-from deploynas.device import LocalDevice, Samples
-from deploynas.profile import DeviceProfile, profiler, validate
+from deploynas.check.model_file import costs_of
+from deploynas.device import Level, LocalDevice, Samples
+from deploynas.device.base import Notes
+from deploynas.onboard.timing import Round
+from deploynas.profile import DeviceProfile, profiler, refresh, validate
 from deploynas.profile.device_profile import layer_key
 from deploynas.profile.profiler import calibration_archs, with_networks
 from deploynas.spaces import layers as layer_costs
@@ -28,12 +33,19 @@ def own_settings(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
+@pytest.fixture(scope="session")
+def signed():
+    """Text of an artefact's document that was edited by somebody who knows the digest."""
+    return lambda document: json.dumps(document | {DIGEST: digest(document)})
+
+
 @pytest.fixture
 def short_sessions(monkeypatch):
     """Real measurements of seconds instead of a minute, where differences are far above noise."""
     short = {"min_sessions": 2, "max_sessions": 2, "rounds": 4, "session_seconds": 0.0}
     for module, name in (
-        (verdict, "RULE"), (validate, "RULE"), (profiler, "LAYER_RULE"), (profiler, "NETWORK_RULE")
+        (verdict, "RULE"), (validate, "RULE"), (refresh, "RULE"), (profiler, "LAYER_RULE"),
+        (profiler, "NETWORK_RULE"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, replace(getattr(module, name), **short))
     monkeypatch.setattr(regression, "SESSION", replace(regression.SESSION, rounds=4))
@@ -119,6 +131,34 @@ def board_profile():
         return with_networks(profile, space, np.asarray(archs), measured)
 
     return build
+
+
+class Board:
+    """The device of :func:`board_profile` in a mood: it takes longer by a factor.
+
+    A stand-in, as no real machine can be made to drift by so much and not by more.
+    """
+
+    def __init__(self, identity, factor):
+        self.identity, self.notes, self.factor, self.asked = identity, Notes(), factor, []
+
+    def rounds(self, models, rule, samples, seed):
+        self.asked.append(len(models))
+        times = {
+            name: (0.001 + sum(node.macs for node in costs_of(path)) / 1e7) * self.factor
+            for name, path in models.items()
+        }
+        for number in range(rule.min_sessions):
+            touches = {name: (ms, Level(1.0, 1.0)) for name, ms in times.items()}
+            for name, touch in touches.items():
+                samples[name].add(True, *touch)
+            yield Round(0, touches, (number + 1) / rule.min_sessions, 0.0)
+
+
+@pytest.fixture(scope="session")
+def board():
+    """Identity, factor -> a :class:`Board`."""
+    return Board
 
 
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "deploynas", "profiles")

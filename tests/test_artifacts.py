@@ -23,6 +23,7 @@ from deploynas.artifacts import (
     open_atomic,
     read_json,
     sha256,
+    unchanged,
     write_json,
 )
 from deploynas.errors import InvalidInputError, MissingFileError, OutputError
@@ -35,6 +36,8 @@ class Part(Record):
 class Sheet(Artifact):
     SCHEMA = "deploynas-sheet"
     VERSION = 2
+    ANEW = "draw it again"
+    MIGRATIONS = {1: unchanged}
 
     title: str
     parts: list[Part]
@@ -241,6 +244,21 @@ def test_ensure_writable(tmp_path):
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
+def test_several_processes_ensure_the_same_folder(tmp_path):
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from deploynas.artifacts import ensure_writable\n"
+        "for number in range(150):\n"
+        "    ensure_writable(Path(sys.argv[1]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(deploynas.__file__).parents[1])}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, env=environment) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["sheet.json.gz", "sheet.json"])
 def test_gzip_is_known_by_its_content(tmp_path, name):
     path = tmp_path / name
@@ -316,3 +334,28 @@ def test_several_writers_of_one_file(tmp_path):
             assert process.wait() == 0
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert read_json(tmp_path / "a.json") == 99
+
+
+def test_another_value_is_an_edit_and_another_form_is_none(tmp_path):
+    path = SHEET.write(tmp_path / "sheet.json")
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document, sort_keys=True, separators=(",", ":")))
+    assert Sheet.read(path) == SHEET
+    for title, parts in (("grösse", document["parts"]), (document["title"], [])):
+        path.write_text(json.dumps(document | {"title": title, "parts": parts}))
+        assert refuse(path) == (
+            f"{path} was edited or damaged: its content is not what deploynas wrote "
+            "(undo the edit, or draw it again)"
+        )
+    del document["sha256"]
+    path.write_text(json.dumps(document))
+    assert "was edited or damaged" in refuse(path)
+
+
+def test_files_of_before_the_digest_are_believed(tmp_path):
+    path = tmp_path / "sheet.json"
+    document = {k: v for k, v in SHEET.document().items() if k != "sha256"}
+    path.write_text(json.dumps(document | {"version": 1}))
+    assert Sheet.read(path) == SHEET
+    path.write_text(json.dumps(document | {"version": 1, "sha256": "0" * 64}))
+    assert "was edited or damaged" in refuse(path)

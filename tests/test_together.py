@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from deploynas.artifacts import exists, newest, read_json, write_together
+from deploynas.artifacts import exists, finish_writing, newest, read_json, write_together
 from deploynas.errors import InvalidInputError
 
 WRITER = """
@@ -107,3 +107,11 @@ def test_below_a_file_there_is_nothing_to_finish(tmp_path: Path) -> None:
     assert not exists(tmp_path / "file" / "r.json")
     with pytest.raises(InvalidInputError, match="Not a directory"):
         read_json(tmp_path / "file" / "r.json")
+
+
+@pytest.mark.parametrize("files", ["null", "3", "[[]]", '["../a"]', '["\\u0000"]'])
+def test_a_damaged_note_is_named(tmp_path: Path, files: str) -> None:
+    note = tmp_path / ".a.json.whole"
+    note.write_text(f'{{"files": {files}}}')
+    with pytest.raises(InvalidInputError, match=r"whole is damaged .delete"):
+        finish_writing(tmp_path / "a.json")

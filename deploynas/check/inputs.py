@@ -122,6 +122,8 @@ def _arrays(path: Path, name: str, known: Sequence[str]) -> dict[str, Array]:
             return {name or known[0]: loaded}
         with loaded:
             arrays = dict(loaded)
+        if not arrays or not all(isinstance(one, np.ndarray) for one in arrays.values()):
+            raise ValueError  # bytes, where an entry is no array
     except InvalidInputError:
         raise
     except Exception:  # whatever a damaged archive makes numpy raise
@@ -143,6 +145,8 @@ def _samples(array: Array, one: Input, path: Path) -> list[Array]:
         rows = [row[None] for row in array]
     elif array.ndim == len(shape) - 1:
         rows = [array[None]]
+    if not rows:
+        raise InvalidInputError(f"{path} holds no sample: its shape is {list(array.shape)}")
     fitting = []
     for row in rows:
         fits = row.ndim == len(shape) and all(

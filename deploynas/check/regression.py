@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from deploynas.artifacts import Artifact, sha256
+from deploynas.artifacts import Artifact, sha256, unchanged
 from deploynas.check.model_file import is_onnx, open_file
 from deploynas.device import Device, Estimate, Identity, Level, Samples, StopRule, measure
 from deploynas.errors import DeviceMismatchError, InvalidInputError, MissingFileError
@@ -30,7 +30,7 @@ RECORD_MARGIN = 0.015  # what the reference level leaves of the machine's drift 
 
 
 class LatencyRecord(Artifact):
-    """A measurement to compare later ones with. Format 1 (0.1.0): first version.
+    """A measurement to compare later ones with. Format 1: first version; 2 (0.1.0): a digest.
 
     Attributes:
         identity: Who measured.
@@ -39,7 +39,9 @@ class LatencyRecord(Artifact):
     """
 
     SCHEMA: ClassVar[str] = "deploynas-latency-record"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    ANEW: ClassVar[str] = "measure it again: deploynas check --record"
+    MIGRATIONS = {1: unchanged}
 
     identity: Identity
     model_sha256: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from deploynas.errors import (
 )
 from deploynas.export import Manifest
 from deploynas.export.formats import difference_between, tolerance
+from deploynas.export.manifest import ONNX_NAME
 from deploynas.export.probe import TOLERANCE, flat, probe_answers, probes
 from deploynas.graph.model_file import ModelFile
 from deploynas.onboard.folders import temporary_folder
@@ -114,16 +116,44 @@ def load_target(target: Path) -> tuple[Path, Manifest | None]:
         return target, None
     folder_manifest = target / "manifest.json"
     manifest = Manifest.read(folder_manifest)
-    model = target / next(iter(manifest.files))
     for name, digest in manifest.files.items():
         file = target / name
+        if name != Path(name).name:
+            raise InvalidInputError(f"{folder_manifest} names {name!r}, which is not beside it")
         if not file.is_file():
             raise MissingFileError(f"{file} does not exist")
         if sha256(file) != digest:
             what = "not the file" if file.stat().st_size else "empty, and not the file"
             raise InvalidInputError(f"{file} is {what} that {folder_manifest} describes")
+    model = target / next(iter(manifest.files))
     open_file(model)
+    _require_same_words(ModelFile(target / ONNX_NAME), manifest, folder_manifest)
     return model, manifest
+
+
+def _require_same_words(model: ModelFile, manifest: Manifest, file: Path) -> None:
+    """Classes and preprocessing, which an export's model notes as well.
+
+    Raises:
+        InvalidInputError: The manifest says something else.
+    """
+    noted = model.metadata
+    own: dict[str, object] = {
+        "classes": list(manifest.classes),
+        "preprocessing": manifest.preprocessing.model_dump(mode="json"),
+    }
+    differs = [name for name in own.keys() & noted.keys() if _json(noted[name]) != own[name]]
+    if differs:
+        raise InvalidInputError(
+            f"{file} was edited: {model.path} notes other {' and '.join(sorted(differs))}",
+            f"undo the edit, or {Manifest.ANEW}",
+        )
+
+
+def _json(text: str) -> object:
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
+    return None
 
 
 def check(
@@ -342,12 +372,12 @@ def judge(
         return "pass", "measured; no budget was given"
     if raw.low > budget_ms:
         if normalised is not None and normalised.high <= budget_ms:
-            return "inconclusive", "over budget now, within it at the profile's clock speed"
+            return "inconclusive", "over budget now, within it at the prediction's clock speed"
         return "over-budget", f"measured over {budget_ms:g} ms"
     if raw.high > budget_ms:
         return "inconclusive", f"the interval reaches over {budget_ms:g} ms"
     if normalised is not None and normalised.low > budget_ms:
-        return "inconclusive", "within budget now, over it at the profile's clock speed"
+        return "inconclusive", "within budget now, over it at the prediction's clock speed"
     return "pass", f"measured within {budget_ms:g} ms"
 
 

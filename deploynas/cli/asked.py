@@ -45,6 +45,10 @@ ExecutorName = Annotated[
     str, typer.Option("--executor", metavar="NAME", help="Where workers are.")
 ]
 
+NoRefresh = Annotated[
+    bool, typer.Option("--no-refresh", help="Measure nothing of the profile again: wider bounds.")
+]
+
 
 def budget_of(
     latency_ms: str | None,
@@ -104,7 +108,12 @@ def recipe_changes(name: str, texts: Iterable[str] | None) -> dict[str, str]:
 
 
 def target_of(
-    profiles: Iterable[str] | None, precision_name: str, hint: str, note: Callable[[str], None]
+    profiles: Iterable[str] | None,
+    precision_name: str,
+    hint: str,
+    note: Callable[[str], None],
+    *,
+    refreshes: bool = True,
 ) -> Target:
     """The profiles of a command line, each with its device where that is attached.
 
@@ -113,6 +122,7 @@ def target_of(
         precision_name: Of the latencies.
         hint: What to type where there is no profile.
         note: Told which.
+        refreshes: As in :class:`Target`.
 
     Raises:
         InvalidInputError: Two profiles have one name.
@@ -149,7 +159,7 @@ def target_of(
         if "reached" in identity.recorded:
             note(f"asking {identity.name} ...")
         device: Device | None = open_attached(identity, warn) if is_first() else None
-        return Target(path, device, precision)
+        return Target(path, device, precision, refreshes=refreshes)
 
     first = named.pop("", None)
     path = Path(first) if first else newest("*.json", PROFILES, "device profile", hint)

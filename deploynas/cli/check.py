@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploynas.cli.asked import NoRefresh
 from deploynas.cli.check_on import check_on
 from deploynas.cli.console import (
     Json,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from deploynas.check import Examples, Recipe
     from deploynas.device import Device, Estimate
     from deploynas.export import Manifest
+    from deploynas.export.expected import Expected
     from deploynas.onboard.life import LifeRule
 
 
@@ -119,6 +121,7 @@ def check(
             metavar="NAME=FILE", help="Real inputs in place of noise: .npy, .npz, or a folder."
         ),
     ] = None,
+    no_refresh: NoRefresh = False,
     data: Annotated[Path | None, typer.Option(help="Test images; else the manifest's.")] = None,
     classes: Annotated[
         Path | None,
@@ -148,6 +151,7 @@ def check(
     from deploynas.check.verdict import load_target
     from deploynas.device import open_device, open_same
     from deploynas.errors import InvalidInputError, require_positive
+    from deploynas.export.expected import expected_now
     from deploynas.runtimes import by_device, of_file
 
     flags = {"latency_ms": latency_ms, "file_bytes": max_size, "peak_memory_bytes": max_memory}
@@ -234,8 +238,11 @@ def check(
             runtime = runtime or own.name
         target_device = open_device(device, threads or 1, provider, runtime)
     reach(target_device, device, quiet)
+    expected: Expected | None = None
     asked = _life_rule(life or LIVED.keys() & limits.keys(), every, instances, target_device)
     with progress(quiet) as on_progress:
+        if manifest is not None and against is None and batch == 1 and not no_refresh:
+            expected = expected_now(manifest, target_device, on_progress)
         result = run_check(
             target, target_device, limits=limits, baseline=against, examples=examples,
             given=given, life=asked, on_progress=on_progress,
@@ -267,6 +274,10 @@ def check(
         if result.manifest:
             document["predicted_latency_ms"] = result.manifest.predicted_latency_ms
             document["prediction_error"] = result.manifest.prediction_error
+        if expected:
+            document["expected_latency_ms"] = expected.latency_ms
+            document["expected_error"] = expected.error
+            document["drift"] = expected.drift.model_dump()
         if result.accuracy is not None:
             document["accuracy"] = result.accuracy
             document["preprocessing"] = examples.told if examples else ""
@@ -293,9 +304,17 @@ def check(
             f"measured {x.median:.3f} ms{of_batch} (95 % interval {x.low:.3f}-{x.high:.3f}, "
             f"{x.num_samples} samples{', unstable' if x.unstable else ''})"
         )
-        if result.latency_normalised and result.manifest:
+        if expected:
+            say(expected.drift.words)
+            if expected.drift.exceeds(expected.margin):
+                say("that is more than a machine drifts: its profile is to be made anew")
+            say(
+                f"predicted {expected.latency_ms:.3f} ms +-{expected.error:.1%} as the machine is "
+                f"now: off by {x.median / expected.latency_ms - 1:+.1%}"
+            )
+        elif result.latency_normalised and result.manifest:
             y, m = result.latency_normalised, result.manifest
-            text = f"at the profile's clock speed {y.median:.3f} ms"
+            text = f"at the prediction's clock speed {y.median:.3f} ms"
             if m.predicted_latency_ms is not None:
                 text += (
                     f"; predicted {m.predicted_latency_ms:.3f} ms +-{m.prediction_error:.1%}: "

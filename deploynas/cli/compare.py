@@ -15,6 +15,7 @@ from deploynas.cli.asked import (
     MaxFlops,
     MaxMemory,
     MaxParams,
+    NoRefresh,
     NumWorkers,
     Profiles,
     RecipeName,
@@ -59,6 +60,7 @@ def compare(
         "proxyless-small"
     ),
     profiles: Profiles = None,
+    no_refresh: NoRefresh = False,
     resolution: Resolutions = None,
     data: Annotated[Path | None, typer.Option(help="Image folder or IDX files.")] = None,
     images: Annotated[
@@ -118,7 +120,7 @@ def compare(
             say(text, as_json=True)
 
     hint = f"make one: deploynas profile --device cpu --space {space_name}"
-    target = target_of(profiles, "fp32", hint, note)
+    target = target_of(profiles, "fp32", hint, note, refreshes=not no_refresh)
     limit = float("inf") if max_minutes is None else require_positive(max_minutes, "--max-minutes")
     with progress(quiet) as on_progress:
         comparison = workflow.compare(

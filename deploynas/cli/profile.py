@@ -148,6 +148,7 @@ def profile(
 
     warn_notes(target)
     validation = result.validations[space_key(chosen, precision)]
+    model = LatencyModel(chosen, result, precision)
     if as_json:
         return print_json(
             {
@@ -157,6 +158,7 @@ def profile(
                 "device": result.identity.model_dump(),
                 "notes": list(target.notes),
                 "validation": validation.model_dump(),
+                "bound": vars(model.bound),
                 "transferred_from": result.sources(chosen, precision),
             }
         )
@@ -170,7 +172,7 @@ def profile(
         f"{validation.mape:.1%}, within 5 %: {validation.within_5_percent:.0%}, Kendall tau "
         f"{validation.kendall_tau:.3f}, noise floor {validation.noise_floor:.1%}"
     )
-    model = LatencyModel(chosen, result, precision)
+    say(f"bound of a prediction where nothing is measured again: {model.bound.words}")
     ends = model.predict_ms(np.concatenate([chosen.smallest(), chosen.largest()]))
     say(f"networks of {chosen.name} take {ends[0]:.3g} to {ends[1]:.3g} ms here")
     middle = f"{float(np.sqrt(ends[0] * ends[1])):.2g}"

@@ -53,11 +53,13 @@ def show(
     """Show whose a profile is, what it holds, and how far off its predictions are."""
     from deploynas.profile import DeviceProfile
     from deploynas.profile.shipped import PREFIX, locate
+    from deploynas.profile.validate import bounds_of
 
     is_name = re.fullmatch(r"[\w-]+", target) and not Path(target).exists()
     path = locate(Path(PREFIX + target if is_name else target))
     profile = DeviceProfile.read(path)
     name = target if is_name else target.removeprefix(PREFIX)
+    bounds = bounds_of(profile)
     transferred = {
         key: [source.device for source in transfer.sources]
         for key, transfer in profile.transfers.items()
@@ -68,6 +70,7 @@ def show(
         "identity": profile.identity.model_dump(),
         "level": profile.level and profile.level.model_dump(),
         "validations": {key: table.model_dump() for key, table in profile.validations.items()},
+        "bounds": {key: vars(bound) for key, bound in bounds.items()},
         "transferred_from": transferred,
     }
     if as_json:
@@ -79,6 +82,8 @@ def show(
             f"{table.within_5_percent:.0%}, Kendall tau {table.kendall_tau:.3f}, "
             f"noise floor {table.noise_floor:.1%}"
         )
+        if key in bounds:
+            say(f"    bound where nothing is measured again: {bounds[key].words}")
     for key, devices in transferred.items():
         say(f"  {key}, transferred: layers from {'; '.join(devices)}")
     hard = profile.identity.session_options

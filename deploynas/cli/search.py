@@ -16,6 +16,7 @@ from deploynas.cli.asked import (
     MaxFlops,
     MaxMemory,
     MaxParams,
+    NoRefresh,
     NumWorkers,
     Profiles,
     RecipeName,
@@ -66,6 +67,7 @@ def search(
     max_memory: MaxMemory = None,
     limits: Limits = None,
     profiles: Profiles = None,
+    no_refresh: NoRefresh = False,
     strategy_name: Annotated[
         str | None, typer.Option("--strategy", metavar="NAME", help="See: deploynas strategies.")
     ] = None,
@@ -157,7 +159,7 @@ def search(
             say(text, as_json=True)
 
     hint = "make one: deploynas profile --device cpu"
-    target = target_of(profiles, precision_name, hint, note)
+    target = target_of(profiles, precision_name, hint, note, refreshes=not no_refresh)
     with progress(quiet) as on_progress:
         tell = Tell(on_progress, note)
         source: workflow.Source
@@ -207,6 +209,7 @@ def _document(result: SearchResult, run: Path) -> dict[str, object]:
         "run": str(run),
         "measured_latency_ms": result.measured_latency_ms,
         "measured": result.measured,
+        "drift": result.drift and result.drift.model_dump(),
         "random_best": result.random_best and result.random_best.model_dump(),
         "front": [point.model_dump() for point in result.front],
         "trade_off": result.trade_off and result.trade_off.model_dump(),

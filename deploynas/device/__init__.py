@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deploynas.device.base import Device, Identity
+from deploynas.device.drift import Drift
 from deploynas.device.local import LocalDevice
 from deploynas.device.measuring import Progress, measure
 from deploynas.device.registry import device_names, open_attached, open_device, open_same
@@ -10,6 +11,7 @@ from deploynas.onboard.timing import Estimate, Level, Samples, StopRule
 
 __all__ = [
     "Device",
+    "Drift",
     "Estimate",
     "Identity",
     "Level",

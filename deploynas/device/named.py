@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
-from deploynas.artifacts import Artifact
+from deploynas.artifacts import Artifact, unchanged
 from deploynas.contents import home
 from deploynas.errors import InvalidInputError, UnknownNameError
 
@@ -15,7 +15,7 @@ NUM_TYPED = 50
 
 
 class NamedDevices(Artifact):
-    """The user's devices. Format 1 (0.1.0): first version.
+    """The user's devices. Format 1: first version; 2 (0.1.0): a digest.
 
     Attributes:
         devices: Name -> how it is reached: ``exec:COMMAND`` or ``ssh:HOST``.
@@ -23,7 +23,9 @@ class NamedDevices(Artifact):
     """
 
     SCHEMA: ClassVar[str] = "deploynas-devices"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    ANEW: ClassVar[str] = "delete it and name the devices again: deploynas devices add"
+    MIGRATIONS = {1: unchanged}
 
     devices: dict[str, str] = {}
     typed: tuple[str, ...] = ()

@@ -27,6 +27,8 @@ from deploynas.export.manifest import (
     Quantization,
     Weights,
 )
+from deploynas.export.materials import FILE_NAME as BILL
+from deploynas.export.materials import bill_of_materials
 from deploynas.export.probe import open_session, probe
 from deploynas.graph import DEFAULT_OPSET, StateWeights, emit
 from deploynas.graph.preprocess import (
@@ -171,6 +173,8 @@ def export_network(
         device=result.device,
         core_ms=result.core_ms,
         memory_ms=result.memory_ms,
+        profile=result.profile,
+        drift=result.drift,
         predicted_latency_ms=candidate.predicted_latency_ms,
         prediction_error=candidate.prediction_error,
         latency_budget_ms=result.budget.latency_ms,
@@ -221,7 +225,8 @@ def export_network(
         "model_sha256": hashlib.sha256(content).hexdigest(), "recorded_outputs": outputs,
     }  # fmt: skip
     manifest = manifest.model_copy(update=found)
-    files = {path.name: content, **own, "manifest.json": manifest.content}
+    bill = bill_of_materials(folder.name, manifest, result.inputs)
+    files = {path.name: content, **own, BILL: bill, "manifest.json": manifest.content}
     _write(folder, files)
     return manifest
 
@@ -246,11 +251,12 @@ def priced_in_parts(manifest: Manifest, profile: Path, nodes: Sequence[Node]) ->
     if manifest.predicted_latency_ms is None or not profile.is_file():
         return None
     table = DeviceProfile.read(profile)
+    drift = manifest.drift.factor if manifest.drift else 1.0
     total = manifest.predicted_latency_ms
     for name in manifest.quantization.float_layers:
         layer = nodes[int(name.removeprefix("layers."))].layer
         try:
-            total += table.layer_ms(layer, "fp32") - table.layer_ms(layer, "int8")
+            total += (table.layer_ms(layer, "fp32") - table.layer_ms(layer, "int8")) * drift
         except KeyError:
             return None
     return total

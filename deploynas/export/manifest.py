@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from deploynas.artifacts import Artifact, Record
-from deploynas.device import Identity
+from deploynas.artifacts import Artifact, Record, unchanged
+from deploynas.device import Drift, Identity
 from deploynas.spaces import ArchRecord, Resolution, SpaceRecord
 
 ONNX_NAME = "model.onnx"
@@ -84,11 +84,13 @@ class Converted(Record):
 
 
 class Manifest(Artifact):
-    """``manifest.json`` beside ``model.onnx``. Format 1 (0.1.0): first version.
+    """``manifest.json`` beside ``model.onnx``. Format 1: first version; 2 (0.1.0): a digest.
 
     Attributes:
         core_ms, memory_ms: The reference level of ``predicted_latency_ms``.
-        prediction_error: Relative half-width of the prediction's 95 % residual.
+        profile: Path of the device profile; ``drift`` is that of the machine since then, with
+            which the latency is predicted. Empty, and None, in earlier files.
+        prediction_error: Relative half-width of the prediction's bound.
         data_size: At which the data was loaded, before it was resized.
         predicted_latency_ms: None where the profile lacks the network's own classifier, and in
             another precision than the search's.
@@ -108,7 +110,9 @@ class Manifest(Artifact):
     """
 
     SCHEMA: ClassVar[str] = "deploynas-export"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    ANEW: ClassVar[str] = "export it again: deploynas export"
+    MIGRATIONS = {1: unchanged}
 
     space: SpaceRecord
     architecture: ArchRecord
@@ -121,6 +125,8 @@ class Manifest(Artifact):
     device: Identity
     core_ms: Positive
     memory_ms: Positive
+    profile: str = ""
+    drift: Drift | None = None
     predicted_latency_ms: Positive | None
     prediction_error: float
     latency_budget_ms: Positive | None
@@ -140,6 +146,12 @@ class Manifest(Artifact):
     converted: Converted | None = None
     recorded_outputs: tuple[tuple[float, ...], ...] = ()
     versions: dict[str, str]
+
+    @property
+    def at_profile_ms(self) -> float | None:
+        """The predicted latency without the drift."""
+        then = self.drift.factor if self.drift else 1.0
+        return None if self.predicted_latency_ms is None else self.predicted_latency_ms / then
 
     @property
     def elsewhere(self) -> dict[str, float]:

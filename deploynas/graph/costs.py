@@ -121,8 +121,13 @@ def read_graph(path: Path, input_shapes: Sequence[str] = ()) -> tuple[onnx.Graph
     model = onnx.ModelProto()
     model.CopyFrom(given)
     try:
+<<<<<<< HEAD
         return graph_scope(file.with_small_weights(model))
     except (onnx.shape_inference.InferenceError, RuntimeError) as error:
+=======
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+>>>>>>> main
         raise InvalidInputError(f"{path}: its shapes contradict: {_first_line(error)}") from None
 
 
@@ -142,7 +147,7 @@ def _require_valid(file: ModelFile) -> None:
     """Refuse what the checker refuses; it reads a file of any size, and no weights beside it."""
     try:
         onnx.checker.check_model(str(file.path))
-    except (onnx.checker.ValidationError, RuntimeError) as error:
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise InvalidInputError(
             f"{file.path} is not a valid ONNX model: {_first_line(error)}"
         ) from None
@@ -170,7 +175,10 @@ def _scope(graph: onnx.GraphProto, outer: Scope) -> Scope:
         sides = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor_type.shape.dim]
         if info.name in scope.weights or not known or min(sides, default=0) < 0:
             continue
-        kind = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
+        try:
+            kind = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
+        except KeyError:  # of no type that there is
+            continue
         scope.shapes[info.name] = tuple(sides)
         scope.bytes[info.name] = math.prod(sides) * kind.itemsize
     return scope

@@ -24,6 +24,8 @@ from deploynas.onboard.runtime import Input
 MEMORY_PER_BYTE = 2.0  # a runtime holds a model about twice while it opens it
 PROTOBUF_BYTES = 2_000_000_000  # what a single file can hold
 SMALL_BYTES = 8_192  # of a constant that may be a shape, which shapes are inferred by
+MAX_NAME = 255  # bytes, that a file system takes
+_TYPES = frozenset(onnx.helper.get_all_tensor_dtypes())
 NO_TENSOR = "no tensor"  # type of a sequence, a map or an optional
 
 
@@ -141,6 +143,10 @@ class ModelFile:
         """Files that hold its weights; all of what it wants of them is there."""
         ends: dict[str, int] = {}
         for tensor in tensors_of(self.model):
+            if tensor.data_type not in _TYPES:
+                raise InvalidInputError(
+                    f"{self.path} is damaged: {tensor.name!r} is of no type that there is"
+                )
             if uses_external_data(tensor):
                 entries = {entry.key: entry.value for entry in tensor.external_data}
                 name = entries.get("location", "")
@@ -154,7 +160,7 @@ class ModelFile:
             file = self.path.parent / name
             if not file.is_relative_to(self.path.parent) or ".." in Path(name).parts or not name:
                 raise InvalidInputError(f"{self.path} keeps its weights outside its own folder")
-            if not file.is_file():
+            if len(os.fsencode(name)) > MAX_NAME or not file.is_file():
                 raise MissingFileError(
                     f"{self.path} keeps its weights in {name}, which is not beside it"
                 )
@@ -177,6 +183,11 @@ class ModelFile:
     def inputs(self) -> list[Input]:
         """See :func:`inputs_of`."""
         return inputs_of(self.model)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What whoever wrote it noted."""
+        return {entry.key: entry.value for entry in self.model.metadata_props}
 
     @property
     def texts(self) -> list[str]:

@@ -33,7 +33,7 @@ def load_published(path: Path, module: nn.Module, prefix: str, num_layers: int) 
     """Read a published checkpoint into ``module``.
 
     Args:
-        path: A ``.pth`` or safetensors file; see :func:`_read`.
+        path: A ``.pth`` or safetensors file; see :func:`read_state`.
         module: Takes the tensors; replaced only when all of them fit.
         prefix: Of the names of a layer's tensors, with ``{}`` for its number.
         num_layers: Layers of the module, stem and head included.

@@ -122,16 +122,21 @@ class Samples:
             at: Normalise each touch to this level of the machine; raw times by default.
             confidence: Of the interval.
         """
+        return estimate(self.sessions(at), confidence)
+
+    def sessions(self, at: Level | None = None) -> list[Floats]:
+        """A session's touches each, milliseconds; ``at`` as in :meth:`estimate`."""
         if at is None:
-            return estimate([np.array(session) for session in self.ms], confidence)
+            return [np.array(session) for session in self.ms]
+        return [np.array(ms) / slower for ms, slower in zip(self.ms, self.slowdowns(at))]
+
+    def slowdowns(self, at: Level) -> list[Floats]:
+        """A session's touches each: how much longer than at a level the model took, as a ratio."""
         share = self._memory_share(at)
-        sessions = [
-            np.array(ms)
-            * (at.core_ms / _smooth(core)) ** (1 - share)
-            * (at.memory_ms / _smooth(memory)) ** share
-            for ms, core, memory in zip(*self._columns)
+        return [
+            (_smooth(core) / at.core_ms) ** (1 - share) * (_smooth(memory) / at.memory_ms) ** share
+            for core, memory in zip(self.core_ms, self.memory_ms)
         ]
-        return estimate(sessions, confidence)
 
     def least(self, at: Level) -> Estimate:
         """As :meth:`estimate`, of the least touch of each session over the least reference there.

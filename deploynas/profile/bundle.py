@@ -128,7 +128,7 @@ def read_results(path: Path) -> tuple[SearchSpace, Precision, RecordedDevice]:
         precision: Precision = first["precision"]
         device = OnDevice(first["runtime"], first["threads"], first["provider"])
         limits = first["budget_minutes"], first["soft_seconds"]
-        space, is_finished = spaces.space(**spec), "end" in last
+        space, is_finished = spaces.recorded_space(spec), "end" in last
     except (ValueError, IndexError, KeyError, TypeError, DeploynasError):
         raise damaged from None
     if not is_finished:

@@ -164,6 +164,8 @@ class Validation(Record):
         margin: Share of a prediction that its upper bound lies above it; see
             :func:`deploynas.profile.latency_model.conformal_margin`.
         noise_floor: Mean relative half-width of the measurements' own 95 % intervals.
+        made: When the last of the networks was measured, in seconds since 1970; None where that is
+            not known.
     """
 
     num_networks: Annotated[int, Field(gt=0)]
@@ -175,6 +177,7 @@ class Validation(Record):
     residual_95: Share
     margin: Share
     noise_floor: Share
+    made: Positive | None = None
 
 
 def _with_margins(document: dict[str, Any]) -> dict[str, Any]:
@@ -190,8 +193,12 @@ class DeviceProfile(Artifact):
     """A device's profile.
 
     Format 1: first version; 2 (0.1.0): a validation tells the margin of the bound; 3 (0.2.0):
+<<<<<<< HEAD
     calibrations that rest on other devices; 4 (0.2.0): fragments, which price operators of any
     network.
+=======
+    calibrations that rest on other devices; 4: a digest.
+>>>>>>> main
 
     Attributes:
         identity: Whose it is.
@@ -206,6 +213,10 @@ class DeviceProfile(Artifact):
 
     SCHEMA: ClassVar[str] = "deploynas-device-profile"
     VERSION: ClassVar[int] = 4
+<<<<<<< HEAD
+=======
+    ANEW: ClassVar[str] = "measure it again: deploynas profile"
+>>>>>>> main
     MIGRATIONS: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {
         1: _with_margins,
         2: unchanged,
@@ -341,6 +352,14 @@ def profile_command(space: SearchSpace, identity: Identity, precision: Precision
         f"deploynas profile{how}{threads} --space {shlex.quote(space.argument)} "
         f"--num-classes {space.num_classes} --in-channels {space.in_channels}{sides}"
     )
+
+
+def again_command(
+    path: Path, space: SearchSpace, profile: DeviceProfile, precision: Precision = "fp32"
+) -> str:
+    """The command that makes a profile anew."""
+    command = profile_command(space, profile.identity, precision)
+    return f"rm {shlex.quote(str(path))} && {command} --output {shlex.quote(str(path))}"
 
 
 class JournalHead(Record):

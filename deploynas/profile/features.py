@@ -14,7 +14,7 @@ what searches rely on: a table that adds up, and that alone decides which networ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -95,11 +95,14 @@ class Fit:
         weights: ``(num_features,)``.
         power: 1 where the sum is the time.
         unit_ms: Where the sum and the time are equal, whatever the power.
+        residuals: ``(n,)`` of those that it was fitted to: what each took beyond its prediction
+            without it, relative to what it took; none where that is not known.
     """
 
     weights: Floats
     power: float
     unit_ms: float
+    residuals: Floats = field(default_factory=lambda: np.zeros(0))
 
     def __call__(self, features: Floats) -> Floats:
         """``(n,)`` milliseconds of ``(n, num_features)``."""
@@ -128,21 +131,22 @@ def fit(features: Floats, measured: Floats) -> Fit:
     best: tuple[float, Fit] | None = None
     for power in _POWERS:
         terms = Fit(np.zeros(0), power, unit_ms).to_terms(measured)
-        error, weights = _ridge(features, terms)
-        error *= power**2  # of the times: to first order a power multiplies relative errors
+        residuals, weights = _ridge(features, terms)
+        residuals *= power  # of the times: to first order a power multiplies relative errors
+        error = float(np.mean(residuals**2))
         if best is None or error < best[0] * (_WORTHWHILE if best[1].power == 1 else 1):
-            best = (error, Fit(weights, power, unit_ms))
+            best = (error, Fit(weights, power, unit_ms, residuals))
     assert best is not None
     return best[1]
 
 
-def _ridge(features: Floats, wanted: Floats) -> tuple[float, Floats]:
-    """Leave-one-out mean squared relative error, and weights, of the best penalty."""
+def _ridge(features: Floats, wanted: Floats) -> tuple[Floats, Floats]:
+    """Leave-one-out relative residuals, and weights, of the best penalty."""
     x, y = features / wanted[:, None], np.ones(len(wanted))
     # the prior: the network is the sum of its layers (scale 1, nothing else)
     prior = np.zeros(x.shape[1])
     prior[1] = 1.0
-    best: tuple[float, Floats] | None = None
+    best: tuple[float, Floats, Floats] | None = None
     for penalty in _PENALTIES:
         ridge = np.full(x.shape[1], penalty)
         ridge[:NUM_FREE] = 1e-9
@@ -152,6 +156,6 @@ def _ridge(features: Floats, wanted: Floats) -> tuple[float, Floats]:
         residual = (y - x @ weights) / np.maximum(1 - leverage, 1e-3)
         error = float(np.mean(residual**2))
         if best is None or error < best[0]:
-            best = (error, weights)
+            best = (error, residual, weights)
     assert best is not None
-    return best
+    return best[1:]

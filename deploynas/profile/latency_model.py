@@ -6,14 +6,17 @@ them; their bounds are what held-out networks tell.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from deploynas.device import Drift, Level
 from deploynas.errors import IncompleteProfileError
 from deploynas.profile.device_profile import (
     DeviceProfile,
@@ -24,11 +27,44 @@ from deploynas.profile.device_profile import (
     space_key,
 )
 from deploynas.profile.features import Fit, fit
+from deploynas.profile.levels import unmeasured
 from deploynas.profile.transfer import features_of
 from deploynas.spaces import Archs, SearchSpace
 
 Floats = npt.NDArray[np.float64]
 MARGIN_LEVEL = 0.95  # of networks whose time lies within the margin of their prediction
+LEAST = 0.1  # of what a network took, that a prediction without it may be, however bad the fit
+PICKED = 3.0  # standard deviations: the dearest of some hundred networks of one latency
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What the bound of a prediction is made of, each a share of it.
+
+    Attributes:
+        fit: Of a network that the model never saw, in the profile's own minutes; see
+            :func:`conformal_margin`.
+        drift: Of the machine's level now; see :class:`~deploynas.device.Drift`.
+        optimism: What a search picks takes longer than predicted by so much, as it picks among
+            the networks that are predicted too quick; see :func:`optimism_of`.
+    """
+
+    fit: float
+    drift: float
+    optimism: float
+
+    @property
+    def half_width(self) -> float:
+        """Of the whole: fit and drift are independent, optimism goes one way."""
+        return math.hypot(self.fit, self.drift) + self.optimism
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return (
+            f"+-{self.half_width:.1%}: fit {self.fit:.1%}, drift {self.drift:.1%}, optimism of a "
+            f"search {self.optimism:.1%}"
+        )
 
 
 class LatencyModel:
@@ -37,15 +73,19 @@ class LatencyModel:
     Args:
         space: All its layers must be in the profile.
         profile: Table and calibration networks.
+        precision: Of the networks.
+        drift: Of the machine since its profile; where None, that of one on which nothing was
+            measured since: predictions are at the profile's level, and their bound is wide.
 
     Attributes:
-        space, profile: As given.
-        half_width: Share of a prediction that its bounds lie away from it, held out; see
-            :func:`conformal_margin`.
+        space, profile, precision: As given.
+        drift: See above.
+        bound: What :attr:`half_width` is made of.
+        records: Calibration networks at the space's resolutions.
         low_ms, high_ms: Range of the calibration networks, at all resolutions; outside it a
             prediction is an extrapolation.
         layer_terms: ``(len(layer_table),)`` what each layer adds to the sum that a prediction is
-            made of: milliseconds where that sum is the prediction, else see :meth:`ms_of`.
+            made of by :meth:`ms_of`.
         intercept_term: What every network has beside its layers.
 
     Raises:
@@ -53,7 +93,11 @@ class LatencyModel:
     """
 
     def __init__(
-        self, space: SearchSpace, profile: DeviceProfile, precision: Precision = "fp32"
+        self,
+        space: SearchSpace,
+        profile: DeviceProfile,
+        precision: Precision = "fp32",
+        drift: Drift | None = None,
     ) -> None:
         self.precision: Precision = precision
         self.space = profile_complete(space, profile, precision)
@@ -65,7 +109,6 @@ class LatencyModel:
                 f"add it: {profile_command(space, profile.identity, precision)}",
             )
         self.validation = profile.validations[key]
-        self.half_width = self.validation.margin
         sides = {r.resolution for r in profile.networks[key]}
         lacking = sorted(set(space.resolutions) - sides)
         if lacking:  # a profile that was interrupted after its layers
@@ -78,18 +121,56 @@ class LatencyModel:
         records = [r for r in profile.networks[key] if r.resolution in self._whole.resolutions]
         archs = self._whole.encode([r.architecture for r in records])
         measured = np.array([profile.estimate(r.samples).median for r in records])
-        self.low_ms, self.high_ms = float(measured.min()), float(measured.max())
+        self._range = float(measured.min()), float(measured.max())
+        self.records = [r for r in records if r.resolution in space.resolutions]
         features = features_of(self._whole, profile, precision)
         self._fitted = features.fit(features(archs), measured)
+        self._optimism = optimism_of(self._fitted.residuals, measured, self._whole.macs(archs))
+        self.drift = drift or unmeasured(profile, self.records)
         terms, self.intercept_term = features.sum_of(self._fitted.weights)
         of_layer = dict(zip(self._whole.layer_table, terms, strict=True))
         self.layer_terms: Floats = np.array([of_layer[layer] for layer in space.layer_table])
+
+    def at(self, drift: Drift) -> LatencyModel:
+        """The same after another drift."""
+        other = copy.copy(self)
+        other.drift = drift
+        return other
+
+    @property
+    def bound(self) -> Bound:
+        """See the class."""
+        return Bound(self.validation.margin, self.drift.spread, self._optimism)
+
+    @property
+    def half_width(self) -> float:
+        """Share of a prediction that its bounds lie away from it, within the calibrated range."""
+        return self.bound.half_width
+
+    @property
+    def level(self) -> Level:
+        """The reference level of predictions: what is measured later is to be normalised to it."""
+        core_ms, memory_ms = self.drift.core_ms, self.drift.memory_ms
+        if core_ms is None or memory_ms is None:
+            return self.profile.reference
+        return Level(core_ms, memory_ms)
+
+    @property
+    def low_ms(self) -> float:
+        """See the class."""
+        return self._range[0] * self.drift.factor
+
+    @property
+    def high_ms(self) -> float:
+        """See the class."""
+        return self._range[1] * self.drift.factor
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all that predictions are made from: samples of the space's layers and networks.
 
-        What else the profile's file holds, or comes to hold, does not change it.
+        What else the profile's file holds, or comes to hold, does not change it, nor does what the
+        machine drifts by.
         """
         profile, precision = self.profile, self.precision
         digest = hashlib.sha256()
@@ -102,13 +183,13 @@ class LatencyModel:
         for record in profile.networks[space_key(self.space, precision)]:
             digest.update(record.model_dump_json().encode())
         identity = profile.identity.model_dump_json(exclude={"recorded"})
-        digest.update(f"{identity} {profile.reference} {self.half_width}".encode())
+        digest.update(f"{identity} {profile.reference} {self.validation.margin}".encode())
         return digest.hexdigest()[:16]
 
     def predict_ms(self, archs: Archs) -> Floats:
-        """``(n,)`` milliseconds at the profile's reference level."""
+        """``(n,)`` milliseconds: at the profile's reference level, times the drift since then."""
         terms: Floats = self.space.sum_over_layers(archs, self.layer_terms) + self.intercept_term
-        return self._fitted.to_ms(terms)
+        return self._fitted.to_ms(terms) * self.drift.factor
 
     @property
     def power(self) -> float:
@@ -117,11 +198,12 @@ class LatencyModel:
 
     def ms_of(self, terms: float) -> float:
         """Predicted milliseconds of a network whose terms add up to so much."""
-        return float(self._fitted.to_ms(np.array([terms]))[0])
+        return float(self._fitted.to_ms(np.array([terms]))[0]) * self.drift.factor
 
     def terms_of(self, milliseconds: float) -> float:
         """What the terms of a network add up to that is predicted to take so long."""
-        return float(self._fitted.to_terms(np.array([milliseconds]))[0])
+        then = milliseconds / self.drift.factor
+        return float(self._fitted.to_terms(np.array([then]))[0])
 
     def upper_ms(self, archs: Archs) -> Floats:
         """``(n,)`` upper bound: what a budget is compared with."""
@@ -190,9 +272,36 @@ def conformal_margin(predicted: Floats, measured: Floats) -> float:
         predicted: ``(n,)`` milliseconds, each by a model that never saw the network.
         measured: ``(n,)`` milliseconds.
     """
+    predicted = np.maximum(predicted, LEAST * measured)  # a hopeless fit may say 0
     shares = np.sort(np.abs(measured / predicted - 1))
     rank = math.ceil(MARGIN_LEVEL * (len(shares) + 1))
     return float(shares[min(rank, len(shares)) - 1])
+
+
+def optimism_of(residuals: Floats, measured: Floats, macs: npt.NDArray[np.int64]) -> float:
+    """How much longer than predicted what a search picks takes, relative; at least 0.
+
+    A search wants the most accurate of the networks of one latency, which is about the one of the
+    most work; where such networks are predicted too quick, that error is picked with them. So the
+    residuals are regressed on the work that is left when what the latency explains is taken out,
+    and followed to the network of :data:`PICKED` standard deviations more.
+
+    Args:
+        residuals: ``(n,)`` of networks that the prediction never saw, as :attr:`Fit.residuals`.
+        measured: ``(n,)`` milliseconds.
+        macs: ``(n,)``.
+    """
+    if len(residuals) < 3:
+        return 0.0
+    predicted = measured * np.maximum(1 - residuals, LEAST)
+    known = np.stack([np.ones(len(residuals)), np.log(predicted)], axis=1)
+    work = np.log(np.maximum(macs, 1))
+    more = work - known @ np.linalg.lstsq(known, work, rcond=None)[0]
+    deviation = float(more.std())
+    if deviation < 1e-6:
+        return 0.0
+    slope = float(np.mean(more * (measured / predicted - 1))) / deviation
+    return max(0.0, slope * PICKED)
 
 
 def judge(predicted: Floats, measured: Floats, noise: Sequence[float]) -> Validation:

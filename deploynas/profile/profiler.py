@@ -101,6 +101,10 @@ def profile_space(
         }
         profile = profile.model_copy(update={"transfers": transfers})
         samples = [measured_networks[name] for name in network_job.networks]
+        if not profile.networks:  # all its minutes, and not those alone that came first
+            of_layers = [record.samples.thaw() for record in profile.layers.values()]
+            level = LevelRecord(**asdict(typical_level([*of_layers, *samples])))
+            profile = profile.model_copy(update={"level": level})
         profile = with_networks(profile, space, archs, samples, precision)
         profile.write(path)
         journal.remove()
@@ -218,7 +222,10 @@ def timed(
 def replay(journal: ProfileJournal, device: Device) -> dict[str, Samples]:
     """Samples of an interrupted run; the journal's first line says whose they are."""
     if journal.num_cut:
-        text = f"{journal.num_cut} lines of {journal.path} were damaged: they are measured again"
+        text = (
+            f"{journal.num_cut} lines of {journal.path} were edited or damaged: they are measured "
+            "again"
+        )
         device.notes.add("journal", text)
     identity = device.identity.model_dump(exclude={"recorded"})
     first = journal.entries[0] if journal.entries else None
@@ -332,6 +339,9 @@ def with_networks(
     features = features_of(whole, profile, precision)
     predicted = cross_validate(features(rows), times, features.fit)
     validation = judge(predicted, times, [e.half_width for e in estimates])
+    before = profile.validations.get(key)
+    made = time.time() if samples or before is None else before.made
+    validation = validation.model_copy(update={"made": made})
     return profile.model_copy(
         update={
             "networks": {**profile.networks, key: tuple(records)},

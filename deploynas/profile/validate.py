@@ -6,6 +6,7 @@ networks that calibrated the profile, measured again beside the fresh ones.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,18 @@ import numpy.typing as npt
 
 from deploynas import spaces
 from deploynas.device import Device, Estimate, StopRule, measure
+from deploynas.errors import IncompleteProfileError
 from deploynas.onboard.folders import temporary_folder
 from deploynas.profile.device_profile import (
+    PRECISIONS,
     DeviceProfile,
-    NetworkRecord,
     Precision,
     Validation,
     space_key,
 )
-from deploynas.profile.latency_model import LatencyModel, judge
+from deploynas.profile.latency_model import Bound, LatencyModel, judge
 from deploynas.profile.profiler import write_timed
+from deploynas.profile.refresh import anchors
 from deploynas.spaces import Archs, SearchSpace
 
 Floats = npt.NDArray[np.float64]
@@ -36,7 +39,6 @@ RULE = StopRule(
     session_seconds=15.0,
     soft_seconds=150.0,
 )
-NUM_ANCHORS = 6
 SEED = 20_001  # calibration draws with others
 
 
@@ -48,7 +50,7 @@ class Judgement:
         archs: ``(n, num_choices)``.
         predicted_ms: ``(n,)`` by the latency model; ``sum_ms`` by adding up layers.
         measured: One estimate a network, at the profile's reference level.
-        half_width: What the model states as its error, relative.
+        half_width: What the model states as its fit's error, relative: its level is taken out.
         drift: How much slower than in the profile the anchors are now, relative; taken out of
             ``measured``.
     """
@@ -119,6 +121,17 @@ def profiled_spaces(
     return found
 
 
+def bounds_of(profile: DeviceProfile) -> dict[str, Bound]:
+    """Key of a space that is known -> what the bound of its predictions is made of."""
+    found = {}
+    for precision in PRECISIONS:
+        for space in profiled_spaces(profile, precision):
+            with contextlib.suppress(IncompleteProfileError):
+                bound = LatencyModel(space, profile, precision).bound
+                found[space_key(space, precision)] = bound
+    return found
+
+
 def fresh_archs(
     space: SearchSpace,
     profile: DeviceProfile,
@@ -148,7 +161,7 @@ def validate(
     """Measure ``archs`` now and compare with what the model predicts.
 
     Args:
-        model: Predicts.
+        model: Predicts, at the profile's level.
         profile: The model's; its reference level is what measurements are normalised to.
         device: Must be the one that made the profile.
         archs: ``(n, num_choices)``, none of which calibrated the model.
@@ -181,10 +194,10 @@ def validate_together(
         )
     with temporary_folder() as folder:
         paths = {}
-        anchors = {model: _anchors(model) for model in models}
+        again = {model: anchors(model) for model in models}
         known = {
             model: model.space.encode([record.architecture for record in records])
-            for model, records in anchors.items()
+            for model, records in again.items()
         }
         first = next(iter(models))
         for i, arch in enumerate([*archs, *np.concatenate(list(known.values()))]):
@@ -196,8 +209,8 @@ def validate_together(
         )  # fmt: skip
     found, start = [], len(archs)
     for model, profile in models.items():
-        end = start + len(anchors[model])
-        then = np.array([profile.estimate(record.samples).median for record in anchors[model]])
+        end = start + len(again[model])
+        then = np.array([profile.estimate(record.samples).median for record in again[model]])
         estimates = [samples[name].estimate(profile.reference) for name in paths]
         now = np.array([e.median for e in estimates[start:end]])
         drift, start = float(np.median(now / then)) - 1, end
@@ -207,20 +220,11 @@ def validate_together(
         found.append(
             Judgement(
                 archs=archs,
-                predicted_ms=model.predict_ms(archs),
+                predicted_ms=model.predict_ms(archs) / model.drift.factor,
                 sum_ms=model.space.sum_over_layers(archs, layer_ms),
                 measured=[e.scaled(1 / (1 + drift)) for e in estimates[: len(archs)]],
-                half_width=model.half_width,
+                half_width=model.validation.margin,
                 drift=drift,
             )
         )
     return found
-
-
-def _anchors(model: LatencyModel) -> list[NetworkRecord]:
-    """Calibration networks of the model, evenly spaced from the fastest to the slowest."""
-    key = space_key(model.space, model.precision)
-    records = [r for r in model.profile.networks[key] if r.resolution in model.space.resolutions]
-    records.sort(key=lambda record: model.profile.estimate(record.samples).median)
-    places = np.linspace(0, len(records) - 1, min(NUM_ANCHORS, len(records)))
-    return [records[round(place)] for place in places]

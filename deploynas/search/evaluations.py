@@ -41,6 +41,9 @@ class Evaluations(AbstractContextManager["Evaluations"]):
             evaluator that is as quick as reading, or that keeps its own.
         space: Of the rows.
 
+    Attributes:
+        damage: In words, where lines of it were no longer what was written.
+
     Raises:
         OutputError: The file cannot be written, or another process searches into this run.
     """
@@ -49,9 +52,15 @@ class Evaluations(AbstractContextManager["Evaluations"]):
         self._evaluator, self._space = evaluator, space
         self._known: dict[tuple[Fidelity, str], float] = {}
         self._journal: Journal[Evaluation] | None = None
+        self.damage: str | None = None
         if evaluator is None:
             return
         self._journal = Journal(run / "evaluations.jsonl", Evaluation, str(run))
+        if self._journal.num_cut:
+            self.damage = (
+                f"{self._journal.num_cut} lines of {self._journal.path} were edited or damaged: "
+                "they are evaluated again"
+            )
         for one in self._journal.entries:
             if one.evaluator == evaluator:
                 self._known[one.fidelity, _key(one.architecture)] = one.accuracy

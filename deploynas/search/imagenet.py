@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from deploynas.artifacts import Artifact
+from deploynas.artifacts import Artifact, unchanged
 from deploynas.errors import UnknownNameError
 from deploynas.search.accuracy_model import Floats, predict
 from deploynas.spaces import Archs, SearchSpace, space
@@ -21,7 +21,7 @@ SUFFIX = ".imagenet.json"
 
 
 class ImageNetRecord(Artifact):
-    """A fitted predictor. Format 1 (0.1.0): first version.
+    """A fitted predictor. Format 1: first version; 2 (0.1.0): a digest.
 
     Attributes:
         space: Name of the space; ``resolutions``: the only ones that it knows.
@@ -33,7 +33,9 @@ class ImageNetRecord(Artifact):
     """
 
     SCHEMA: ClassVar[str] = "deploynas-imagenet-predictor"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    ANEW: ClassVar[str] = "install deploynas again"
+    MIGRATIONS = {1: unchanged}
 
     space: str
     resolutions: tuple[int, ...]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from deploynas.artifacts import Artifact, Record, unchanged
-from deploynas.device import Identity
+from deploynas.device import Drift, Identity
 from deploynas.profile.device_profile import Precision
 from deploynas.search.budget import Budget
 from deploynas.spaces import ArchRecord, Resolution, SpaceRecord
@@ -21,9 +21,9 @@ class Candidate(Record):
     """A network with its costs.
 
     Attributes:
-        predicted_latency_ms: At the profile's reference level; None where a new classifier is
-            not in the profile.
-        prediction_error: Relative half-width of the latency model's held-out 95 % residual.
+        predicted_latency_ms: At the result's reference level; None where a new classifier is not
+            in the profile.
+        prediction_error: Relative half-width of the latency model's bound.
         extrapolated: The prediction lies outside the calibrated range.
         accuracy: A fraction: measured on the whole validation split, or what a predictor expects.
         accuracy_error: Of a predicted accuracy: the predictor's held-out RMSE, a fraction.
@@ -136,7 +136,8 @@ class SearchResult(Artifact):
     """What a search found.
 
     Format 1: first version; 2: a front names its costs; 3 (0.1.0): the job, and who found the
-    network; 4 (0.1.0): whatever was limited may be measured, and profiles may be several.
+    network; 4 (0.1.0): whatever was limited may be measured, and profiles may be several;
+    5: a digest.
 
     Attributes:
         job: Hash of the whole :class:`~deploynas.search.job.Job`; empty before format 3.
@@ -157,6 +158,8 @@ class SearchResult(Artifact):
         profiles: Of other devices whose latency was limited: name -> path.
         precision: Of the latencies: what the network is to be exported in.
         core_ms, memory_ms: The reference level of the predicted latencies.
+        drift: Of the machine since its profile, with which they are predicted; None in earlier
+            files. ``drifts``: of other devices, by name.
         supernet: Run of a trained supernet, the file of a published one, or the search's own run.
         weights: Which of the three: ``shared``, ``published``, or a set a path; or ``trained``:
             from scratch, in the search's own run.
@@ -165,9 +168,10 @@ class SearchResult(Artifact):
     """
 
     SCHEMA: ClassVar[str] = "deploynas-search-result"
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 5
+    ANEW: ClassVar[str] = "search again: deploynas search"
     MIGRATIONS: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {
-        2: unchanged, 3: _one_measured
+        2: unchanged, 3: _one_measured, 4: unchanged
     }  # fmt: skip
 
     job: str = ""
@@ -193,6 +197,8 @@ class SearchResult(Artifact):
     device: Identity
     core_ms: float
     memory_ms: float
+    drift: Drift | None = None
+    drifts: dict[str, Drift] = {}
     data: DataRecord
     supernet: str
     weights: SearchWeights

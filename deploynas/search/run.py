@@ -170,6 +170,8 @@ def search(
     not_binding = problem.require_reachable(np.random.default_rng(plan.seed))
     identity = evaluator.identity if keep_in is not None else None
     with Evaluations(keep_in or Path(), identity, space) as kept:
+        if kept.damage:
+            on_progress(kept.damage, 0.0)
         expected = plan.effort.num_evaluations * (2 if plan.beside else 1)
         judged = Judged(evaluator, kept, max(1, expected), on_progress)
         pools: dict[FoundBy, Archs] = {}

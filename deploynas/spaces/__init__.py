@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ __all__ = [
     "operation",
     "parse_genotype",
     "parse_net",
+    "recorded_space",
     "resolutions_of",
     "space",
     "space_names",
@@ -155,6 +156,20 @@ def space(
             f"the space {base!r} of another package calls itself {found.name!r}"
         )
     return found
+
+
+def recorded_space(spec: Mapping[str, Any]) -> SearchSpace:
+    """The space that a file keeps as its ``spec``.
+
+    Raises:
+        UnknownNameError, InvalidInputError: See :func:`space`; or the file was edited.
+    """
+    try:
+        return space(**spec)
+    except (TypeError, AttributeError, KeyError, OverflowError):
+        raise InvalidInputError(
+            f"the file says of its space {spec!r:.200}, which describes none"
+        ) from None
 
 
 def staged_space(name: str, table: StageTable, **arguments: Any) -> StagedSpace:

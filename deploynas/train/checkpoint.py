@@ -1,19 +1,24 @@
-"""Weights and training state as safetensors, written atomically; no pickle anywhere."""
+"""Weights and training state as safetensors, written atomically; no pickle anywhere.
+
+The metadata hold a digest of all else: a flipped bit, a tensor that is gone and another step are
+found. Weights of others have none.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from deploynas.artifacts import open_atomic
-from deploynas.errors import InvalidInputError, MissingFileError
-from deploynas.nn.state import misfits, require_finite
+from deploynas.artifacts import DIGEST, open_atomic
+from deploynas.errors import InvalidInputError, MissingFileError, one_line
+from deploynas.nn.state import digest, misfits, require_finite
 
 
 class State(Protocol):
@@ -66,21 +71,23 @@ def load_weights(path: Path, module: nn.Module) -> None:
     Raises:
         MissingFileError: No such file.
         InvalidInputError: Not safetensors, or tensors are missing, superfluous or mis-shaped
-            (the first three are named), or hold NaN.
+            (the first three are named), or hold NaN, or are not what was written.
     """
     if not path.exists():
         raise MissingFileError(f"{path} does not exist")
     try:
-        state = load_file(path)
+        state, metadata = _read(path)
     except (SafetensorError, OSError) as error:
         raise InvalidInputError(
-            f"{path} is truncated or not a safetensors file: {error}"
+            f"{path} is truncated or not a safetensors file: {one_line(error)}"
         ) from None
     expected = module.state_dict()
     wrong = misfits(expected, state)
     if wrong:
         raise InvalidInputError(f"{path} does not fit the network: {', '.join(wrong[:3])}")
     require_finite(state, path)
+    if DIGEST in metadata and metadata[DIGEST] != _digest(state, metadata):
+        raise InvalidInputError(f"{path} was edited or damaged: it is not what deploynas wrote")
     module.load_state_dict(state)
 
 
@@ -110,11 +117,16 @@ def load_checkpoint(
     if not path.exists():
         return 0
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, metadata = _read(path)
     except (SafetensorError, OSError) as error:
-        raise InvalidInputError(f"{path} is damaged: {error}", f"delete {path}") from None
+        raise InvalidInputError(
+            f"{path} is damaged: {one_line(error)}", f"delete {path}"
+        ) from None
+    if metadata.get(DIGEST) != _digest(tensors, metadata):
+        raise InvalidInputError(
+            f"{path} was edited or damaged: it is not what this deploynas wrote",
+            f"delete {path} to start anew",
+        )
     if metadata.get("identity") != identity:
         raise InvalidInputError(
             f"{path} belongs to another data set, space, recipe or start",
@@ -137,10 +149,22 @@ def load_checkpoint(
     return int(metadata["step"])
 
 
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, file.metadata() or {}
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Of all tensors, and of the other metadata."""
+    others = sorted((k, v) for k, v in metadata.items() if k != DIGEST)
+    return hashlib.sha256(f"{digest(tensors)} {others}".encode()).hexdigest()
+
+
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _file_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    return save(plain, metadata)
+    return save(plain, metadata | {DIGEST: _digest(plain, metadata)})

@@ -268,6 +268,8 @@ def run_training(
         )
     identity = f"{trainee.identity} {dataset.fingerprint} {recipe.model_dump_json()}"
     step = load_checkpoint(checkpoint, identity, module, optimizer, beside) if checkpoint else 0
+    if step > num_steps:
+        raise InvalidInputError(f"{checkpoint} is at step {step} of {num_steps}", "delete it")
     wait()
     started, first_step, saved = time.monotonic(), step, time.monotonic()
     ends = ends_of(parts.shares, num_steps)

@@ -9,14 +9,14 @@ from typing import Protocol
 
 import numpy as np
 
-from deploynas.artifacts import RUNS, Artifact, newest, sha256, write_together
+from deploynas.artifacts import RUNS, Artifact, newest, sha256, unchanged, write_together
 from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
 from deploynas.export.exporter import PARITY_IMAGES, TrainedNetwork
 from deploynas.export.manifest import BatchNorm, Weights
 from deploynas.nn import StaticNetwork
 from deploynas.search import Candidate, SearchResult
-from deploynas.spaces import SearchSpace, SpaceRecord, space
+from deploynas.spaces import SearchSpace, SpaceRecord, recorded_space
 from deploynas.train import SupernetEvaluator, load_weights, pick_device, weights_of
 from deploynas.workflows.supernets import TrainedSupernet, open_supernet
 
@@ -31,11 +31,23 @@ def open_run(run: Path | None, on_pick: Callable[[Path], None]) -> tuple[Path, S
         hint = "make one: deploynas search --latency-ms 10"
         run = newest("*/search.json", RUNS, "search result", hint).parent
         on_pick(run)
-    return run, SearchResult.read(SearchResult.file_in(run))
+    file = SearchResult.file_in(run)
+    result = SearchResult.read(file)
+    best, chosen = result.best, space_of(result.space)
+    arch = chosen.encode([best.architecture])
+    said = best.macs, best.params
+    if said != (int(chosen.macs(arch)[0]), int(chosen.params(arch)[0])):
+        raise InvalidInputError(
+            f"{file} was edited or damaged: its MACs and params are not those of its architecture",
+            f"undo the edit, or {SearchResult.ANEW}",
+        )
+    return run, result
 
 
 class ChosenRecord(Artifact):
-    """``chosen.json`` beside the chosen network's weights. Format 1 (0.1.0): first version.
+    """``chosen.json`` beside the chosen network's weights.
+
+    Format 1: first version; 2 (0.1.0): a digest.
 
     Written where the search is the only one who has them: under published weights, which it
     recalibrates, or under the weights of a gradient search.
@@ -47,7 +59,9 @@ class ChosenRecord(Artifact):
     """
 
     SCHEMA = "deploynas-chosen"
-    VERSION = 1
+    VERSION = 2
+    ANEW = "search again: deploynas search"
+    MIGRATIONS = {1: unchanged}
 
     batch_norm: BatchNorm
     images: str | None
@@ -185,4 +199,4 @@ def load(chosen: SearchSpace, candidate: Candidate, path: Path) -> StaticNetwork
 def space_of(spec: SpaceRecord, num_classes: int | None = None) -> SearchSpace:
     """A result's space, for another number of classes where that is given."""
     changed = spec if num_classes is None else spec | {"num_classes": num_classes}
-    return space(**changed)  # type: ignore[arg-type]
+    return recorded_space(changed)

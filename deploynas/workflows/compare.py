@@ -45,7 +45,7 @@ from deploynas.workflows.search import Source, job_of
 from deploynas.workflows.search import search as run_search
 from deploynas.workflows.sources import EVALUATORS
 from deploynas.workflows.supernets import SupernetRecord, data_record, train
-from deploynas.workflows.target import OnProgress, Target, Tell
+from deploynas.workflows.target import Drifts, OnProgress, Target, Tell
 from deploynas.workflows.trainings import (
     Spent,
     Trained,
@@ -117,7 +117,10 @@ def compare(
 
     ensure_writable(run)
     problem = target.problem(space, settings.budget, tell)
+    job = hash_of([settings.model_dump(mode="json"), problem.model.fingerprint])
+    problem = target.refreshed(problem, tell, Drifts.kept_in(run, job))
     problem.require_reachable(np.random.default_rng(0))
+    Drifts.of(problem, job).write(Drifts.file_in(run))
     bench = _Bench(problem, dataset, target, settings, run, workers)
     tell.note(bench.forecast())
     winners: list[Winner] = []
@@ -165,6 +168,8 @@ def compare(
         }
     )
     comparison.write(Comparison.file_in(run))
+    if comparison.complete:
+        Drifts.file_in(run).unlink(missing_ok=True)
     return comparison
 
 
@@ -326,6 +331,8 @@ class _Search:
         """Leaves the result and its seconds in the folder."""
         bench, tell = self.bench, Tell(self.told)
         self.folder.mkdir(parents=True, exist_ok=True)
+        believed = Drifts.of(bench.problem, self.job)  # the same by all
+        believed.write(Drifts.file_in(self.folder))
         clock = self.folder / "clock"
         with clocked(clock, self.told) as (told, more):
             run_search(

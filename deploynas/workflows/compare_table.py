@@ -105,7 +105,7 @@ class Comparison(Artifact):
 
     Format 1: first version; 2: settings name the evaluator; 3: a winner's cheap accuracy is of
     inherited weights or of a first short schedule; 4 (0.1.0): a winner names its job, and every
-    seed has supernets of its own.
+    seed has supernets of its own; 5: a digest.
 
     Attributes:
         supernet_seconds: Schedule -> mean seconds of the training of such a supernet, which every
@@ -116,8 +116,9 @@ class Comparison(Artifact):
     """
 
     SCHEMA = "deploynas-comparison"
-    VERSION = 4
-    MIGRATIONS = {3: unchanged}  # noqa: RUF012
+    VERSION = 5
+    ANEW = "compare again: deploynas compare"
+    MIGRATIONS = {3: unchanged, 4: unchanged}  # noqa: RUF012
 
     space: SpaceRecord
     settings: Settings

@@ -10,7 +10,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from deploynas.artifacts import EXPORTS, PROFILES, RUNS, Artifact, ensure_writable, exists
+from deploynas.artifacts import (
+    EXPORTS,
+    PROFILES,
+    RUNS,
+    Artifact,
+    ensure_writable,
+    exists,
+    unchanged,
+)
 from deploynas.check import CheckResult, Examples, check
 from deploynas.data import ImageDataset, space_for
 from deploynas.device import LocalDevice
@@ -50,7 +58,7 @@ ENDS = ("largest", "smallest")
 class DemoPlan(Artifact):
     """How a demo trains its supernet, as decided when it began: it goes on by it.
 
-    Format 1 (0.1.0): first version.
+    Format 1: first version; 2 (0.1.0): a digest.
 
     Attributes:
         data: Fingerprint of the images.
@@ -59,7 +67,9 @@ class DemoPlan(Artifact):
     """
 
     SCHEMA: ClassVar[str] = "deploynas-demo-plan"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    ANEW: ClassVar[str] = "delete it: the demo begins anew"
+    MIGRATIONS = {1: unchanged}
 
     data: str
     minutes: float
@@ -84,13 +94,13 @@ class Row:
 
     @property
     def off(self) -> float:
-        """Measured at the profile's clock speed against predicted, relative."""
+        """Measured at the prediction's clock speed against predicted, relative."""
         measured = self.result.latency_normalised or self.result.latency
         return measured.median / self.predicted_ms - 1
 
     @property
     def predicted_ms(self) -> float:
-        """By the profile, at its own clock speed."""
+        """By the search."""
         assert self.candidate.predicted_latency_ms is not None
         return self.candidate.predicted_latency_ms
 
@@ -146,7 +156,7 @@ class DemoTable:
             "",
             "supernet: validation accuracy with the supernet's weights, which the search went by;",
             "test: of the exported file, its weights trained further (the ends: as they are)",
-            "off: measured at the profile's clock speed, against predicted",
+            "off: measured at the prediction's clock speed, against predicted",
             "",
             f"{self.minutes:.1f} minutes; the chosen network is {best.folder / 'model.onnx'}",
             f"next: deploynas check {best.folder}",

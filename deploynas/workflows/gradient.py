@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from deploynas.artifacts import Artifact
+from deploynas.artifacts import Artifact, unchanged
 from deploynas.data import ImageDataset
 from deploynas.errors import InfeasibleBudgetError
 from deploynas.nn import WeightSharing
@@ -48,15 +48,16 @@ def _weights_apart(document: dict[str, Any]) -> dict[str, Any]:
 class GradientRecord(Artifact):
     """``gradient.json``: how a gradient search went.
 
-    Format 1: first version; 2 (0.1.0): the recipe is of any gradient strategy.
+    Format 1: first version; 2 (0.1.0): the recipe is of any gradient strategy; 3: a digest.
 
     Attributes:
         blocks: Name and candidates of every choice, in the order of the probabilities.
     """
 
     SCHEMA = "deploynas-gradient-search"
-    VERSION = 2
-    MIGRATIONS = {1: _weights_apart}
+    VERSION = 3
+    ANEW = "search again: deploynas search"
+    MIGRATIONS = {1: _weights_apart, 2: unchanged}
 
     recipe: dict[str, Any]
     budget: Budget

@@ -96,9 +96,9 @@ def _require_agreement(folder: Path, macs: int, stored_bytes: int, manifest: Any
         InvalidInputError: They do not; names the cost.
     """
     from deploynas.errors import InvalidInputError
-    from deploynas.spaces import space
+    from deploynas.spaces import recorded_space
 
-    chosen = space(**manifest.space)
+    chosen = recorded_space(manifest.space)
     arch = chosen.encode([manifest.architecture])
     for what, said, counted in (
         ("MACs", manifest.macs, macs),
@@ -156,7 +156,7 @@ def _read(
     from deploynas.errors import InvalidInputError
     from deploynas.export import Manifest
     from deploynas.search import SearchResult
-    from deploynas.spaces import Resolution, parse_genotype, parse_net, space
+    from deploynas.spaces import Resolution, parse_genotype, parse_net, recorded_space, space
 
     given = None if resolution is None else Resolution.of(resolution).plain
     path = SearchResult.file_in(target) if target.is_dir() else target
@@ -169,10 +169,10 @@ def _read(
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema == SearchResult.SCHEMA:
         result = SearchResult.parse(document, path)
-        chosen, architecture = space(**result.space), dict(result.best.architecture)  # type: ignore[arg-type]
+        chosen, architecture = recorded_space(result.space), dict(result.best.architecture)
     elif schema == Manifest.SCHEMA:
         manifest = Manifest.parse(document, path)
-        chosen, architecture = space(**manifest.space), dict(manifest.architecture)  # type: ignore[arg-type]
+        chosen, architecture = recorded_space(manifest.space), dict(manifest.architecture)
     elif isinstance(document, dict) and _is_architecture(document, spec["name"]):
         if spec["name"] is None:
             raise InvalidInputError(f"{path} is an architecture", "say of what: --space NAME")

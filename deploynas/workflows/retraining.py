@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from deploynas.artifacts import Artifact, ensure_writable, sha256, write_together
+from deploynas.artifacts import Artifact, ensure_writable, sha256, unchanged, write_together
 from deploynas.data import ImageDataset
 from deploynas.errors import IncompleteProfileError, InvalidInputError
 from deploynas.export.exporter import PARITY_IMAGES, TrainedNetwork
@@ -99,7 +99,7 @@ def _priced(result: SearchResult, chosen: SearchSpace) -> Candidate:
         profile = DeviceProfile.read(Path(result.profile))
         narrow = chosen.with_resolutions(chosen.resolution_of(arch).tolist())
         try:
-            model = LatencyModel(narrow, profile, result.precision)
+            model = LatencyModel(narrow, profile, result.precision, result.drift)
             predicted = float(model.predict_ms(narrow.encode([result.best.architecture]))[0])
         except IncompleteProfileError:
             pass
@@ -142,7 +142,7 @@ def retrain(
 
 
 class RetrainRecord(Artifact):
-    """``retrained.json`` beside the weights. Format 1 (0.1.0): first version.
+    """``retrained.json`` beside the weights. Format 1: first version; 2 (0.1.0): a digest.
 
     Attributes:
         space, data: Of the retrained network: its classes may be others than the search's.
@@ -152,7 +152,9 @@ class RetrainRecord(Artifact):
     """
 
     SCHEMA = "deploynas-retrained"
-    VERSION = 1
+    VERSION = 2
+    ANEW = "train it again: deploynas retrain"
+    MIGRATIONS = {1: unchanged}
 
     space: SpaceRecord
     data: DataRecord

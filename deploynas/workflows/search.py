@@ -22,7 +22,7 @@ from deploynas.search.run import Outcome
 from deploynas.spaces import Archs, SearchSpace
 from deploynas.train.distributed import first_alone, is_first, processes, require_one_process
 from deploynas.workflows.chosen import save_chosen
-from deploynas.workflows.target import Target, Tell
+from deploynas.workflows.target import Drifts, Target, Tell
 
 
 @dataclass
@@ -152,9 +152,13 @@ def search(
         with first_alone() as goes_first:  # it may add layers to the profile
             own = target if goes_first else target.detached()
             problem = own.problem(source.space, budget, tell)
+            job = job_of(problem, plan, source, target)
+            kept = Drifts.kept_in(run, job.key if goes_first else None)
+            problem = own.refreshed(problem, tell, kept)
             problem.require_reachable(np.random.default_rng(plan.seed))
             if goes_first:
                 ensure_writable(run)
+                Drifts.of(problem, job.key).write(Drifts.file_in(run))
         opened = source.open(problem, plan, run, tell)
     if not is_first():
         raise SystemExit(0)
@@ -165,9 +169,7 @@ def search(
             settle=opened.settle, keep_in=run, on_progress=tell.progress,
         )  # fmt: skip
         arch = problem.space.encode([outcome.best.architecture])[0]
-        result = _as_result(
-            outcome, problem, job_of(problem, plan, source, target), opened, target
-        )
+        result = _as_result(outcome, problem, job, opened, target)
         result = opened.finish(result, arch)
         if opened.is_kept:
             result.write(SearchResult.file_in(run))
@@ -177,6 +179,7 @@ def search(
                 images=opened.images,
             )  # fmt: skip
         opened.saved(arch)
+        Drifts.file_in(run).unlink(missing_ok=True)
     return result
 
 
@@ -222,8 +225,10 @@ def _as_result(
             "profiles": {name: str(path) for name, path in profiles.items()},
             "precision": model.precision,
             "device": model.profile.identity,
-            "core_ms": model.profile.reference.core_ms,
-            "memory_ms": model.profile.reference.memory_ms,
+            "core_ms": model.level.core_ms,
+            "memory_ms": model.level.memory_ms,
+            "drift": model.drift,
+            "drifts": {name: other.drift for name, other in (problem.others or {}).items()},
             "data": opened.data,
             "supernet": str(opened.held_in),
             "weights": opened.weights,

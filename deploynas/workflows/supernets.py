@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from deploynas.artifacts import Artifact, ensure_writable, sha256, write_together
+from deploynas.artifacts import Artifact, ensure_writable, sha256, unchanged, write_together
 from deploynas.data import ImageDataset
 from deploynas.errors import InvalidInputError
 from deploynas.nn import WeightSharing, supernet_of
 from deploynas.search import DataRecord
-from deploynas.spaces import SearchSpace, SpaceRecord, space
+from deploynas.spaces import SearchSpace, SpaceRecord, recorded_space
 from deploynas.train import (
     ScalarLog,
     SupernetRecipe,
@@ -31,10 +31,12 @@ SUPERNET, CHECKPOINT = "supernet.safetensors", "checkpoint.safetensors"  # in a 
 
 
 class SupernetRecord(Artifact):
-    """``supernet.json`` beside the weights. Format 1 (0.1.0): first version."""
+    """``supernet.json`` beside the weights. Format 1: first version; 2 (0.1.0): a digest."""
 
     SCHEMA = "deploynas-supernet"
-    VERSION = 1
+    VERSION = 2
+    ANEW = "train another: deploynas train"
+    MIGRATIONS = {1: unchanged}
 
     space: SpaceRecord
     data: DataRecord
@@ -139,7 +141,7 @@ def open_supernet(
             f"{run} was trained on {record.data.source}, not on {dataset.source}",
             "pass the same --data, or train another",
         )
-    network = supernet_of(space(**record.space))  # type: ignore[arg-type]
+    network = supernet_of(recorded_space(record.space))
     path = run / SUPERNET
     load_weights(path, network)
     if sha256(path) != record.weights_sha256:

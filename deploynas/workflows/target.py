@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
+from deploynas.artifacts import Artifact, exists
 from deploynas.check.verdict import measure_bytes
-from deploynas.device import Device
+from deploynas.device import Device, Drift
 from deploynas.errors import IncompleteProfileError
 from deploynas.export.exporter import network_bytes
 from deploynas.nn import StaticNetwork
 from deploynas.profile import DeviceProfile, LatencyModel, profile_space
-from deploynas.profile.device_profile import Precision
+from deploynas.profile.device_profile import Precision, again_command
 from deploynas.profile.profiler import quantize_for_timing
+from deploynas.profile.refresh import refresh
 from deploynas.profile.shipped import is_shipped
 from deploynas.search import Budget, Problem
 from deploynas.search.descent import Measure
@@ -35,6 +38,46 @@ class Tell:
     note: Callable[[str], None] = lambda text: None
 
 
+class Drifts(Artifact):
+    """``drift.json`` of a run that is not finished: what goes on later believes the same.
+
+    Format 1 (0.1.0): first version.
+
+    Attributes:
+        job: What they are believed for.
+        drifts: A device's name, empty for the first -> its machine's drift.
+    """
+
+    SCHEMA: ClassVar[str] = "deploynas-drift"
+    VERSION: ClassVar[int] = 1
+
+    job: str
+    drifts: dict[str, Drift]
+
+    @classmethod
+    def file_in(cls, run: Path) -> Path:
+        """Where a run directory keeps it."""
+        return run / "drift.json"
+
+    @classmethod
+    def kept_in(cls, run: Path, job: str | None) -> Drifts | None:
+        """Those of a run that was stopped; None where there are none for this job.
+
+        Args:
+            run: Directory.
+            job: None for a process that only follows another, which has said them.
+        """
+        path = cls.file_in(run)
+        kept = cls.read(path) if exists(path) else None
+        return kept if kept is not None and job in (None, kept.job) else None
+
+    @classmethod
+    def of(cls, problem: Problem, job: str) -> Drifts:
+        """What a problem's latencies rest on."""
+        models = {"": problem.model, **(problem.others or {})}
+        return cls(job=job, drifts={name: model.drift for name, model in models.items()})
+
+
 @dataclass(frozen=True)
 class Target:
     """What a network is searched for.
@@ -44,18 +87,21 @@ class Target:
         device: The profile's, which measures; None where it is elsewhere.
         precision: Of the latencies.
         others: Further devices whose latency is limited too, by name.
+        refreshes: Whether a few of the profile's networks are measured again where the device is
+            attached, so that latencies are those of the machine as it is now.
     """
 
     profile: Path
     device: Device | None = None
     precision: Precision = "fp32"
     others: Mapping[str, Target] = field(default_factory=dict)
+    refreshes: bool = True
 
     def problem(self, chosen: SearchSpace, budget: Budget, tell: Tell) -> Problem:
         """A space, at the resolutions that the profiles hold, under limits.
 
         Where the profile holds none whole, what lacks is measured on the device and added to the
-        file.
+        file. What machines drifted since is left to :meth:`refreshed`.
 
         Raises:
             IncompleteProfileError: Something lacks and the profile's device is elsewhere, or the
@@ -87,6 +133,37 @@ class Target:
             chosen, self.device, self.profile, precision=self.precision, on_progress=tell.progress
         )
         return LatencyModel(chosen, profile, self.precision)
+
+    def refreshed(self, problem: Problem, tell: Tell, kept: Drifts | None = None) -> Problem:
+        """A problem of this target on its machines as they are now, where they can be measured.
+
+        Args:
+            problem: As :meth:`problem` makes it.
+            tell: How it goes.
+            kept: Of a run that goes on: machines are believed to be as they were then.
+
+        Raises:
+            DeviceError: One failed; see its class.
+        """
+        drifts = {} if kept is None else kept.drifts
+        others = {
+            name: self.others[name]._at_now(model, name, drifts.get(name), tell)
+            for name, model in (problem.others or {}).items()
+        }
+        model = self._at_now(problem.model, "", drifts.get(""), tell)
+        return replace(problem, model=model, others=others)
+
+    def _at_now(
+        self, model: LatencyModel, name: str, drift: Drift | None, tell: Tell
+    ) -> LatencyModel:
+        if drift is None and self.refreshes and self.device is not None:
+            drift = refresh(model, self.device, on_progress=tell.progress)
+        model = model if drift is None else model.at(drift)
+        tell.note(f"{name}: {model.drift.words}" if name else model.drift.words)
+        if model.drift.exceeds(model.validation.margin):
+            command = again_command(self.profile, model.space, model.profile, self.precision)
+            tell.note(f"that is more than a machine drifts: profile it again, {command}")
+        return model
 
     def detached(self) -> Target:
         """The same, where nothing is measured."""

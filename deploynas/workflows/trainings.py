@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deploynas.artifacts import Artifact, exists, write_together
+from deploynas.artifacts import Artifact, exists, unchanged, write_together
 from deploynas.data import ImageDataset
 from deploynas.nn import StaticNetwork
 from deploynas.nn.static import initialise
@@ -38,10 +38,12 @@ CLOCK_SECONDS = 10.0
 
 
 class Spent(Artifact):
-    """``cost.json`` beside a search or a training: its seconds. Format 1 (0.1.0)."""
+    """``cost.json`` beside a search or a training: its seconds. Format 2 (0.1.0): a digest."""
 
     SCHEMA = "deploynas-cost"
-    VERSION = 1
+    VERSION = 2
+    ANEW = "delete it"
+    MIGRATIONS = {1: unchanged}
 
     seconds: float
 
@@ -76,10 +78,12 @@ def clocked(folder: Path, on_progress: OnProgress) -> Iterator[tuple[OnProgress,
 
 
 class Trained(Artifact):
-    """One training from scratch, kept by what was trained and how. Format 1 (0.1.0)."""
+    """One training from scratch, kept by what was trained and how. Format 2 (0.1.0): a digest."""
 
     SCHEMA = "deploynas-trained"
-    VERSION = 1
+    VERSION = 2
+    ANEW = "delete it: it is trained again"
+    MIGRATIONS = {1: unchanged}
 
     validation: float
     test: float

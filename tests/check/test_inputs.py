@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -125,6 +126,9 @@ def test_real_inputs_from_files(tmp_path):
         ("x=text.npy", "no .npy or .npz file of numbers"),
         ("x=lfs.npy", "a Git LFS pointer"),
         ("x=empty", "holds no .npy"),
+        ("x=none.npz", "no .npy or .npz file of numbers"),
+        ("x=other.npz", "no .npy or .npz file of numbers"),
+        ("x=no-rows.npy", "holds no sample"),
     ],
 )
 def test_files_that_do_not_fit(typed, said, tmp_path, monkeypatch):
@@ -134,6 +138,10 @@ def test_files_that_do_not_fit(typed, said, tmp_path, monkeypatch):
     (tmp_path / "text.npy").write_text("1 2 3")
     (tmp_path / "lfs.npy").write_text("version https://git-lfs.github.com/spec/v1\n")
     (tmp_path / "empty").mkdir()
+    np.savez("none.npz")
+    with zipfile.ZipFile("other.npz", "w") as archive:
+        archive.writestr("x.npy", "no array")
+    np.save("no-rows.npy", np.ones((0, 1, 3)))
     with pytest.raises(DeploynasError, match=said) as caught:
         read_inputs([typed], TWO, tmp_path / "m.onnx")
     assert isinstance(caught.value, (InvalidInputError, MissingFileError))

@@ -210,7 +210,9 @@ def make_images(folder: Path, per_class: int = 160) -> Path:
 
 
 @pytest.mark.long
-def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
+def test_the_chain_on_an_image_folder(
+    tmp_path: Path, signed: Callable[[dict[str, object]], str]
+) -> None:
     data = str(make_images(tmp_path / "images"))
     done = run(
         "profile", "--data", data, "--resolution", "24", "--budget-minutes", "0.4", "--json",
@@ -236,7 +238,7 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     elsewhere = json.loads((tmp_path / "profiles" / "cpu.json").read_text())
     elsewhere["identity"]["processor"] = "another"
     other = tmp_path / "other.json"
-    other.write_text(json.dumps(elsewhere))
+    other.write_text(signed(elsewhere))
     done = run("profile", "validate", str(other), "--json", cwd=tmp_path)
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"]["kind"] == "device-mismatch"
@@ -320,7 +322,7 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["predicted_latency_ms"] == of_run["predicted_latency_ms"]
     manifest_path = tmp_path / exported["manifest"]
     content = manifest_path.read_text()
-    manifest_path.write_text(json.dumps(json.loads(content) | {"params": 7}))
+    manifest_path.write_text(signed(json.loads(content) | {"params": 7}))
     done = run("inspect", exported["path"], cwd=tmp_path)
     assert done.returncode == 1
     assert "the manifest says 7 params" in done.stderr
@@ -330,7 +332,7 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
 
     weights = tmp_path / found["run"] / "supernet.json"
     record = weights.read_text()
-    weights.write_text(record.replace('"weights_sha256": "', '"weights_sha256": "0'))
+    weights.write_text(signed(json.loads(record) | {"weights_sha256": "0" * 64}))
     done = run("retrain", "--epochs", "1", cwd=tmp_path)
     assert done.returncode == 1
     assert "is not what" in done.stderr
@@ -369,7 +371,7 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     document = json.loads(written)
     # whose runtime is not installed in this home
     document["device"] |= {"device": "web", "provider": "wasm"}
-    manifest_path.write_text(json.dumps(document))
+    manifest_path.write_text(signed(document))
     done = run("check", exported["path"], cwd=tmp_path)
     assert done.returncode == 1
     assert "devices install web" in done.stderr or "Node.js" in done.stderr
@@ -377,7 +379,7 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     assert done.returncode in (0, 3, 4), done.stderr
     assert json.loads(done.stdout)["device"]["device"] == "cpu"
     document["device"] |= {"device": "cpu", "threads": 4096}
-    manifest_path.write_text(json.dumps(document))
+    manifest_path.write_text(signed(document))
     done = run("check", exported["path"], cwd=tmp_path)
     assert done.returncode == 1
     assert "which this machine cannot run" in done.stderr
@@ -386,7 +388,7 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     # outputs that the export did not record, and a manifest edited into the impossible
     document = json.loads(written)
     document["recorded_outputs"][0][0] += 1.0
-    manifest_path.write_text(json.dumps(document))
+    manifest_path.write_text(signed(document))
     done = run("check", exported["path"], "--latency-ms", "1e4", "--json", cwd=tmp_path)
     assert done.returncode == 3
     assert "outputs that the export recorded" in json.loads(done.stdout)["reason"]
@@ -420,9 +422,9 @@ def test_the_chain_on_an_image_folder(tmp_path: Path) -> None:
     assert "| size | failed |" in (tmp_path / "gate.md").read_text()
     assert '<failure message="' in (tmp_path / "gate.xml").read_text()
     other = tmp_path / "other.json"
-    other.write_text(
-        (tmp_path / "base.json").read_text().replace('"processor": "', '"processor": "x')
-    )
+    document = json.loads((tmp_path / "base.json").read_text())
+    document["identity"]["processor"] += "x"
+    other.write_text(signed(document))
     elsewhere = (
         "check",
         exported["model"],

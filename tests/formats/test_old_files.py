@@ -9,14 +9,17 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import shutil
 from pathlib import Path
 
 import pytest
 
 import deploynas
 from deploynas.artifacts import Artifact, read_json
+from deploynas.check.verdict import load_target
 from deploynas.errors import InvalidInputError
 from deploynas.search import SearchResult
+from deploynas.workflows.chosen import open_run
 from deploynas.workflows.compare_table import Comparison
 from deploynas.workflows.gradient import GradientRecord
 
@@ -98,3 +101,33 @@ def test_a_migration_of_what_is_damaged_ends_in_a_line(tmp_path: Path) -> None:
     file.write_text(json.dumps({"schema": SearchResult.SCHEMA, "version": [3]}))
     with pytest.raises(InvalidInputError, match="the other deploynas-search-result format"):
         SearchResult.read(file)
+
+
+def test_what_an_old_search_says_of_its_network_is_derived_again(tmp_path: Path) -> None:
+    old = document(FOLDER / "2026-11-27" / "search-ofa.json")
+    file = tmp_path / "search.json"
+    file.write_text(json.dumps(old))
+    assert open_run(tmp_path, lambda picked: None)[1].best.macs == old["best"]["macs"]
+    for name in ("macs", "params"):
+        file.write_text(json.dumps(old | {"best": old["best"] | {name: 1000}}))
+        with pytest.raises(InvalidInputError, match="not those of its architecture"):
+            open_run(tmp_path, lambda picked: None)
+
+
+def test_what_an_old_manifest_says_is_what_its_model_notes(tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    shutil.copytree(FOLDER.parents[1] / "exports" / "fashion-mnist", export)
+    file = export / "manifest.json"
+    old = document(FOLDER / "2026-11-27" / "manifest.json")
+    shipped = document(file)
+    assert old["model_sha256"] == shipped["model_sha256"]
+    file.write_text(json.dumps(old))
+    assert load_target(export)[0].name == "model.onnx"
+    other = old["preprocessing"] | {"mean": [0.0]}
+    for change in ({"preprocessing": other}, {"classes": old["classes"][::-1]}):
+        file.write_text(json.dumps(old | change))
+        with pytest.raises(InvalidInputError, match=f"notes other {next(iter(change))}"):
+            load_target(export)
+    file.write_text(json.dumps(shipped | {"accuracy": 0.99}))
+    with pytest.raises(InvalidInputError, match=r"was edited.*deploynas export"):
+        load_target(export)

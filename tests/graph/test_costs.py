@@ -135,3 +135,21 @@ def test_what_is_no_tensor_has_no_size(tmp_path):
     onnx.save(made, path)
     ((cost,), peak) = node_costs(path)
     assert (cost.output_shape, cost.output_bytes, peak) == (None, None, None)
+
+
+def test_a_type_that_there_is_not_has_no_size(tmp_path):
+    path = write(
+        tmp_path / "net.onnx",
+        spaces.space("mobile-small").layers(spaces.space("mobile-small").smallest()[0]),
+    )
+    damaged = onnx.load(path)
+    damaged.graph.value_info.add(name="nothing").type.tensor_type.elem_type = 255
+    damaged.graph.value_info[0].type.tensor_type.shape.dim.add().dim_value = 1
+    path.write_bytes(damaged.SerializeToString())
+    costs, peak_bytes = node_costs(path)
+    assert sum(cost.macs for cost in costs) > 0
+    damaged.graph.node[0].doc_string = "x"
+    content = damaged.SerializeToString().replace(b"Conv", b"C\xdenv")
+    path.write_bytes(content)
+    with pytest.raises(InvalidInputError):
+        node_costs(path)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from deploynas.errors import InvalidInputError, MissingFileError
-from deploynas.nn.ofa_weights import _read
+from deploynas.nn.ofa_weights import read_state
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.count": torch.tensor(3)}
 
@@ -27,7 +27,7 @@ STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.count": torch.tensor(3)
 )
 def test_wrapped_prefixed_or_halved(document, tmp_path):
     torch.save(document, tmp_path / "w.pth")
-    found = _read(tmp_path / "w.pth")
+    found = read_state(tmp_path / "w.pth")
     assert found.keys() == STATE.keys()
     assert found["a.weight"].dtype == torch.float32
     assert all(torch.equal(found[name], STATE[name]) for name in STATE)
@@ -35,11 +35,11 @@ def test_wrapped_prefixed_or_halved(document, tmp_path):
 
 def test_safetensors_whatever_the_name(tmp_path):
     save_file({f"module.{k}": v for k, v in STATE.items()}, tmp_path / "w.pth")
-    assert torch.equal(_read(tmp_path / "w.pth")["a.weight"], STATE["a.weight"])
+    assert torch.equal(read_state(tmp_path / "w.pth")["a.weight"], STATE["a.weight"])
     content = (tmp_path / "w.pth").read_bytes()
     (tmp_path / "w.pth").write_bytes(content[:-5])
     with pytest.raises(InvalidInputError, match="safetensors file, cut off or damaged"):
-        _read(tmp_path / "w.pth")
+        read_state(tmp_path / "w.pth")
 
 
 class Anything:
@@ -49,7 +49,7 @@ class Anything:
 def test_files_that_are_none(tmp_path):
     path = tmp_path / "w.pth"
     with pytest.raises(MissingFileError):
-        _read(path)
+        read_state(path)
     torch.save(STATE, path)
     whole = path.read_bytes()
     torch.save({"model": Anything()}, path)
@@ -64,10 +64,10 @@ def test_files_that_are_none(tmp_path):
     for said, content in contents.items():
         path.write_bytes(content)
         with pytest.raises(InvalidInputError, match=said) as caught:
-            _read(path)
+            read_state(path)
         assert "weights_only" not in str(caught.value)
         assert "\n" not in str(caught.value)
     for document in ([1, 2], {"state_dict": {"a": 3}}, {}, {1: torch.zeros(1)}):
         torch.save(document, path)
         with pytest.raises(InvalidInputError, match="needs a state dict"):
-            _read(path)
+            read_state(path)

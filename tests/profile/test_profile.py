@@ -21,9 +21,11 @@ from deploynas.errors import (
     InvalidInputError,
     OutputError,
 )
+from deploynas.onboard.timing import typical_level
 from deploynas.profile import DeviceProfile, LatencyModel, profile_space, profiler, shipped
 from deploynas.profile.device_profile import JournalHead, JournalRound, open_journal
 from deploynas.profile.latency_model import conformal_margin, fit, judge, kendall_tau
+from deploynas.profile.refresh import NUM_NETWORKS, refresh
 from deploynas.profile.validate import Judgement, fresh_archs, profiled_spaces
 from deploynas.spaces import space
 
@@ -52,6 +54,26 @@ def test_second_run_measures_nothing_and_keeps_the_file(profile_path: Path) -> N
     assert measured == 0
     assert after.layers == before.layers
     assert after.networks == before.networks
+    assert after.validations == before.validations  # and as old as it was
+    assert profile_path.stat().st_ctime - 600 < (before.validations[KEY].made or 0) < time.time()
+
+
+def test_a_real_device_tells_its_drift(profile_path: Path) -> None:
+    model = LatencyModel(SPACE, DeviceProfile.load(profile_path))
+    drift = refresh(model, LocalDevice(), rule=SHORT)
+    assert drift.num_networks == NUM_NETWORKS
+    assert 0.1 < drift.factor < 10  # whatever else runs
+    assert drift.spread > 0
+    assert drift.profiled == model.validation.made
+    now = model.at(drift)
+    archs = SPACE.smallest()
+    assert now.predict_ms(archs) == pytest.approx(drift.factor * model.predict_ms(archs))
+
+
+def test_a_profile_is_at_the_level_of_all_its_minutes(profile_path: Path) -> None:
+    profile = DeviceProfile.load(profile_path)
+    records = [*profile.layers.values(), *profile.networks[KEY]]
+    assert profile.reference == typical_level([record.samples.thaw() for record in records])
 
 
 def test_prediction_equals_the_fitted_regression(profile_path: Path) -> None:
@@ -270,6 +292,38 @@ def test_lines_that_are_no_records_are_cut_off(tmp_path: Path, line: bytes) -> N
         assert journal.entries[1:] == [one_round(1.0), one_round(2.0)]
 
 
+def test_edited_lines_of_a_journal_are_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    with open_journal(path) as journal:
+        journal.append(JournalHead(identity={"device": "cpu"}))
+        for ms in (1.0, 2.0, 3.0):
+            journal.append(one_round(ms))
+        file = journal.path
+    lines = file.read_bytes().splitlines(keepends=True)
+    for edited in (
+        [*lines[:2], lines[2].replace(b"2.0", b"0.2"), lines[3]],
+        [*lines[:2], lines[3]],
+        [*lines[:2], lines[3], lines[2]],
+        [*lines[:2], b"{" + lines[2].partition(b",")[2]],
+    ):
+        file.write_bytes(b"".join(edited))
+        with open_journal(path) as journal:
+            assert journal.entries[1:] == [one_round(1.0)]
+            assert journal.num_cut == len(edited) - 2
+
+
+def test_a_journal_of_before_the_digests_is_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    rounds = [one_round(1.0), one_round(2.0)]
+    with open_journal(path) as journal:
+        file = journal.path
+    file.write_text("".join(one.model_dump_json() + "\n" for one in rounds))
+    with open_journal(path) as journal:
+        journal.append(one_round(3.0))
+    with open_journal(path) as journal:
+        assert journal.entries == [*rounds, one_round(3.0)]
+
+
 @pytest.mark.slow
 def test_a_damaged_journal_blocks_no_profile(tmp_path: Path, short_sessions: None) -> None:
     path = tmp_path / "cpu.json"
@@ -350,7 +404,7 @@ def test_the_bound_widens_beyond_the_calibrated_range(
     monkeypatch.setattr(model, "predict_ms", lambda archs: predicted)
     upper = model.upper_ms(predicted)
     margin = model.half_width
-    assert margin == real.validations[KEY].margin > 0
+    assert margin > model.bound.fit == real.validations[KEY].margin > 0
     assert upper / predicted - 1 == pytest.approx(np.array([1, 1, 2, 2]) * margin)
     assert [model.within_ms(limit) for limit in upper] == pytest.approx(predicted)
     everywhere = np.geomspace(model.low_ms / 100, model.high_ms * 100, 500)
@@ -363,7 +417,7 @@ def test_a_profile_of_format_1_gets_the_margin_of_its_residual(
 ) -> None:
     document = json.loads(profile_path.read_text())
     validation = document["validations"][KEY]
-    del validation["margin"]
+    del validation["margin"], document["sha256"]
     validation["residual_95"] = 0.2
     path = tmp_path / "old.json"
     path.write_text(json.dumps(document | {"version": 1}))

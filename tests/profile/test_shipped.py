@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,15 +73,17 @@ def test_packing_keeps_every_sample_and_repeats_to_the_byte(measured: Path, fold
     assert ship_profile.packed(path) == path.read_bytes()
 
 
-def test_what_is_not_to_ship_is_refused(measured: Path, tmp_path: Path) -> None:
+def test_what_is_not_to_ship_is_refused(
+    measured: Path, tmp_path: Path, signed: Callable[[dict[str, object]], str]
+) -> None:
     document = json.loads(measured.read_text())
     document["identity"]["recorded"]["reached"] = "ssh:user@host"
     path = tmp_path / "far.json"
-    path.write_text(json.dumps(document))
+    path.write_text(signed(document))
     with pytest.raises(InvalidInputError, match="how its device is reached"):
         ship_profile.packed(path)
     del document["identity"]["recorded"]["reached"]
-    path.write_text(json.dumps(document | {"validations": {}}))
+    path.write_text(signed(document | {"validations": {}}))
     with pytest.raises(InvalidInputError, match="not finished"):
         ship_profile.packed(path)
 

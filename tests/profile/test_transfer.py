@@ -168,8 +168,8 @@ def test_a_new_board_from_ten_networks(boards: dict[Path, DeviceProfile], tmp_pa
     archs = SPACE.sample(200, np.random.default_rng(9))
     error = np.abs(model.predict_ms(archs) / full.predict_ms(archs) - 1)
     assert error.mean() < 0.01
-    assert np.mean(error <= model.half_width) > 0.9
-    assert model.half_width == profile.validations[space_key(SPACE, "fp32")].margin
+    assert np.mean(error <= model.bound.fit) > 0.9
+    assert model.bound.fit == profile.validations[space_key(SPACE, "fp32")].margin
     # what reads profiles does not ask
     assert profiled_spaces(profile)[0].resolutions == SPACE.resolutions
     layers = sum(profile.layer_ms(node.layer) for node in SPACE.layers(archs[0]))

@@ -211,3 +211,40 @@ def test_costs_are_exact_integers():
 def test_numbers_that_are_not_numbers_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="block list"):
         parse_net({"bn": {"eps": "x"}, "first_conv": {}})
+
+
+def block_list(**block):
+    conv = {"kernel_size": 3, "stride": 2, "act_func": "relu6"}
+    return {
+        "bn": {"eps": 1e-3},
+        "first_conv": conv | {"in_channels": 3, "out_channels": 8},
+        "blocks": [
+            {
+                "mobile_inverted_conv": {
+                    "name": "MBInvertedConvLayer", "in_channels": 8, "out_channels": 16,
+                    "kernel_size": 3, "stride": 2, "expand_ratio": 2, **block,
+                },
+                "shortcut": None,
+            }
+        ],
+        "feature_mix_layer": conv | {"in_channels": 16, "out_channels": 32},
+        "classifier": {"out_features": 4},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"in_channels": 12}, "takes 12 channels, the layer before it gives 8"),
+        ({"in_channels": {"a": 1}}, "in_channels of the block list is"),
+        ({"stride": True}, "stride of the block list is True"),
+        ({"kernel_size": 10**10}, "kernel_size of the block list is 10000000000"),
+        ({"expand_ratio": -1}, "has no channels"),
+        ({"expand_ratio": 10**8}, "params, more than"),
+        ({"expand_ratio": 1e308}, "not a once-for-all or ProxylessNAS block list"),
+    ],
+)
+def test_blocks_that_fit_nothing(block, message):
+    assert len(parse_net(block_list())) == 3
+    with pytest.raises(InvalidInputError, match=message):
+        parse_net(block_list(**block))

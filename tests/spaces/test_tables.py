@@ -307,3 +307,15 @@ def test_mobile_plain_has_relu_alone_and_no_squeeze_and_excitation():
     assert plain.choices == small.choices
     rows = small.sample(50, np.random.default_rng(0))
     assert (plain.macs(rows) < small.macs(rows)).all()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {}, {"name": None}, {"name": "mobile-small", "resolutions": 0},
+        {"name": "mobile-small", "in_channels": "x"}, {"name": "darts", "resolutions": 5},
+    ],
+)  # fmt: skip
+def test_a_file_that_describes_no_space(spec):
+    with pytest.raises(InvalidInputError, match="which describes none"):
+        spaces.recorded_space(spec)

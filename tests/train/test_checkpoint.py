@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from deploynas import spaces
@@ -161,3 +163,45 @@ def test_truncated_checkpoint(tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(InvalidInputError, match=r"is damaged.*delete "):
         load_checkpoint(path, "recipe", module, optimizer_of(module))
+
+
+def rewritten(path, tensors=(), without="", **metadata):
+    """The file with some tensors and metadata changed."""
+    with safe_open(path, "pt") as file:
+        own = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        said = file.metadata()
+    own = {k: v for k, v in (own | dict(tensors)).items() if k != without}
+    save_file(own, path, said | metadata)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "999999"},
+        {"without": "optimizer.0.momentum_buffer"},
+        {"tensors": {"model.0.weight": torch.zeros(4, 3, 3, 3)}},
+        {"tensors": {"model.more": torch.zeros(1)}},
+        {"sha256": "0" * 64},
+    ],
+    ids=["step", "dropped", "zeros", "added", "digest"],
+)
+def test_an_edited_checkpoint(tmp_path, change):
+    path, module = tmp_path / "checkpoint", tiny()
+    optimizer = optimizer_of(module)
+    train(module, optimizer, 2)
+    save_checkpoint(path, "recipe", 2, module, optimizer)
+    rewritten(path, **change)
+    fresh = tiny(1)
+    with pytest.raises(InvalidInputError, match=r"was edited or damaged.*delete "):
+        load_checkpoint(path, "recipe", fresh, optimizer_of(fresh))
+    assert_equal(fresh, tiny(1))
+
+
+def test_a_flipped_bit_in_weights(tmp_path):
+    path = save_weights(tmp_path / "w", small())
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    assert "was edited or damaged" in refuse(path, small())
+    save_file(small().state_dict(), path)  # of others: it has no digest
+    load_weights(path, small(1))

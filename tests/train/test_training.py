@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import pytest
 import torch
 
 from deploynas import spaces
 from deploynas.data.sources import load_digits
-from deploynas.errors import InvalidInputError
+from deploynas.errors import InvalidInputError, OutputError
 from deploynas.nn import Loan, Supernet, build
 from deploynas.train import (
     Batches,
@@ -197,6 +199,20 @@ def test_a_log_that_tensorboard_reads(digits, space, tmp_path):
     names = {"loss", "images per second"}
     ends = {f"validation accuracy/{end}" for end in ("largest", "smallest")}
     assert set(read.Tags()["scalars"]) == names | ends
+
+
+def test_a_log_that_cannot_be_written_is_a_line(tmp_path, capfd):
+    pytest.importorskip("tensorboard")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    state = TrainingProgress(1, 2, 0.5, 1.0)
+    try:
+        with ScalarLog(tmp_path / "log") as log:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+            with pytest.raises(OutputError, match="cannot write .*log: File too large"):
+                log.add(state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_accuracy_on_no_images_is_an_error(digits, space):

@@ -9,6 +9,7 @@ import torch
 import deploynas as dn
 from deploynas.data.sources import load_digits
 from deploynas.errors import InvalidInputError, MissingFileError
+from deploynas.journal import Journal
 from deploynas.profile import LatencyModel
 from deploynas.search import STRATEGIES, Budget, Effort, Plan
 from deploynas.search.evaluations import Evaluation
@@ -61,8 +62,8 @@ def test_workers_judge_as_this_process_does(space, digits, trained, target, tmp_
     source = Inherited(space, digits, trained, None, workers=Workers(2))
     shares = []
     result = searched(source, target, tmp_path / "run", progress=lambda t, s: shares.append(s))
-    lines = (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()
-    kept = [Evaluation.model_validate_json(line) for line in lines]
+    with Journal(tmp_path / "run" / "evaluations.jsonl", Evaluation, "run") as journal:
+        kept = journal.entries
     quick = [one for one in kept if one.fidelity == "quick"]
     assert len(quick) >= 9
     evaluator = SupernetEvaluator(supernets.open_supernet(trained, digits).network, digits, space)
