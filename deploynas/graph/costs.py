@@ -121,13 +121,8 @@ def read_graph(path: Path, input_shapes: Sequence[str] = ()) -> tuple[onnx.Graph
     model = onnx.ModelProto()
     model.CopyFrom(given)
     try:
-<<<<<<< HEAD
         return graph_scope(file.with_small_weights(model))
-    except (onnx.shape_inference.InferenceError, RuntimeError) as error:
-=======
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
->>>>>>> main
         raise InvalidInputError(f"{path}: its shapes contradict: {_first_line(error)}") from None
 
 
@@ -135,7 +130,7 @@ def graph_scope(model: onnx.ModelProto) -> tuple[onnx.GraphProto, Scope]:
     """A model's graph, functions inlined, and what is known of its values.
 
     Raises:
-        onnx.shape_inference.InferenceError, RuntimeError: Its shapes contradict.
+        onnx.shape_inference.InferenceError, RuntimeError, ValueError: Its shapes contradict.
     """
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)

@@ -193,12 +193,8 @@ class DeviceProfile(Artifact):
     """A device's profile.
 
     Format 1: first version; 2 (0.1.0): a validation tells the margin of the bound; 3 (0.2.0):
-<<<<<<< HEAD
-    calibrations that rest on other devices; 4 (0.2.0): fragments, which price operators of any
-    network.
-=======
-    calibrations that rest on other devices; 4: a digest.
->>>>>>> main
+    calibrations that rest on other devices; 4: a digest, and fragments, which price operators of
+    any network.
 
     Attributes:
         identity: Whose it is.
@@ -213,10 +209,7 @@ class DeviceProfile(Artifact):
 
     SCHEMA: ClassVar[str] = "deploynas-device-profile"
     VERSION: ClassVar[int] = 4
-<<<<<<< HEAD
-=======
     ANEW: ClassVar[str] = "measure it again: deploynas profile"
->>>>>>> main
     MIGRATIONS: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {
         1: _with_margins,
         2: unchanged,
