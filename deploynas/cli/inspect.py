@@ -54,10 +54,8 @@ def inspect(
     manifest = target / "manifest.json"
     is_file = is_model(target) or of_file(target).suffix != ".onnx"
     if is_file or (target / "model.onnx").is_file():
-        document = inspect_model(target, input_shape or ())
-        if profile is not None:
-            if not manifest.is_file():
-                raise typer.BadParameter("a profile prices layers of a space, not an ONNX file")
+        document = inspect_model(target, input_shape or (), profile=profile)
+        if profile is not None and manifest.is_file():
             document = inspect_layers(manifest, {}, None, profile)
     else:
         spec = {"name": space_name, "num_classes": num_classes, "in_channels": in_channels}
@@ -77,7 +75,8 @@ def _print(document: dict[str, Any], show_all: bool) -> None:
     heads = f"{'input > output':>{shape_width}}{'MACs':>15}{'params':>13}"
     heads += f"{'weights, kB':>13}{'output, kB':>12}"
     if timed:
-        heads += f"{'alone, ms':>11}{'share':>8}"
+        alone = "alone, ms" if "sum_of_layers_ms" in document else "ms"
+        heads += f"{alone:>11}{'share':>8}"
     say(f"{'layer':{width}}{heads}")
     for r, shape in zip(shown, shapes, strict=False):
         line = (
@@ -103,13 +102,26 @@ def _print(document: dict[str, Any], show_all: bool) -> None:
         warn(f"the shapes of {document['unknown_shapes']} outputs are not known: shown as ?")
     if document.get("uncounted"):
         warn(f"multiply-adds inside these are not counted: {', '.join(document['uncounted'])}")
+    if document.get("strange"):
+        warn(_strange(document))
     if "predicted_latency_ms" in document:
         say(
             f"predicted {document['predicted_latency_ms']:.3f} ms "
             f"+-{document['prediction_error']:.1%} on {document['device']}"
         )
-    if timed:
+    if "sum_of_layers_ms" in document:
         say(f"layers timed alone add up to {document['sum_of_layers_ms']:.3f} ms")
+
+
+def _strange(document: dict[str, Any]) -> str:
+    """Nodes that nothing in the profile resembles, and what was made of them."""
+    named = [f"{one['name']} ({one['kind']})" for one in document["strange"]]
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    share = f"{document['strange_share']:.1%}"
+    return (
+        f"nothing in the profile resembles {', '.join(named[:3])}{more}: priced as any operator "
+        f"of as many multiply-adds and bytes, {share} of the whole, and the error is so much wider"
+    )
 
 
 def _shape(sides: list[int] | None) -> str:

@@ -75,6 +75,10 @@ def profile(
         int | None, typer.Option(help="Whole networks to measure with --from; 10 by default.")
     ] = None,
     budget_minutes: Annotated[float, typer.Option(help="Stop measuring after this.")] = math.inf,
+    operators: Annotated[
+        bool,
+        typer.Option("--operators", help="Of any network, for files that no space built."),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -104,6 +108,11 @@ def profile(
         raise InvalidInputError("give --from without --bundle or --import")
     lent = {one: DeviceProfile.read(locate(one)) for one in sources or ()}
     precision = as_precision(precision_name)
+    if operators and (bundle or results or precision != "fp32"):
+        raise InvalidInputError(
+            "--operators measures in fp32, on a device that is reached now",
+            "leave out --bundle, --import and --precision",
+        )
     if bundle is not None:
         if results is not None:
             raise InvalidInputError("give one of --bundle and --import")
@@ -117,10 +126,13 @@ def profile(
         threads = target.identity.threads
     else:
         target = reach(open_device(device, threads, provider, runtime), device, quiet)
-        chosen = choose_space(space_name, data, num_classes, in_channels, resolution)
+        if not operators:
+            chosen = choose_space(space_name, data, num_classes, in_channels, resolution)
         name = re.sub(r"[^\w.@-]+", "-", device)[:60]
     suffix = f"-t{threads}" if threads > 1 else ""
     path = output or PROFILES / f"{name}{suffix}.json"
+    if operators:
+        return _operators(target, path, budget_minutes, as_json, quiet)
     with progress(quiet) as on_progress:
         if lent:
             result, num_measured = transfer_space(
@@ -171,6 +183,40 @@ def profile(
     if data or (chosen.strategy and chosen.num_classes == 1000):
         how += f" --data {data or 'DIR'}"
     say(f"next: deploynas search{how} --latency-ms {middle}{named}")
+    return None
+
+
+def _operators(
+    device: Device, path: Path, budget_minutes: float, as_json: bool, quiet: bool
+) -> None:
+    from deploynas.profile.operators import BUDGET_MINUTES, profile_operators
+
+    with progress(quiet) as on_progress:
+        result, num_measured = profile_operators(
+            device, path, budget_minutes=min(budget_minutes, BUDGET_MINUTES),
+            on_progress=on_progress,
+        )  # fmt: skip
+    warn_notes(device)
+    validation = result.operator_validation
+    assert validation is not None
+    if as_json:
+        return print_json(
+            {
+                "path": str(path),
+                "num_fragments": len(result.fragments),
+                "num_measured": num_measured,
+                "device": result.identity.model_dump(),
+                "notes": list(device.notes),
+                "validation": validation.model_dump(),
+            }
+        )
+    say(f"{result.identity.title}")
+    say(f"{num_measured} fragments measured now, {len(result.fragments)} in {path}")
+    say(
+        f"held out on {validation.num_networks} networks: mean error {validation.mape:.1%}, 95 % "
+        f"within {validation.margin:.1%}, noise floor {validation.noise_floor:.1%}"
+    )
+    say(f"next: deploynas inspect MODEL.onnx --profile {path}")
     return None
 
 

@@ -62,7 +62,7 @@ class NodeCost:
 
 
 @dataclass
-class _Scope:
+class Scope:
     """What is known of the values that a graph and its bodies can see.
 
     Attributes:
@@ -91,30 +91,51 @@ def node_costs(path: Path, input_shapes: Sequence[str] = ()) -> tuple[list[NodeC
     Raises:
         MissingFileError, InvalidInputError: See :class:`ModelFile`; or an input's shape is open.
     """
+    graph, scope = read_graph(path, input_shapes)
+    costs = _costs(graph, scope)
+    constants = set(scope.weights)
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants.update(node.output)
+    steps = [(_reads(node), set(node.output) - constants - {""}) for node in graph.node]
+    takes = {info.name for info in graph.input} - constants
+    gives = {info.name for info in graph.output}
+    if not takes.union(*(made for _, made in steps)) <= scope.bytes.keys():
+        return costs, None
+    return costs, peak_bytes(steps, scope.bytes, takes, gives)
+
+
+def read_graph(path: Path, input_shapes: Sequence[str] = ()) -> tuple[onnx.GraphProto, Scope]:
+    """A file's graph, functions inlined, and what is known of its values.
+
+    Args:
+        path: The file.
+        input_shapes: Of inputs that are open; see :meth:`ModelFile.shapes`.
+
+    Raises:
+        MissingFileError, InvalidInputError: See :func:`node_costs`.
+    """
     file = ModelFile(path)
     _require_valid(file)
     given = file.with_shapes(input_shapes)
     model = onnx.ModelProto()
     model.CopyFrom(given)
-    model = file.with_small_weights(model)
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
     try:
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        return graph_scope(file.with_small_weights(model))
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         raise InvalidInputError(f"{path}: its shapes contradict: {_first_line(error)}") from None
-    scope = _scope(model.graph, _Scope({}, {}, {}, {}))
-    costs = _costs(model.graph, scope)
-    constants = set(scope.weights)
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            constants.update(node.output)
-    steps = [(_reads(node), set(node.output) - constants - {""}) for node in model.graph.node]
-    takes = {info.name for info in model.graph.input} - constants
-    gives = {info.name for info in model.graph.output}
-    if not takes.union(*(made for _, made in steps)) <= scope.bytes.keys():
-        return costs, None
-    return costs, peak_bytes(steps, scope.bytes, takes, gives)
+
+
+def graph_scope(model: onnx.ModelProto) -> tuple[onnx.GraphProto, Scope]:
+    """A model's graph, functions inlined, and what is known of its values.
+
+    Raises:
+        onnx.shape_inference.InferenceError, RuntimeError, ValueError: Its shapes contradict.
+    """
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    return graph, _scope(graph, Scope({}, {}, {}, {}))
 
 
 def _require_valid(file: ModelFile) -> None:
@@ -131,9 +152,9 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def _scope(graph: onnx.GraphProto, outer: _Scope) -> _Scope:
+def _scope(graph: onnx.GraphProto, outer: Scope) -> Scope:
     """What a graph sees: its own values, and what its surroundings know."""
-    scope = _Scope(dict(outer.shapes), dict(outer.bytes), dict(outer.weights), outer.used)
+    scope = Scope(dict(outer.shapes), dict(outer.bytes), dict(outer.weights), outer.used)
     for tensor in graph.initializer:
         scope.weights[tensor.name] = tensor
     for node in graph.node:
@@ -158,7 +179,7 @@ def _scope(graph: onnx.GraphProto, outer: _Scope) -> _Scope:
     return scope
 
 
-def _costs(graph: onnx.GraphProto, scope: _Scope) -> list[NodeCost]:
+def _costs(graph: onnx.GraphProto, scope: Scope) -> list[NodeCost]:
     return [
         _cost(node, scope, index)
         for index, node in enumerate(graph.node)
@@ -166,7 +187,7 @@ def _costs(graph: onnx.GraphProto, scope: _Scope) -> list[NodeCost]:
     ]
 
 
-def _cost(node: onnx.NodeProto, scope: _Scope, index: int) -> NodeCost:
+def _cost(node: onnx.NodeProto, scope: Scope, index: int) -> NodeCost:
     own = _unused([scope.weights[n] for n in node.input if n in scope.weights], scope)
     attributes = [t for attribute in node.attribute for t in attribute_tensors(attribute)]
     own += _unused(attributes, scope)
@@ -200,7 +221,7 @@ def _cost(node: onnx.NodeProto, scope: _Scope, index: int) -> NodeCost:
     )
 
 
-def _unused(tensors: Sequence[onnx.TensorProto], scope: _Scope) -> list[onnx.TensorProto]:
+def _unused(tensors: Sequence[onnx.TensorProto], scope: Scope) -> list[onnx.TensorProto]:
     """Those that no node before has."""
     found = []
     for tensor in tensors:
@@ -214,7 +235,7 @@ def _graphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
     return [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
 
 
-def _times(node: onnx.NodeProto, inputs: Sequence[Shape | None], scope: _Scope) -> int | None:
+def _times(node: onnx.NodeProto, inputs: Sequence[Shape | None], scope: Scope) -> int | None:
     """How often the bodies of a node run; None where the file does not say."""
     if node.op_type == "Scan":
         (bodies,) = [a.g for a in node.attribute if a.name == "body"]
@@ -236,7 +257,7 @@ def _value(tensor: onnx.TensorProto) -> int | None:
 
 
 def _macs(
-    node: onnx.NodeProto, inputs: Sequence[Shape | None], output: Shape | None, scope: _Scope
+    node: onnx.NodeProto, inputs: Sequence[Shape | None], output: Shape | None, scope: Scope
 ) -> tuple[int, bool]:
     """Multiply-adds, biases not counted, as in papers; and whether these are all."""
     if node.domain not in STANDARD or node.op_type in UNCOUNTED:
@@ -257,6 +278,12 @@ def _macs(
         return 0, False
     macs = math.prod(side for shape in factors for side in shape or ())
     return macs, macs > 0
+
+
+def node_macs(node: onnx.NodeProto, scope: Scope) -> int:
+    """Multiply-adds of a node without bodies; 0 where they are not known."""
+    inputs = [scope.shapes.get(name) for name in node.input]
+    return _macs(node, inputs, scope.shapes.get(node.output[0]), scope)[0]
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:

@@ -130,12 +130,37 @@ def emit(
     graph.rename(outputs[-1], name)
     shape = [1, last.out_channels] + ([] if is_network else [last.out_height, last.out_width])
     image = [1, first.in_channels, first.height, first.width]
+    return finished(graph, image, {name: shape}, weights, opset=opset, metadata=metadata)
+
+
+def finished(
+    graph: GraphBuilder,
+    image: Sequence[int],
+    outputs: Mapping[str, Sequence[int]],
+    weights: Weights,
+    *,
+    opset: int = DEFAULT_OPSET,
+    metadata: Mapping[str, str] | None = None,
+) -> onnx.ModelProto:
+    """The model of a graph that is built.
+
+    Args:
+        graph: Reads ``image``.
+        image: Shape of that input.
+        outputs: Name -> shape.
+        weights: Of the graph.
+        opset: Of the operators.
+        metadata: Further properties.
+    """
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
             "deploynas",
             [helper.make_tensor_value_info("image", TensorProto.FLOAT, image)],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+                for name, shape in outputs.items()
+            ],
             graph.initializers,
         ),
         opset_imports=[helper.make_opsetid("", opset)],

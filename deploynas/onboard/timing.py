@@ -138,6 +138,21 @@ class Samples:
             for core, memory in zip(self.core_ms, self.memory_ms)
         ]
 
+    def least(self, at: Level) -> Estimate:
+        """As :meth:`estimate`, of the least touch of each session over the least reference there.
+
+        What other programs do only adds, and more to long models than to the references: beside
+        them the least is what can be compared with the least of other models.
+        """
+        share = self._memory_share(at)
+        sessions = [
+            np.array([min(ms)])
+            * (at.core_ms / min(core)) ** (1 - share)
+            * (at.memory_ms / min(memory)) ** share
+            for ms, core, memory in zip(*self._columns)
+        ]
+        return estimate(sessions)
+
     def _memory_share(self, at: Level) -> float:
         """How much of a change of the memory level the model feels, 0 to 1.
 

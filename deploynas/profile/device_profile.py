@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from deploynas.artifacts import Artifact, Record, unchanged
 from deploynas.device import Estimate, Identity, Level, Samples
 from deploynas.errors import DeviceMismatchError, IncompleteProfileError
+from deploynas.graph.operators import Operator
 from deploynas.journal import Journal
 from deploynas.spaces import ArchRecord, Layer, Resolution, SearchSpace
 
@@ -95,6 +96,18 @@ class NetworkRecord(Record):
     def resolution(self) -> Resolution:
         """Of the input."""
         return Resolution.of(self.architecture["resolution"])
+
+
+class FragmentRecord(Record):
+    """A measured fragment: its operators, how many of each, and samples.
+
+    Attributes:
+        is_network: Whether it is a whole network, which errors are judged by.
+    """
+
+    is_network: bool
+    operators: Annotated[tuple[tuple[Operator, Count], ...], Field(min_length=1)]
+    samples: SampleRecord
 
 
 class SourceRecord(Record):
@@ -181,7 +194,8 @@ class DeviceProfile(Artifact):
     """A device's profile.
 
     Format 1: first version; 2 (0.1.0): a validation tells the margin of the bound; 3 (0.2.0):
-    calibrations that rest on other devices; 4: a digest.
+    calibrations that rest on other devices; 4: a digest, and fragments, which price operators of
+    any network.
 
     Attributes:
         identity: Whose it is.
@@ -189,6 +203,8 @@ class DeviceProfile(Artifact):
         layers: ``precision/layer key`` -> record.
         networks: ``precision/space name/classes/channels`` -> calibration networks.
         validations: The same keys -> held-out error.
+        fragments: Name -> fragment, in the precision fp32.
+        operator_validation: Held-out error on those fragments that are whole networks.
         transfers: Of the same keys those that rest on other devices -> on which.
     """
 
@@ -206,11 +222,13 @@ class DeviceProfile(Artifact):
     layers: dict[str, LayerRecord] = {}
     networks: dict[SpaceKey, Annotated[tuple[NetworkRecord, ...], Field(min_length=1)]] = {}
     validations: dict[SpaceKey, Validation] = {}
+    fragments: dict[str, FragmentRecord] = {}
+    operator_validation: Validation | None = None
     transfers: dict[SpaceKey, TransferRecord] = {}
 
     @model_validator(mode="after")
     def _has_a_level(self) -> Self:
-        if self.level is None and (self.layers or self.networks):
+        if self.level is None and (self.layers or self.networks or self.fragments):
             raise ValueError("samples without a reference level")
         return self
 

@@ -182,20 +182,42 @@ def measure_job(
     old: Mapping[str, Samples],
     on_progress: OnProgress,
 ) -> dict[str, Samples]:
-    """Write each network as ONNX and time it, journalling every round."""
+    """Write each network as ONNX and time it."""
     with temporary_folder() as folder:
         paths = write_models(job, folder, on_progress)
-        samples = {name: old[name] for name in paths if name in old}
+        return timed(device, paths, (job.title, job.rule), journal, old, on_progress)
 
-        def on_round(number: int, touches: dict[str, tuple[float, Level]]) -> None:
-            entry = {n: (ms, at.core_ms, at.memory_ms) for n, (ms, at) in touches.items()}
-            sizes = {n: paths[n].stat().st_size for n in touches} if number == 0 else {}
-            journal.append(JournalRound(first=number == 0, bytes=sizes, touches=entry))
 
-        return measure(
-            device, paths, job.rule, samples=samples, on_round=on_round,
-            on_progress=lambda progress: on_progress(job.title, progress.done),
-        )  # fmt: skip
+def timed(
+    device: Device,
+    paths: Mapping[str, Path],
+    how: tuple[str, StopRule],
+    journal: ProfileJournal,
+    old: Mapping[str, Samples],
+    on_progress: OnProgress,
+) -> dict[str, Samples]:
+    """Time models, journalling every round.
+
+    Args:
+        device: Measures.
+        paths: Name -> ONNX file.
+        how: What it is called, and its rule.
+        journal: Takes every round.
+        old: Samples of an interrupted run.
+        on_progress: Called with what is going on and its share done.
+    """
+    title, rule = how
+    samples = {name: old[name] for name in paths if name in old}
+
+    def on_round(number: int, touches: dict[str, tuple[float, Level]]) -> None:
+        entry = {n: (ms, at.core_ms, at.memory_ms) for n, (ms, at) in touches.items()}
+        sizes = {n: paths[n].stat().st_size for n in touches} if number == 0 else {}
+        journal.append(JournalRound(first=number == 0, bytes=sizes, touches=entry))
+
+    return measure(
+        device, paths, rule, samples=samples, on_round=on_round,
+        on_progress=lambda progress: on_progress(title, progress.done),
+    )  # fmt: skip
 
 
 def replay(journal: ProfileJournal, device: Device) -> dict[str, Samples]:

@@ -14,17 +14,22 @@ if TYPE_CHECKING:
     from deploynas.spaces.layers import Node
 
 
-def inspect_model(target: Path, input_shapes: Sequence[str] = ()) -> dict[str, Any]:
+def inspect_model(
+    target: Path, input_shapes: Sequence[str] = (), profile: Path | None = None
+) -> dict[str, Any]:
     """Costs of a model's file, or of an export, whose file must agree with its manifest.
 
     Args:
         target: The file or folder.
         input_shapes: Of inputs that are open: ``1,3,224,224``, or ``NAME=...`` each.
+        profile: Adds the latency of a file without a manifest, node by node.
 
     Raises:
         MissingFileError, InvalidInputError: It is not there, unreadable, or does not agree.
+        IncompleteProfileError: The profile holds no operators.
     """
     from deploynas.check.verdict import load_target
+    from deploynas.errors import InvalidInputError
     from deploynas.graph.costs import node_costs
     from deploynas.runtimes import of_file
 
@@ -48,7 +53,40 @@ def inspect_model(target: Path, input_shapes: Sequence[str] = ()) -> dict[str, A
         stored = sum(c.weight_bytes for c in costs if c.kind not in ("Clip", "Slice"))
         _require_agreement(target, document["macs"], stored, manifest)
         document["params_before_folding"] = manifest.params
+    elif profile is not None:
+        if not is_onnx:
+            raise InvalidInputError(f"{model}: operators are priced in ONNX files")
+        document |= _operator_latency(profile, model, input_shapes, rows)
     return document
+
+
+def _operator_latency(
+    path: Path, model: Path, input_shapes: Sequence[str], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Latency of a file that no space built; of each node, added to ``rows``."""
+    from deploynas.graph.operators import operators
+    from deploynas.profile import DeviceProfile
+    from deploynas.profile.operators import OperatorModel
+
+    profile = DeviceProfile.read(path)
+    price = OperatorModel(profile).predict(operators(model, input_shapes))
+    *nodes, call = price.nodes
+    for row, node in zip(rows, nodes, strict=True):
+        row |= {
+            "latency_ms": node.ms, "latency_share": node.ms / price.ms, "strange": node.is_strange,
+        }  # fmt: skip
+    return {
+        "device": profile.identity.title,
+        "predicted_latency_ms": price.ms,
+        "prediction_error": price.margin,
+        "low_ms": price.low_ms,
+        "high_ms": price.high_ms,
+        "call_ms": call.ms,
+        "strange": [
+            {"name": one.name, "kind": one.kind, "latency_ms": one.ms} for one in price.strange
+        ],
+        "strange_share": price.strange_share,
+    }
 
 
 def _require_agreement(folder: Path, macs: int, stored_bytes: int, manifest: Any) -> None:
