@@ -298,7 +298,8 @@ def test_the_chain_on_an_image_folder(
         assert json.loads(done.stdout)["accuracy"] > 0.9
         done = run("export", "--name", "own", "--json", cwd=tmp_path)
         files = sorted(path.name for path in (tmp_path / "exports" / "own").iterdir())
-        assert files == ["manifest.json", "model.onnx"]  # the other format is gone
+        # the other format is gone
+        assert files == ["manifest.json", "model.onnx", "sbom.cdx.json"]
 
     profile = tmp_path / "profiles" / "cpu.json"
     profile.write_text(profile.read_text() + "\n")
