@@ -57,9 +57,9 @@ def explained(reading: Reading) -> dict[str, Any]:
 def widths(size: int) -> list[int]:
     """The widths of a group of so many channels: from a quarter up, in steps of a device's block.
 
-    Steps of :data:`STEP`, of narrow groups of a quarter of their width; its own is always one.
+    Steps of :data:`STEP`; of groups below two of these a quarter of their width. Its own is one.
     """
-    step = min(STEP, max(1, size // 4))
+    step = STEP if size >= 2 * STEP else max(1, size // 4)
     least = -(-size // 4)
     return [*range(-(-least // step) * step, size, step), size]
 

@@ -155,7 +155,7 @@ def test_the_interval_against_a_record_by_hand(models):
 
 
 @pytest.mark.slow
-def test_against_a_record(models, record, tmp_path):
+def test_against_a_record(models, record, signed, tmp_path):
     device = LocalDevice()
     path = tmp_path / "record.json"
     record.write(path)
@@ -166,7 +166,7 @@ def test_against_a_record(models, record, tmp_path):
     assert slower.outcome == "regressed"
     document = json.loads(path.read_text())
     document["identity"]["processor"] = "another"
-    path.write_text(json.dumps(document))
+    path.write_text(signed(document))
     with pytest.raises(DeviceMismatchError, match="processor: another"):
         against(device, models["small"], Baseline(path))
     allowed = Baseline(path, allow_other_device=True)

@@ -74,7 +74,8 @@ def test_the_export_is_whole_small_and_of_no_one_machine() -> None:
     model = EXPORT / "model.onnx"
     assert sha256(model) == manifest.model_sha256
     assert sum(path.stat().st_size for path in EXPORT.iterdir()) <= 1_000_000
-    assert {path.name for path in EXPORT.iterdir()} == {"model.onnx", "manifest.json"}
+    files = {path.name for path in EXPORT.iterdir()}
+    assert files == {"model.onnx", "manifest.json", "sbom.cdx.json"}
     paths = re.findall(r'"(/[^"]*)"', (EXPORT / "manifest.json").read_text())
     assert paths == ["/usr/share/datasets/fashion-mnist"]
 
