@@ -154,6 +154,7 @@ def test_the_next_network_is_none_that_is_known_and_of_those_allowed() -> None:
     assert prior.design(1, columns[:0], np.arange(5) == 3) == [3]
 
 
+@pytest.mark.long
 def test_a_new_board_from_ten_networks(boards: dict[Path, DeviceProfile], tmp_path: Path) -> None:
     board = Board("between", 0.008, 1e-6)
     path = tmp_path / "new.json"

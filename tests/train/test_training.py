@@ -431,7 +431,7 @@ def test_a_supernet_trains_in_bfloat16(schedule, narrow, digits, space):
         assert 0 <= evaluator.accuracy(arch, 64, 64) <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bfloat16_learns_as_float32_does(digits, space, monkeypatch):
     accuracies = []
     for is_narrow in (False, True):

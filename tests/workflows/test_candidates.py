@@ -68,7 +68,7 @@ def counted(monkeypatch):
     return epochs
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_behind_stops_early(space, digits, tmp_path, monkeypatch):
     epochs = counted(monkeypatch)
     archs = space.sample(40, np.random.default_rng(0))
@@ -168,7 +168,7 @@ def test_a_search_that_was_killed_goes_on_and_ends_in_a_network(
     assert seconds > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_costs_on_the_front(space, digits, profile, tmp_path):
     recipe = RECIPE.model_copy(update={"epochs": 0.3})
     source, pareto = Candidates(space, digits, recipe, halving=False), STRATEGIES.load("pareto")

@@ -172,7 +172,7 @@ def cells(digits, board_profile, tmp_path):
     return space, path, Budget(latency_ms=float(np.median(model.upper_ms(space.everything()))))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_is_reused_under_another_job(cells, digits, tmp_path, monkeypatch):
     """A comparison that was stopped, then asked for with another budget, profile, recipe, ..."""
     space, profile, budget = cells

@@ -56,7 +56,7 @@ def searched(source, target, run, **told):
     return search(Budget(latency_ms=limit), plan, source, target, run, Tell(**told))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_judge_as_this_process_does(space, digits, trained, target, tmp_path):
     torch.set_num_threads(before := torch.get_num_threads())
     source = Inherited(space, digits, trained, None, workers=Workers(2))
