@@ -412,9 +412,7 @@ def learned(network, digits, model, budget, recipe, **arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "update", ["two-path", pytest.param("reinforce", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("update", ["two-path", pytest.param("reinforce", marks=pytest.mark.long)])
 def test_a_killed_search_goes_on(update, digits, space, model, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     recipe = RECIPE.model_copy(
