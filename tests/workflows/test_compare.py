@@ -73,7 +73,7 @@ def test_a_comparison_stops_resumes_and_trains_nothing_twice(
     stopped, notes = run(space, digits, profile, tmp_path, given, max_minutes=1e-9)
     assert not stopped.complete
     assert not stopped.winners
-    assert "minutes" in notes[0]
+    assert any("minutes" in note for note in notes)
     found, _ = run(space, digits, profile, tmp_path, given)
     assert found.complete
     assert [row.strategy for row in found.rows] == list(given.strategies)
