@@ -33,6 +33,23 @@ def own_settings(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
+@pytest.fixture
+def small_table(tmp_path):
+    """The file of a space of one stage at 16 px, of as many networks as there are depths."""
+
+    def written(depths):
+        path = tmp_path / "small.toml"
+        path.write_text(
+            'operator = "mbconv"\nkernel_sizes = [3]\nexpand_ratios = [2]\nactivation = "relu"\n'
+            "resolutions = [16]\n[stem]\nwidth = 8\n[first]\nwidth = 8\n"
+            f"[[stages]]\nwidth = 8\nstride = 2\ndepths = {depths}\n"
+            "[head]\nwidth = 16\nfeatures = 0\n"
+        )
+        return path
+
+    return written
+
+
 @pytest.fixture(scope="session")
 def signed():
     """Text of an artefact's document that was edited by somebody who knows the digest."""

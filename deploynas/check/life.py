@@ -113,6 +113,7 @@ class Throughput(Lived):
     name, field = "throughput_per_s", "per_s"
     help = "Images a second of --instances processes beside each other; a limit is the least."
     suffixes, shown, at_least = COUNT, ("images/s", 1.0), True
+    lacking = "no --instances were asked for"
 
     @classmethod
     def value(cls, life: Life, batch: int) -> float | None:

@@ -10,7 +10,8 @@ from typing import Any
 from deploynas.device import LocalDevice
 from deploynas.errors import InvalidInputError
 from deploynas.graph.costs import node_costs
-from deploynas.graph.model_file import ModelFile, place, require_memory
+from deploynas.graph.model_file import ModelFile, require_memory
+from deploynas.onboard.folders import place
 from deploynas.onboard.runtime import Input
 from deploynas.runtimes import files_of, of_file
 

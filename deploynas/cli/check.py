@@ -306,8 +306,8 @@ def check(
         )
         if expected:
             say(expected.drift.words)
-            if expected.drift.exceeds(expected.margin):
-                say("that is more than a machine drifts: its profile is to be made anew")
+            if expected.again:
+                say(f"that is more than a machine drifts: profile it again, {expected.again}")
             say(
                 f"predicted {expected.latency_ms:.3f} ms +-{expected.error:.1%} as the machine is "
                 f"now: off by {x.median / expected.latency_ms - 1:+.1%}"

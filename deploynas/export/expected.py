@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploynas import spaces
 from deploynas.device import Device, Drift
 from deploynas.errors import IncompleteProfileError, InvalidInputError, UnknownNameError
 from deploynas.export.manifest import Manifest
 from deploynas.profile import DeviceProfile, LatencyModel
+from deploynas.profile.device_profile import Precision, again_command
 from deploynas.profile.refresh import refresh
+from deploynas.spaces import recorded_space
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,14 @@ class Expected:
         latency_ms: Milliseconds.
         error: Half-width of its bound, relative.
         drift: Of the machine since its profile.
-        margin: Of the profile's fit.
+        again: The command that makes the profile anew, where the machine is not that of its
+            profile any more; else empty.
     """
 
     latency_ms: float
     error: float
     drift: Drift
-    margin: float
+    again: str
 
 
 def expected_now(
@@ -57,11 +59,14 @@ def expected_now(
         profile = DeviceProfile.read(path)
         if profile.identity.differences(device.identity):
             return None
-        space = spaces.space(**manifest.space)  # type: ignore[arg-type]
+        space = recorded_space(manifest.space)
         held = space.with_resolutions([manifest.preprocessing.resolution])
-        model = LatencyModel(held, profile, "int8" if manifest.quantization else "fp32")
+        precision: Precision = "int8" if manifest.quantization else "fp32"
+        model = LatencyModel(held, profile, precision)
     except (IncompleteProfileError, InvalidInputError, UnknownNameError):
         return None
     model = model.at(refresh(model, device, on_progress=on_progress))
     now = predicted * model.drift.factor
-    return Expected(now, model.half_width, model.drift, model.validation.margin)
+    is_other = model.drift.exceeds(model.validation.margin)
+    again = again_command(path, space, profile, precision) if is_other else ""
+    return Expected(now, model.half_width, model.drift, again)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +18,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 
 from deploynas.contents import head, require_own
 from deploynas.errors import InvalidInputError, MissingFileError
+from deploynas.onboard.folders import place
 from deploynas.onboard.runtime import Input
 
 MEMORY_PER_BYTE = 2.0  # a runtime holds a model about twice while it opens it
@@ -343,15 +343,6 @@ def num_bytes(tensor: onnx.TensorProto) -> int:
     if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
         return (count + 1) // 2
     return int(count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-
-
-def place(file: Path, where: Path) -> None:
-    """Make ``file`` be at ``where`` too; runtimes follow no links out of a model's folder."""
-    where.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(file, where)
-    except OSError:  # another disk
-        shutil.copyfile(file, where)
 
 
 def _parsed(text: str, names: list[str]) -> tuple[str, list[int]]:

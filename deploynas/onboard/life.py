@@ -8,8 +8,8 @@ more. Several are lived, for each is a draw of memory layout, on cores that rota
 from __future__ import annotations
 
 import gc
+import math
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from typing import Any
 
 from deploynas.errors import DeviceError
 from deploynas.onboard.conversation import open_worker
-from deploynas.onboard.folders import PREFIX
+from deploynas.onboard.folders import PREFIX, place
 from deploynas.onboard.runtime import inputs_beside
 
 Command = Callable[[int], Sequence[str]]
@@ -80,9 +80,12 @@ class Life:
         """
         try:
             found = {one.name: answer[one.name] for one in fields(cls)}
-            numbers = [*found["calls_ms"], *(found[name] for name in _ALWAYS)]
-            numbers += [found[name] for name in _MAYBE if found[name] is not None]
-            if not found["calls_ms"] or not all(0 <= float(x) < float("inf") for x in numbers):
+            times = [*found["calls_ms"], *(found[name] for name in _ALWAYS)]
+            times += [found[name] for name in _MAYBE if found[name] is not None]
+            memory = [found[name] for name in _MEMORY if found[name] is not None]
+            if not found["calls_ms"] or not all(0 < float(x) < math.inf for x in times):
+                raise ValueError
+            if not all(0 <= float(x) < math.inf for x in memory):
                 raise ValueError
             return cls(**found)
         except (KeyError, TypeError, ValueError):
@@ -90,7 +93,8 @@ class Life:
 
 
 _ALWAYS = ("first_load_ms", "warm_load_ms", "first_inference_ms")
-_MAYBE = ("cold_load_ms", "load_peak_bytes", "inference_peak_bytes", "per_s")
+_MAYBE = ("cold_load_ms", "per_s")
+_MEMORY = ("load_peak_bytes", "inference_peak_bytes")
 
 
 def lives(
@@ -111,9 +115,9 @@ def lives(
     for number in range(rule.lives):
         # none of ours with a mark: in these a runtime keeps what it compiles
         with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
-            own = [_placed(file, Path(folder)) for file in files]
-            if inputs_beside(files[0]).is_file():
-                _placed(inputs_beside(files[0]), Path(folder))
+            own = [place(file, Path(folder) / file.name) for file in files]
+            if (given := inputs_beside(files[0])).is_file():
+                place(given, Path(folder) / given.name)
             found: dict[str, Any] = {"per_s": None}
             for asked in ({"every_ms": rule.every_ms}, {}):
                 with open_worker(command(number), [], runtime) as worker:
@@ -123,16 +127,6 @@ def lives(
                     command, runtime, own[0], name, number * rule.instances, rule.instances
                 )
             yield Life.of(found)
-
-
-def _placed(file: Path, folder: Path) -> Path:
-    """A file, there too."""
-    where = folder / file.name
-    try:
-        os.link(file, where)
-    except OSError:  # another disk
-        shutil.copyfile(file, where)
-    return where
 
 
 def _together(

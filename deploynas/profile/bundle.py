@@ -14,9 +14,10 @@ import deploynas
 from deploynas import spaces
 from deploynas.artifacts import open_atomic
 from deploynas.device.base import Identity, Notes
+from deploynas.device.link import package
 from deploynas.device.local import converted
 from deploynas.device.reference import write_references
-from deploynas.device.remote import package, round_of
+from deploynas.device.remote import round_of
 from deploynas.device.wire import Parcel
 from deploynas.errors import (
     DeploynasError,

@@ -193,7 +193,7 @@ def _with_margins(document: dict[str, Any]) -> dict[str, Any]:
 class DeviceProfile(Artifact):
     """A device's profile.
 
-    Format 1: first version; 2 (0.1.0): a validation tells the margin of the bound; 3 (0.2.0):
+    Format 1: first version; 2 (0.1.0): a validation tells the margin of the bound; 3:
     calibrations that rest on other devices; 4: a digest, and fragments, which price operators of
     any network.
 
@@ -354,6 +354,20 @@ def again_command(
     """The command that makes a profile anew."""
     command = profile_command(space, profile.identity, precision)
     return f"rm {shlex.quote(str(path))} && {command} --output {shlex.quote(str(path))}"
+
+
+def profile_at(path: Path, identity: Identity) -> DeviceProfile:
+    """The profile of a device in a file, or a new one where there is no file yet.
+
+    Raises:
+        DeviceMismatchError: The file holds samples of another device.
+        InvalidInputError: See :meth:`DeviceProfile.read`.
+    """
+    if not path.exists():
+        return DeviceProfile(identity=identity)
+    profile = DeviceProfile.read(path)
+    profile.require_same_device(identity, path, "choose another file with --output")
+    return profile
 
 
 class JournalHead(Record):

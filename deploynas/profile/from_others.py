@@ -16,6 +16,7 @@ from deploynas.profile.device_profile import (
     SourceRecord,
     TransferRecord,
     open_journal,
+    profile_at,
     space_key,
 )
 from deploynas.profile.latency_model import LatencyModel
@@ -67,9 +68,7 @@ def transfer_space(
         raise InvalidInputError(f"{least}, got {num_networks} for {space.name}")
     key = space_key(space, precision)
     with open_journal(path) as journal:
-        profile = DeviceProfile.read(path) if path.exists() else None
-        profile = profile or DeviceProfile(identity=device.identity)
-        profile.require_same_device(device.identity, path, "choose another file with --output")
+        profile = profile_at(path, device.identity)
         if key in profile.networks and key not in profile.transfers:
             raise InvalidInputError(
                 f"{path} holds {space.name} as it was measured there",

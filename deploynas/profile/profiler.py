@@ -29,6 +29,7 @@ from deploynas.profile.device_profile import (
     SampleRecord,
     layer_key,
     open_journal,
+    profile_at,
     space_key,
 )
 from deploynas.profile.latency_model import cross_validate, judge
@@ -82,9 +83,7 @@ def profile_space(
         InvalidInputError, OutputError, DeviceError: See their classes.
     """
     with open_journal(path) as journal:
-        profile = DeviceProfile.read(path) if path.exists() else None
-        profile = profile or DeviceProfile(identity=device.identity)
-        profile.require_same_device(device.identity, path, "choose another file with --output")
+        profile = profile_at(path, device.identity)
         old = replay(journal, device)
         started = time.monotonic()
         layer_job, network_job = jobs_of(space, profile, precision, budget_minutes, soft_seconds)
@@ -185,13 +184,14 @@ def measure_job(
     """Write each network as ONNX and time it."""
     with temporary_folder() as folder:
         paths = write_models(job, folder, on_progress)
-        return timed(device, paths, (job.title, job.rule), journal, old, on_progress)
+        return timed(device, paths, job.title, job.rule, journal, old, on_progress)
 
 
 def timed(
     device: Device,
     paths: Mapping[str, Path],
-    how: tuple[str, StopRule],
+    title: str,
+    rule: StopRule,
     journal: ProfileJournal,
     old: Mapping[str, Samples],
     on_progress: OnProgress,
@@ -201,12 +201,12 @@ def timed(
     Args:
         device: Measures.
         paths: Name -> ONNX file.
-        how: What it is called, and its rule.
+        title: What it is called.
+        rule: When to stop.
         journal: Takes every round.
         old: Samples of an interrupted run.
         on_progress: Called with what is going on and its share done.
     """
-    title, rule = how
     samples = {name: old[name] for name in paths if name in old}
 
     def on_round(number: int, touches: dict[str, tuple[float, Level]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,10 @@ def read_network(spec: str, weights: Path | None, resolution: Resolution) -> Rea
     Raises:
         InvalidInputError: See :func:`deploynas.nn.adapt.read`.
     """
-    module = load_module(spec, weights)
-    shape = (1, _channels(module), resolution.height, resolution.width)
-    return read(module, torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    with contextlib.redirect_stdout(sys.stderr):  # what somebody's code prints is no answer
+        module = load_module(spec, weights)
+        shape = (1, _channels(module), resolution.height, resolution.width)
+        return read(module, torch.randn(shape, generator=torch.Generator().manual_seed(0)))
 
 
 def explained(reading: Reading) -> dict[str, Any]:

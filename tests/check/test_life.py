@@ -52,7 +52,10 @@ def report(device, path, rule=RULE, batch=1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cpu", f"exec:{shlex.quote(sys.executable)}"])
+@pytest.mark.parametrize(
+    "name",
+    ["cpu", pytest.param(f"exec:{shlex.quote(sys.executable)}", marks=pytest.mark.long)],
+)
 def test_a_life(name, model):
     found = report(open_device(name), model, LifeRule(lives=2, instances=2))
     assert len(found.lives) == 2

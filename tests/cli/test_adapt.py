@@ -37,6 +37,13 @@ def broken():
 def half():
     return network().half()
 
+def leaves():
+    raise SystemExit(0)
+
+def talks():
+    print("loading ...")
+    return network()
+
 SHELF = 3
 """
 
@@ -78,6 +85,8 @@ def test_explained(source):
         ("mine.py:nework", "did you mean 'network'"),
         ("mine.py:SHELF", "unknown function of"),
         ("mine.py:half", "is float16, and float32 is needed"),
+        ("mine.py:leaves", "ends in SystemExit"),
+        ("torchvision:fasterrcnn_resnet50_fpn", "unknown network of torchvision"),
         ("other.py:network", "does not exist"),
         ("mine.py", "names no network"),
         ("keras:resnet", "neither a .py file nor one of torchvision, timm"),
@@ -89,6 +98,12 @@ def test_what_is_no_network(source, name, said):
     found = run(spec, "--explain", "--quiet")
     assert isinstance(found.exception, DeploynasError)
     assert said in str(found.exception)
+
+
+def test_what_a_file_prints_is_no_answer(source):
+    found = run(f"{source}:talks", "--explain", "--resolution", "16", "--json", "--quiet")
+    assert json.loads(found.stdout)["network"] == "Sequential"
+    assert "loading ..." in found.stderr
 
 
 def test_it_is_not_searched_yet(source):

@@ -496,7 +496,7 @@ def test_precision_is_part_of_the_choice(tmp_path: Path) -> None:
     assert manifest["quantization"] is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_gradient_search_from_profile_to_checked_file(
     board_profile: Callable[[StagedSpace], DeviceProfile], tmp_path: Path
 ) -> None:

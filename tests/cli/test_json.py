@@ -148,31 +148,10 @@ def test_from_images_to_an_export(
     is_frozen("compare", found)
 
 
-TABLE = """\
-operator = "mbconv"
-kernel_sizes = [3]
-expand_ratios = [2]
-activation = "relu"
-resolutions = [16]
-[stem]
-width = 8
-[first]
-width = 8
-[[stages]]
-width = 8
-stride = 2
-depths = [1, 2]
-[head]
-width = 16
-features = 0
-"""
-
-
 @pytest.mark.long
-def test_devices_and_profiles(tmp_path: Path) -> None:
+def test_devices_and_profiles(tmp_path: Path, small_table: Callable[[list[int]], Path]) -> None:
     here = ("--exec", sys.executable)
     is_frozen("devices add", printed(tmp_path, "devices", "add", "pi", *here))
     is_frozen("devices remove", printed(tmp_path, "devices", "remove", "pi"))
-    (tmp_path / "tiny.toml").write_text(TABLE)
-    few = ("--space", "tiny.toml", "--budget-minutes", "0.2", "--output", "p.json")
+    few = ("--space", small_table([1, 2]).name, "--budget-minutes", "0.2", "--output", "p.json")
     is_frozen("profile", printed(tmp_path, "profile", *few))

@@ -27,10 +27,11 @@ from deploynas.device import (
     open_device,
     open_same,
 )
-from deploynas.device import remote as remote_module
+from deploynas.device import link as link_module
 from deploynas.device.fleet import Fleet
+from deploynas.device.link import Link
 from deploynas.device.named import NamedDevices
-from deploynas.device.remote import Link, command_of
+from deploynas.device.remote import command_of
 from deploynas.device.wire import Parcel
 from deploynas.errors import (
     DeploynasError,
@@ -80,7 +81,12 @@ def board(ssh_server, monkeypatch):
     return f"ssh:board {shlex.quote(sys.executable)}"
 
 
-@pytest.fixture(params=["cpu", pytest.param("web", marks=pytest.mark.long), "exec", "ssh"])
+@pytest.fixture(
+    params=[
+        "cpu", "exec",
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("web", "ssh")),
+    ]
+)  # fmt: skip
 def name(request):
     """Every kind of device, as ``--device`` calls it."""
     if request.param == "web":
@@ -233,7 +239,7 @@ def test_a_file_goes_once(models):
     ],
 )
 def test_no_agent_starts(device, said, monkeypatch):
-    monkeypatch.setattr(remote_module, "START_SECONDS", 2.0)
+    monkeypatch.setattr(link_module, "START_SECONDS", 2.0)
     with pytest.raises(DeviceError, match=said) as caught:
         open_device(device).identity  # noqa: B018
     assert "\n" not in str(caught.value)
@@ -338,7 +344,7 @@ def test_something_is_killed_in_mid_measurement(victim, models, own_folder):
 
 @pytest.mark.long
 def test_a_device_that_falls_silent(models, monkeypatch):
-    monkeypatch.setattr(remote_module, "SILENCE_SECONDS", 7.0)  # it speaks every five
+    monkeypatch.setattr(link_module, "SILENCE_SECONDS", 7.0)  # it speaks every five
     device = open_device(HERE)
     before = agents()
     assert device.identity

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,24 +35,6 @@ from deploynas.workflows.target import Target, Tell
 pytestmark = pytest.mark.slow
 
 SPACE = space("mobile-small", 10, 1, [20, 28])
-TABLE = """\
-operator = "mbconv"
-kernel_sizes = [3]
-expand_ratios = [2]
-activation = "relu"
-resolutions = [16]
-[stem]
-width = 8
-[first]
-width = 8
-[[stages]]
-width = 8
-stride = 2
-depths = {depths}
-[head]
-width = 16
-features = 0
-"""
 
 
 class Board:
@@ -198,9 +180,10 @@ def test_more_networks_are_added_to_those_that_are_there(
     assert len(more.networks[key]) == 14
 
 
-def test_a_plain_profile_takes_its_place(tmp_path: Path) -> None:
-    (tmp_path / "small.toml").write_text(TABLE.format(depths="[1, 2, 3, 4, 5, 6]"))
-    chosen = space(str(tmp_path / "small.toml"), 10, 1)
+def test_a_plain_profile_takes_its_place(
+    tmp_path: Path, small_table: Callable[[list[int]], Path]
+) -> None:
+    chosen = space(str(small_table([1, 2, 3, 4, 5, 6])), 10, 1)
     board, path = Board("between", 0.008, 1e-6), tmp_path / "new.json"
     sources = {Path("layers.json"): Board("layers", 0.02, 1e-7).profile(chosen)}
     transfer_space(chosen, board, path, sources, 5)  # type: ignore[arg-type]
@@ -240,15 +223,14 @@ def test_bad_sources_and_numbers(boards: dict[Path, DeviceProfile], tmp_path: Pa
     assert not path.exists()
 
 
-def test_a_space_of_one_network(tmp_path: Path) -> None:
-    table = tmp_path / "tiny.toml"
-    table.write_text(TABLE.format(depths="[1]"))
-    one = space(str(table), 10, 1)
+def test_a_space_of_one_network(tmp_path: Path, small_table: Callable[[list[int]], Path]) -> None:
+    one = space(str(small_table([1])), 10, 1)
     sources = {Path("layers.json"): Board("layers", 0.02, 1e-7).profile(one)}
     with pytest.raises(InvalidInputError, match="no 10 networks that differ.*leave out --from"):
         transfer_space(one, Board("b", 0.01, 1e-7), tmp_path / "n.json", sources)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_two_threads_from_one_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

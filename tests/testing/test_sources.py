@@ -182,7 +182,7 @@ print(len(steps), load_dataset(None).train.images.dtype)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_reader_of_another_package_is_asked_first(folder, tmp_path):
     (folder / "photos").mkdir()
     for name in ("images.npy", "labels.npy"):

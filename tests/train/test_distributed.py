@@ -190,7 +190,7 @@ def parts(tmp_path_factory):
     return given, *(torch.load(folder / f"{name}.pt", weights_only=True) for name in names)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batch_norm_over_two_processes_where_the_mean_is_far_from_zero(parts):
     """Outputs, statistics and gradients; E[x^2] - E[x]^2 would be noise."""
     given, _, first, second = parts
@@ -215,6 +215,7 @@ def test_batch_norm_over_two_processes_where_the_mean_is_far_from_zero(parts):
         near(one["variance"], norm.running_var, 1e-5)
 
 
+@pytest.mark.long
 def test_second_order_steps_of_two_processes_are_those_of_one(parts):
     _, alone, first, second = parts
     for name in (name for name in alone if name.startswith("row") or name == "loss"):

@@ -1,13 +1,14 @@
-"""What a network answers, and whether two answers are equal."""
+"""What a network answers, whether two answers are equal, and which changes keep them so."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from torch import Tensor
 
+T = TypeVar("T")
 TOLERANCE = 1e-3  # of the outputs' deviation, between a network and what it is changed to
 
 
@@ -29,3 +30,32 @@ def equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
         if not bool((one - other).abs().max() <= TOLERANCE * scale):
             return False
     return True
+
+
+def sifted(
+    items: Sequence[T], fault: Callable[[Sequence[T]], str | None]
+) -> tuple[list[T], list[tuple[T, str]]]:
+    """The items that have no fault, and the others with theirs.
+
+    All are tried at once; where that fails, half of them, and so on.
+    """
+    accepted: list[T] = []
+    refused: list[tuple[T, str]] = []
+    waiting = [list(items)] if items else []
+    while waiting:
+        some = waiting.pop()
+        reason = fault(some)
+        if reason is None:
+            accepted += some
+        elif len(some) == 1:
+            refused.append((some[0], reason))
+        else:
+            middle = len(some) // 2
+            waiting += [some[middle:], some[:middle]]
+    return accepted, refused
+
+
+def first_line(error: BaseException, length: int = 200) -> str:
+    """Of what an error says."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:length]

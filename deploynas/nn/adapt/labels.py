@@ -13,58 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
-from deploynas.nn.adapt.operators import BINARY, MOVING, POINTWISE, POOLING, REDUCING
-
-Labels = npt.NDArray[np.int64]
-NOTHING = 0  # label of what is no channel: a constant that is the same everywhere
-
-
-class Classes:
-    """Labels, and which of them are one."""
-
-    def __init__(self) -> None:
-        self._parents: list[int] = [NOTHING]
-        self._frozen: dict[int, str] = {}
-
-    def new(self, count: int) -> Labels:
-        """``(count,)`` labels that nothing has."""
-        first = len(self._parents)
-        self._parents.extend(range(first, first + count))
-        return np.arange(first, first + count)
-
-    def root(self, label: int) -> int:
-        """The label that stands for all that are one with it."""
-        parents = self._parents
-        while parents[label] != label:
-            parents[label] = parents[parents[label]]
-            label = parents[label]
-        return label
-
-    def unite(self, first: Labels, second: Labels) -> None:
-        """Make labels one, element by element; :data:`NOTHING` is one with none."""
-        pairs = np.stack(np.broadcast_arrays(first, second), -1).reshape(-1, 2)
-        for a, b in np.unique(pairs, axis=0):
-            if a == NOTHING or b == NOTHING:
-                continue
-            a, b = self.root(int(a)), self.root(int(b))
-            if a != b:
-                self._parents[b] = a
-                if (reason := self._frozen.pop(b, None)) is not None:
-                    self._frozen.setdefault(a, reason)
-
-    def freeze(self, labels: Labels, reason: str) -> None:
-        """Say why channels stay; the first reason stands."""
-        for label in np.unique(labels):
-            if label != NOTHING:
-                self._frozen.setdefault(self.root(int(label)), reason)
-
-    def reason(self, label: int) -> str | None:
-        """Why a channel stays; None where it need not."""
-        return self._frozen.get(self.root(label))
+from deploynas.nn.adapt.classes import NOTHING, Classes, Labels
+from deploynas.nn.adapt.operators import (
+    BINARY,
+    MOVING,
+    POINTWISE,
+    POOLING,
+    REDUCING,
+    name_of,
+    shape_of,
+)
 
 
 @dataclass(frozen=True)
@@ -156,7 +117,7 @@ class Walk:
         return np.broadcast_to(labels, tuple(value.shape))
 
     def _called(self, node: fx.Node) -> Any:
-        name = _name(node)
+        name = name_of(node)
         rule = _RULES.get(name)
         try:
             if rule is not None:
@@ -178,16 +139,12 @@ class Walk:
     def _give_up(self, node: fx.Node, reason: str) -> Any:
         """Freeze all that a node reads; what it makes stays as it is."""
         for value in node.all_input_nodes:
-            for labels in _flat(self._read(value)):
+            own = self.elements.get(self.tensors.get(value.name, ""))
+            for labels in _flat(value.meta.get("labels") if own is None else own):
                 self.classes.freeze(labels, reason)
-            if value.name in self.tensors:
-                self.elements.pop(self.tensors[value.name], None)
         frozen = self.classes.new(1)
         self.classes.freeze(frozen, reason)
         return _like(node, lambda shape: np.broadcast_to(frozen, shape))
-
-    def _read(self, node: fx.Node) -> Any:
-        return node.meta.get("labels")
 
     def of(self, value: Any, node: fx.Node) -> Labels:
         """Labels of an argument; a parameter that is combined with values has one an element."""
@@ -195,16 +152,16 @@ class Walk:
             return np.zeros((), np.int64)
         if value.name in self.tensors:
             return self._elementwise(value)
-        labels = self._read(value)
+        labels = value.meta.get("labels")
         if labels is None:
-            return np.zeros(_shape(value), np.int64)
+            return np.zeros(shape_of(value), np.int64)
         if isinstance(labels, tuple):
-            raise Unfollowed(f"{_name(node)} of several values is not followed")
+            raise Unfollowed(f"{name_of(node)} of several values is not followed")
         return np.asarray(labels)
 
     def _elementwise(self, value: fx.Node) -> Labels:
         """A parameter as a value: a label an element along its longer sides."""
-        name, shape = self.tensors[value.name], _shape(value)
+        name, shape = self.tensors[value.name], shape_of(value)
         if name not in self.elements:
             count = int(np.prod(shape))
             if count > 1_000_000:
@@ -244,7 +201,7 @@ class Walk:
     def _combined(self, node: fx.Node) -> Labels:
         """Element by element: labels of both are one."""
         found = [self.of(value, node) for value in node.args[:2]]
-        shape = _shape(node)
+        shape = shape_of(node)
         wide = [np.broadcast_to(one, shape) for one in found]
         for one, other in (found, found[::-1]):
             if one.shape != shape and (one != NOTHING).any():
@@ -264,7 +221,7 @@ class Walk:
 
     def _moved(self, node: fx.Node) -> Any:
         """Labels moved as the values are; see :data:`MOVING`."""
-        tie = _TIES.get(_name(node))
+        tie = _TIES.get(name_of(node))
         args = fx.node.map_arg(node.args, lambda value: _tensor(self.of(value, node)))
         kwargs = dict(node.kwargs)
         moved = _function(node)(*args, **kwargs)
@@ -280,10 +237,10 @@ class Walk:
         shapes = [tuple(x.shape) for x in value] if isinstance(value, (tuple, list)) else None
         shape = shapes[0] if shapes else tuple(value.shape)
         if labels.ndim != len(shape) or labels.ndim < 3:
-            raise Unfollowed(f"{_name(node)} of such a shape is not followed")
+            raise Unfollowed(f"{name_of(node)} of such a shape is not followed")
         if labels.shape[1] != shape[1]:
-            raise Unfollowed(f"{_name(node)} changes the number of channels")
-        channels = self.vector(labels, 1, _name(node))
+            raise Unfollowed(f"{name_of(node)} changes the number of channels")
+        channels = self.vector(labels, 1, name_of(node))
         wide = np.broadcast_to(channels.reshape(1, -1, *[1] * (len(shape) - 2)), shape)
         return tuple(np.broadcast_to(wide, s) for s in shapes) if shapes else wide
 
@@ -296,11 +253,11 @@ class Walk:
         )
         for dim in dims:
             if (labels != np.take(labels, [0], axis=dim)).any():
-                raise Unfollowed(f"{_name(node)} goes over channels")
+                raise Unfollowed(f"{name_of(node)} goes over channels")
         kept = labels
         for dim in dims:
             kept = np.take(kept, [0], axis=dim)
-        return kept.reshape(_shape(node))
+        return kept.reshape(shape_of(node))
 
 
 class Unfollowed(Exception):
@@ -314,7 +271,7 @@ def _convolution(walk: Walk, node: fx.Node) -> Labels:
     if _is_transposed(node):
         raise Unfollowed("transposed convolutions are not followed")
     read = walk.vector(walk.of(x, node), 1, "a convolution")
-    name, shape = walk.tensor(weight), _shape(weight)
+    name, shape = walk.tensor(weight), shape_of(weight)
     assert name is not None
     outputs, per_group = shape[0], shape[1]
     made = walk.classes.new(outputs)
@@ -329,9 +286,9 @@ def _convolution(walk: Walk, node: fx.Node) -> Labels:
     if not depthwise:
         walk.use(weight, 1, read[:per_group], reads=True)
     walk.use(bias, 0, made)
-    places = int(np.prod(_shape(node)[2:])) * int(np.prod(shape[2:]))
+    places = int(np.prod(shape_of(node)[2:])) * int(np.prod(shape[2:]))
     walk.products.append(Product(name, made, read, places, groups))
-    return np.broadcast_to(made.reshape(1, -1, *[1] * (len(shape) - 2)), _shape(node))
+    return np.broadcast_to(made.reshape(1, -1, *[1] * (len(shape) - 2)), shape_of(node))
 
 
 def _linear(walk: Walk, node: fx.Node) -> Labels:
@@ -339,16 +296,12 @@ def _linear(walk: Walk, node: fx.Node) -> Labels:
     name = walk.tensor(weight)
     assert name is not None
     read = walk.vector(walk.of(x, node), -1, "a linear layer")
-    made = walk.classes.new(_shape(weight)[0])
+    made = walk.classes.new(shape_of(weight)[0])
     walk.use(weight, 0, made, begins=True)
     walk.use(weight, 1, read, reads=True)
     walk.use(bias, 0, made)
-    walk.products.append(Product(name, made, read, int(np.prod(_shape(node)[:-1])), 1))
-    return np.broadcast_to(made, _shape(node))
-
-
-def _addmm(walk: Walk, node: fx.Node) -> Labels:
-    raise Unfollowed("a product with a computed matrix is not followed")
+    walk.products.append(Product(name, made, read, int(np.prod(shape_of(node)[:-1])), 1))
+    return np.broadcast_to(made, shape_of(node))
 
 
 def _batch_norm(walk: Walk, node: fx.Node) -> Labels:
@@ -385,7 +338,7 @@ def _group_norm(walk: Walk, node: fx.Node) -> Labels:
 
 def _prelu(walk: Walk, node: fx.Node) -> Labels:
     labels = walk.of(node.args[0], node)
-    if _shape(node.args[1]) != (1,):
+    if shape_of(node.args[1]) != (1,):
         walk.use(node.args[1], 0, walk.vector(labels, 1, "a PReLU"))
     return labels
 
@@ -430,7 +383,7 @@ def _tie_pieces(walk: Walk, node: fx.Node, pieces: Sequence[Labels]) -> None:
 def _tie_view(walk: Walk, node: fx.Node, moved: Labels) -> None:
     """A dimension of channels that is split into ``(groups, channels)``: groups lose alike."""
     value: Any = node.args[0]
-    before, after = _shape(value), moved.shape
+    before, after = shape_of(value), moved.shape
     source = walk.of(value, node)
     for dim, side in enumerate(before):
         if (source == np.take(source, [0], axis=dim)).all():
@@ -448,7 +401,7 @@ def _tie_view(walk: Walk, node: fx.Node, moved: Labels) -> None:
 
 _RULES: dict[str, Callable[[Walk, fx.Node], Any]] = {
     "conv1d": _convolution, "conv2d": _convolution, "convolution": _convolution,
-    "linear": _linear, "addmm": _addmm, "batch_norm": _batch_norm,
+    "linear": _linear, "batch_norm": _batch_norm,
     "_native_batch_norm_legit_no_training": _batch_norm, "layer_norm": _layer_norm,
     "group_norm": _group_norm, "prelu": _prelu, "_prelu_kernel": _prelu, "softmax": _softmax,
     "_softmax": _softmax, "getitem": _getitem,
@@ -459,20 +412,9 @@ _TIES: dict[str, Callable[[Walk, fx.Node, Any], None]] = {
 }  # fmt: skip
 
 
-def _name(node: fx.Node) -> str:
-    """``conv2d`` of ``aten.conv2d.default``."""
-    target: Any = node.target
-    return str(getattr(target, "__name__", target)).split(".")[0]
-
-
 def _function(node: fx.Node) -> Callable[..., Any]:
     target: Any = node.target
-    return torch.ops.aten.reshape.default if _name(node) in ("view", "_unsafe_view") else target
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    found = value.meta["val"]
-    return tuple(int(side) for side in found.shape)
+    return torch.ops.aten.reshape.default if name_of(node) in ("view", "_unsafe_view") else target
 
 
 def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
@@ -480,12 +422,12 @@ def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
 
 
 def _groups(node: fx.Node) -> int:
-    place = 8 if _name(node) == "convolution" else 6
+    place = 8 if name_of(node) == "convolution" else 6
     return int(_argument(node, place, "groups", 1))
 
 
 def _is_transposed(node: fx.Node) -> bool:
-    return _name(node) == "convolution" and bool(_argument(node, 6, "transposed", False))
+    return name_of(node) == "convolution" and bool(_argument(node, 6, "transposed", False))
 
 
 def _tensor(labels: Labels) -> Tensor:

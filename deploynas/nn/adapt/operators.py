@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor, fx
+
 POINTWISE = frozenset(
     """relu relu_ relu6 relu6_ hardtanh hardtanh_ hardswish hardswish_ hardsigmoid hardsigmoid_
     silu silu_ gelu gelu_ sigmoid sigmoid_ tanh tanh_ mish mish_ leaky_relu leaky_relu_ elu elu_
@@ -35,3 +39,15 @@ POOLING = frozenset(
 
 REDUCING = frozenset("""mean sum amax amin max min std var norm logsumexp""".split())
 """What goes over dimensions, which may not be those of channels."""
+
+
+def name_of(node: fx.Node) -> str:
+    """``conv2d`` of ``aten.conv2d.default``."""
+    target: Any = node.target
+    return str(getattr(target, "__name__", target)).split(".")[0]
+
+
+def shape_of(node: Any) -> tuple[int, ...]:
+    """Of what a node computes; empty of what is no single tensor."""
+    value = node.meta.get("val")
+    return tuple(int(side) for side in value.shape) if isinstance(value, Tensor) else ()

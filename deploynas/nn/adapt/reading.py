@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from deploynas.errors import InvalidInputError
-from deploynas.nn.adapt.answers import equal, outputs_of
-from deploynas.nn.adapt.labels import Labels, Product, Use, Walk
+from deploynas.nn.adapt.answers import equal, first_line, outputs_of, sifted
+from deploynas.nn.adapt.classes import Labels
+from deploynas.nn.adapt.labels import Product, Use, Walk
 from deploynas.nn.adapt.regions import Kernel, Region, kernels, proved, regions
 
 LEAST = 2  # channels that a group has, at least
@@ -106,7 +107,20 @@ class Reading:
         Args:
             kept: Index of a group -> its channels that stay, in order; a group that is not named
                 keeps all of its own.
+
+        Raises:
+            InvalidInputError: There is no such group or channel, one stands twice, or none stays.
         """
+        for i, channels in kept.items():
+            if not 0 <= i < len(self.groups):
+                raise InvalidInputError(f"there are {len(self.groups)} groups, and no {i}")
+            size = self.groups[i].size
+            known = set(channels) & set(range(size))
+            if not known or len(known) != len(channels):
+                raise InvalidInputError(
+                    f"{self.groups[i].name} has the channels 0 to {size - 1}, of which some stay, "
+                    f"each once; got {list(channels)}"
+                )
         module = copy.deepcopy(self.module)
         _take(module, [(self.groups[i], list(channels)) for i, channels in kept.items()])
         return module
@@ -167,8 +181,7 @@ def read(module: nn.Module, example: Tensor) -> Reading:
         if (root := walk.classes.root(label)) in places
     }
     left, stuck = proved(program, shaken, example, [*regions(program, module, walk.tensors)])
-    why = "without it the network answers otherwise than its graph with zeros there"
-    kept = [Frozen(one.name, why) for one in stuck]
+    kept = [Frozen(region.name, reason) for region, reason in stuck]
     return Reading(
         module, example, tuple(accepted), (*frozen, *refused, *kept), tuple(walk.products),
         labelled, tuple(left), tuple(kernels(module)),
@@ -177,12 +190,15 @@ def read(module: nn.Module, example: Tensor) -> Reading:
 
 def _answered(module: nn.Module, example: Tensor) -> list[Tensor]:
     try:
-        return outputs_of(module(example))
+        found = outputs_of(module(example))
     except Exception as error:  # whatever a forward raises
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InvalidInputError(
-            f"the network does not take an input of {list(example.shape)}: {lines[0][:200]}"
+            f"the network does not take an input of {list(example.shape)}: {first_line(error)}"
         ) from None
+    if not found or not all(bool(torch.isfinite(x).all()) for x in found):
+        what = "numbers" if found else "a tensor"
+        raise InvalidInputError(f"what {type(module).__name__} returns is not {what}")
+    return found
 
 
 def _shaken(module: nn.Module) -> nn.Module:
@@ -191,7 +207,13 @@ def _shaken(module: nn.Module) -> nn.Module:
     Of a network whose last norms are zero, or whose statistics are those of no data, any pairing
     of channels would look right.
     """
-    shaken, generator = copy.deepcopy(module), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    try:
+        shaken = copy.deepcopy(module)
+    except Exception as error:  # whatever somebody's module holds
+        raise InvalidInputError(
+            f"{type(module).__name__} cannot be copied: {first_line(error)}"
+        ) from None
     for tensor in shaken.state_dict().values():
         first = tensor.flatten()[:1]
         if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == first).all()):
@@ -222,10 +244,8 @@ def _exported(module: nn.Module, example: Tensor) -> Any:
             warnings.simplefilter("ignore")
             return torch.export.export(module, (example,), strict=False)
     except Exception as error:  # whatever a forward raises when it is traced
-        lines = [line for line in str(error).strip().splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
         raise InvalidInputError(
-            f"torch.export cannot read {type(module).__name__}: {reason[:300]}"
+            f"torch.export cannot read {type(module).__name__}: {first_line(error, 300)}"
         ) from None
 
 
@@ -407,23 +427,9 @@ def _restate(module: nn.Module) -> None:
 def _proved(
     module: nn.Module, example: Tensor, expected: list[Tensor], groups: Sequence[Group]
 ) -> tuple[list[Group], list[Frozen]]:
-    """The groups that both tests accept, and why the others stay.
-
-    All are tried at once; where that fails, half of them, and so on.
-    """
-    accepted: list[Group] = []
-    refused: list[Frozen] = []
-    waiting = [list(groups)] if groups else []
-    while waiting:
-        some = waiting.pop()
-        reason = _fault(module, example, expected, some)
-        if reason is None:
-            accepted += some
-        elif len(some) == 1:
-            refused.append(Frozen(some[0].name, reason))
-        else:
-            middle = len(some) // 2
-            waiting += [some[middle:], some[:middle]]
+    """The groups that both tests accept, and why the others stay."""
+    accepted, others = sifted(groups, lambda some: _fault(module, example, expected, some))
+    refused = [Frozen(group.name, reason) for group, reason in others]
     # what holds for parts may fail for the whole, as where two groups meet
     while accepted and (reason := _fault(module, example, expected, accepted)) is not None:
         refused.append(Frozen(accepted.pop().name, reason))
@@ -454,8 +460,7 @@ def _fault(
             if not equal(found, outputs_of(blind(example))):
                 return "without some of its channels the others answer otherwise"
     except Exception as error:  # whatever a forward raises on sizes that it does not expect
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return f"its forward has fixed sizes: {lines[0][:120]}"
+        return f"its forward has fixed sizes: {first_line(error, 120)}"
     return None
 
 

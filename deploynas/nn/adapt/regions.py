@@ -9,14 +9,15 @@ run with zeros in the place of ``a``.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from deploynas.nn.adapt.answers import equal, outputs_of
+from deploynas.nn.adapt.answers import equal, first_line, outputs_of, sifted
+from deploynas.nn.adapt.operators import name_of, shape_of
 
 KEEPS_ZERO = ("relu", "relu_", "relu6", "relu6_", "dropout", "dropout_", "clone", "contiguous")
 
@@ -27,6 +28,11 @@ class Nothing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x``, and zeros of its shape."""
         return torch.zeros_like(x)
+
+
+_REPLACEMENTS: Mapping[str, Callable[[], nn.Module]] = {
+    "identity": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6, "nothing": Nothing,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,7 @@ class Region:
 
     def leave_out(self, module: nn.Module) -> None:
         """Replace it in a module."""
-        module.set_submodule(
-            self.name,
-            {"identity": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6, "nothing": Nothing}[
-                self.by
-            ](),
-        )
+        module.set_submodule(self.name, _REPLACEMENTS[self.by]())
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def regions(program: Any, module: nn.Module, tensors: Mapping[str, str]) -> Iter
     known = {name for name, _ in module.named_modules()}
     taken: set[str] = set()
     for node in nodes:
-        if _name(node) not in ("add", "add_") or len(node.all_input_nodes) != 2:
+        if name_of(node) not in ("add", "add_") or len(node.all_input_nodes) != 2:
             continue
         for a, b in (node.all_input_nodes, node.all_input_nodes[::-1]):
             region = _between(a, b, node, tensors)
@@ -130,27 +131,15 @@ def regions(program: Any, module: nn.Module, tensors: Mapping[str, str]) -> Iter
 
 def proved(
     program: Any, module: nn.Module, example: Tensor, found: Sequence[Region]
-) -> tuple[list[Region], list[Region]]:
+) -> tuple[list[Region], list[tuple[Region, str]]]:
     """The regions without which the module answers as the graph does with zeros there; the others.
 
-    All are tried at once; where that fails, half of them, and so on.
+    These with the reason.
     """
-    accepted: list[Region] = []
-    refused: list[Region] = []
-    waiting = [list(found)] if found else []
-    while waiting:
-        some = waiting.pop()
-        if _holds(program, module, example, some):
-            accepted += some
-        elif len(some) == 1:
-            refused += some
-        else:
-            middle = len(some) // 2
-            waiting += [some[middle:], some[:middle]]
-    return accepted, refused
+    return sifted(found, lambda some: _fault(program, module, example, some))
 
 
-def _holds(program: Any, module: nn.Module, example: Tensor, some: Sequence[Region]) -> bool:
+def _fault(program: Any, module: nn.Module, example: Tensor, some: Sequence[Region]) -> str | None:
     smaller = copy.deepcopy(module)
     try:
         with torch.no_grad():
@@ -158,9 +147,11 @@ def _holds(program: Any, module: nn.Module, example: Tensor, some: Sequence[Regi
                 region.leave_out(smaller)
             graph = Zeroed(program, {region.branch for region in some})
             expected = graph.outputs(module.state_dict(), example)
-            return equal(outputs_of(smaller(example)), expected)
-    except Exception:  # whatever a forward raises without one of its modules
-        return False
+            if equal(outputs_of(smaller(example)), expected):
+                return None
+    except Exception as error:  # whatever a forward raises without one of its modules
+        return f"the network does not run without it: {first_line(error, 120)}"
+    return "without it the network answers otherwise than its graph with zeros there"
 
 
 class Zeroed(fx.Interpreter):
@@ -189,7 +180,7 @@ def _between(
     a: fx.Node, b: fx.Node, add: fx.Node, tensors: Mapping[str, str]
 ) -> set[fx.Node] | None:
     """The nodes from ``b`` to ``a``; None where they have other entries or exits, or shapes."""
-    if _shape(a) != _shape(b) or a.op != "call_function" or set(a.users) != {add}:
+    if shape_of(a) != shape_of(b) or a.op != "call_function" or set(a.users) != {add}:
         return None
     region, waiting = {a}, [a]
     reached = False
@@ -235,11 +226,11 @@ def _tail(add: fx.Node, rest: set[fx.Node]) -> str | None:
     found, node = "identity", add
     while rest:
         following = [user for user in node.users if user in rest]
-        if len(following) != 1 or _name(following[0]) not in KEEPS_ZERO:
+        if len(following) != 1 or name_of(following[0]) not in KEEPS_ZERO:
             return None
         node = following[0]
         rest = rest - {node}
-        name = _name(node).rstrip("_")
+        name = name_of(node).rstrip("_")
         if name in ("relu", "relu6"):
             if found != "identity":
                 return None
@@ -251,16 +242,6 @@ def _modules(node: fx.Node) -> list[str]:
     """Paths of the modules in whose forward a node stands, the outermost first."""
     stack = node.meta.get("nn_module_stack") or {}
     return [path for path, _ in stack.values()]
-
-
-def _name(node: fx.Node) -> str:
-    target: Any = node.target
-    return str(getattr(target, "__name__", target)).split(".")[0]
-
-
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def _pair(value: Any) -> tuple[Any, ...]:

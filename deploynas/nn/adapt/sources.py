@@ -18,6 +18,7 @@ from deploynas.errors import (
     MissingFileError,
     UnknownNameError,
 )
+from deploynas.nn.adapt.answers import first_line
 from deploynas.nn.ofa_weights import read_state
 
 
@@ -77,9 +78,9 @@ def _of_function(path: Path, name: str) -> nn.Module:
         module = function()
     except (InvalidInputError, UnknownNameError):
         raise
-    except Exception as error:  # whatever somebody's code raises
+    except (Exception, SystemExit) as error:  # whatever somebody's code raises
         raise InvalidInputError(
-            f"{path}:{name} ends in {type(error).__name__}: {_line(error)}"
+            f"{path}:{name} ends in {type(error).__name__}: {first_line(error)}"
         ) from None
     finally:
         sys.path.remove(folder)
@@ -102,7 +103,8 @@ def _needed(function: Callable[..., Any]) -> list[str]:
 def _torchvision(name: str) -> nn.Module:
     import torchvision
 
-    known = torchvision.models.list_models()
+    # classifiers alone: others would fetch the weights of their backbones
+    known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UnknownNameError("network of torchvision", name, known)
     module: nn.Module = torchvision.models.get_model(name, weights=None)
@@ -144,8 +146,3 @@ def _load(module: nn.Module, weights: Path, spec: str) -> None:
                 "file.py:function",
             )
     module.load_state_dict(dict(state), strict=False)
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else "no reason given"

@@ -276,11 +276,38 @@ class Odd(nn.Module):
         (lambda x: x + torch.rand(1), "answers differently each time"),
         (lambda x: x.nonexistent(), "does not take an input of"),
         (lambda x: x if x.sum() > 0 else -x, "torch.export cannot read Odd"),
+        (lambda x: x / 0, "what Odd returns is not numbers"),
+        (lambda x: "done", "does not take an input of|is not a tensor"),
+        (lambda x: [], "what Odd returns is not a tensor"),
     ],
 )
 def test_networks_that_cannot_be_read(forward, said):
     with pytest.raises(InvalidInputError, match=said):
         read(Odd(forward), EXAMPLE)
+
+
+@pytest.mark.parametrize("kept", [{7: [0]}, {0: []}, {0: [0, 0]}, {0: [0, 99]}])
+def test_cuts_that_there_are_none_of(kept):
+    reading = read(Residual(), EXAMPLE)
+    with pytest.raises(InvalidInputError, match="groups, and no 7|of which some stay, each once"):
+        reading.cut(kept)
+
+
+class Uncopied(nn.Module):
+    """It holds what cannot be copied, as an open file."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 1)
+        self.made = self.layer.weight * 2  # not of the user's making, as torch has it
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def test_what_cannot_be_copied_is_refused():
+    with pytest.raises(InvalidInputError, match="Uncopied cannot be copied"):
+        read(Uncopied(), EXAMPLE)
 
 
 def test_half_precision_is_refused():
