@@ -6,6 +6,9 @@ python benchmarks/gpu.py --part speed [--data DIR] [--seconds N] [--rows a,b] [-
 random ones), over plain torch that trains the same kind of four static networks on resident data;
 what each measure brings; kernel time over wall time; the first pass of a subnet over its second.
 ``accuracy``: the largest subnet after ten epochs, at each batch size; needs ``--data``.
+``resnet``: ResNet-20 by this package's training loop on all training images; its weights go to
+``--output``. ``cifar``: the chain of ``cifar.toml``: supernet, search at half of the largest's
+MACs, training of what was chosen, test accuracy and minutes. Both need ``--data``.
 A row is written as soon as it is there, so that a run that is cut off keeps what it has. Without
 ``--data`` the images are noise. ``--quick`` is a small form for a CPU.
 """
@@ -23,12 +26,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from resnet20 import ResNet20
 from torch import nn
 
 from deploynas import spaces
 from deploynas.data import ImageDataset, Split, build_dataset, load_dataset
 from deploynas.nn import Lender, Supernet, build
-from deploynas.train import SupernetEvaluator, SupernetRecipe, pick_device, train_supernet
+from deploynas.search.budget import Budget
+from deploynas.search.problem import Problem
+from deploynas.search.run import explore
+from deploynas.search.strategies.evolution import STRATEGY as EVOLUTION
+from deploynas.search.strategy import Effort
+from deploynas.train import (
+    SupernetEvaluator,
+    SupernetRecipe,
+    pick_device,
+    train_network,
+    train_supernet,
+)
+from deploynas.train.batches import Batches
+from deploynas.train.evaluate import accuracy as accuracy_of
+from deploynas.train.loop import Recipe, StepImages, Trainee, run_training
+from deploynas.train.task import task_of
 
 CHUNK = 10  # steps between two looks at the clock
 DEVICE = pick_device()
@@ -45,6 +64,9 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="names, or beginnings of them")
     parser.add_argument("--space", default="mobile-small")
     parser.add_argument("--batch-sizes", default="", help="such as 128,512,1024")
+    parser.add_argument("--epochs", type=float, help="of part resnet, or of each half of cifar")
+    parser.add_argument("--seeds", type=int, default=1, help="of part resnet")
+    parser.add_argument("--output", type=Path, help="folder for weights")
     parser.add_argument("--json", action="store_true", help="lines of JSON alone")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
@@ -127,7 +149,130 @@ def accuracy(options: argparse.Namespace, results: dict[str, dict[str, object]])
                 yield f"{rule} {size}", lambda s=size, r=rule: learnt(options, dataset, s, r)
 
 
-PARTS = {"speed": speed, "accuracy": accuracy}
+def resnet(options: argparse.Namespace, results: dict[str, dict[str, object]]) -> Iterator[Row]:
+    """The rows of part ``resnet``."""
+    dataset = data(options)
+    yield "machine", machine
+    for seed in range(options.seeds):
+        yield f"resnet20 {seed}", lambda s=seed: resnet20(options, dataset, s)
+
+
+def cifar(options: argparse.Namespace, results: dict[str, dict[str, object]]) -> Iterator[Row]:
+    """The rows of part ``cifar``, each of which goes on from the one before."""
+    dataset = data(options)
+    chain = _Chain(options, dataset)
+    yield "machine", machine
+    yield "supernet", chain.train
+    yield "search", chain.search
+    yield "chosen", chain.retrain
+    yield "in all", chain.total
+
+
+PARTS = {"speed": speed, "accuracy": accuracy, "resnet": resnet, "cifar": cifar}
+
+
+def resnet20(options: argparse.Namespace, dataset: ImageDataset, seed: int) -> dict[str, object]:
+    """Test accuracy after a training on all images but the test split's."""
+    whole = build_dataset(
+        name=dataset.name, classes=dataset.classes, val=dataset.val, test=dataset.test,
+        train=Split(
+            np.concatenate([dataset.train.images, dataset.val.images]),
+            np.concatenate([dataset.train.labels, dataset.val.labels]),
+        ),
+        warnings=(), source=dataset.source,
+    )  # fmt: skip
+    epochs = options.epochs or (0.1 if options.quick else 120.0)
+    recipe = Recipe(
+        epochs=epochs, batch_size=256, learning_rate=0.2, weight_decay=5e-4, label_smoothing=0.0,
+        augment_from=0, seed=seed,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    network, task = ResNet20().to(DEVICE), task_of(whole)
+
+    def accumulate(images: StepImages) -> torch.Tensor:
+        x = images.at(SIDE)
+        loss = task.loss(network(x), images.wanted(x, 10))
+        images.scaled(loss).backward()
+        return loss
+
+    started = time.perf_counter()
+    run_training(
+        Trainee(network, "resnet20"), whole, recipe, accumulate,
+        checkpoint=None, on_progress=lambda state: None,
+    )  # fmt: skip
+    synchronise()
+    seconds = time.perf_counter() - started
+    network.eval()
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+        torch.save(weights, options.output / f"resnet20-{seed}.pt")
+    return {
+        "test": accuracy_of(network, Batches(whole, whole.test, DEVICE), SIDE),
+        "epochs": epochs, "training_seconds": seconds,
+        "images_per_second": epochs * len(whole.train) / seconds,
+    }  # fmt: skip
+
+
+class _Chain:
+    """Supernet, search, training of what was chosen."""
+
+    def __init__(self, options: argparse.Namespace, dataset: ImageDataset) -> None:
+        self._dataset, self._quick = dataset, options.quick
+        self._epochs = options.epochs
+        table = Path(__file__).with_name("cifar.toml")
+        self._space = spaces.space(str(table), dataset.num_classes, dataset.channels, [SIDE])
+        torch.manual_seed(0)
+        self._supernet = Supernet(self._space).to(DEVICE)
+        self._evaluator = SupernetEvaluator(self._supernet, dataset)
+        self._started = time.perf_counter()
+
+    def train(self) -> dict[str, object]:
+        """The supernet."""
+        epochs = self._epochs or 12.0
+        recipe = SupernetRecipe(
+            epochs=0.1 if self._quick else epochs, batch_size=512, learning_rate=0.4, num_random=2,
+            weight_decay=1e-4, augment_from=0,
+        )  # fmt: skip
+        train_supernet(self._supernet, self._dataset, recipe)
+        ends = {"largest": self._space.largest(), "smallest": self._space.smallest()}
+        return {
+            **{name: self._evaluator.accuracy(rows[0]) for name, rows in ends.items()},
+            **{f"{name}_macs": int(self._space.macs(rows)[0]) for name, rows in ends.items()},
+        }
+
+    def search(self) -> dict[str, object]:
+        """Evolution on inherited weights."""
+        limit = float(self._space.macs(self._space.largest())[0]) / 2
+        problem = Problem(argparse.Namespace(space=self._space), Budget(macs=limit))  # type: ignore[arg-type]
+        rng, effort = np.random.default_rng(0), Effort(8 if self._quick else 96)
+
+        def scores(archs: np.ndarray) -> np.ndarray:
+            return np.array(list(self._evaluator.quick(archs)))
+
+        history = explore(EVOLUTION, EVOLUTION.options(), problem, scores, rng, effort)
+        self._chosen = history.archs[history.best(1)[0]]
+        return {
+            "networks": len(history.archs),
+            "validation": self._evaluator.accuracy(self._chosen),
+            "macs": int(self._space.macs(self._chosen[None])[0]),
+        }
+
+    def retrain(self) -> dict[str, object]:
+        """The chosen network, on from the supernet's weights."""
+        epochs = 3 * (self._epochs or 12.0)
+        recipe = Recipe(
+            epochs=0.1 if self._quick else epochs, batch_size=512, learning_rate=0.3,
+            weight_decay=5e-4, augment_from=0, erased=0.25, label_smoothing=0.1,
+        )  # fmt: skip
+        network = self._evaluator.extract(self._chosen)
+        train_network(network, self._dataset, recipe)
+        test = Batches(self._dataset, self._dataset.test, DEVICE)
+        return {"epochs": recipe.epochs, "test": accuracy_of(network, test, SIDE)}
+
+    def total(self) -> dict[str, object]:
+        """Minutes from the first step to the last figure, the data being read."""
+        return {"minutes": (time.perf_counter() - self._started) / 60}
 
 
 def learnt(
@@ -167,7 +312,7 @@ def machine() -> dict[str, object]:
 def data(options: argparse.Namespace) -> ImageDataset:
     """The images of a folder, or noise of the size of CIFAR-10."""
     if options.data:
-        return load_dataset(options.data)
+        return load_dataset(options.data, max_size=SIDE)
     rng = np.random.default_rng(0)
     splits = [
         Split(rng.integers(0, 256, (n, SIDE, SIDE, 3), np.uint8), rng.integers(0, 10, n))

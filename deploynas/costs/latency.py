@@ -26,11 +26,15 @@ class Latency(Cost):
         return self.model.predict_ms(archs)
 
     def ends(self, rng: np.random.Generator) -> Archs:
-        """The quickest and the slowest network, exactly."""
+        """The quickest and the slowest network, exactly where they are sums over layers."""
+        if not self.space.adds_up:
+            return super().ends(rng)
         return self.space.ends(self.model.layer_terms)
 
-    def layer_sum(self, limit: float) -> LayerSum:
+    def layer_sum(self, limit: float) -> LayerSum | None:
         """In the latency model's terms, which may be a power of milliseconds."""
+        if not self.space.adds_up:
+            return None
         model = self.model
         terms = model.terms_of(model.within_ms(limit))
         return LayerSum(model.layer_terms, terms, model.intercept_term, model.ms_of)

@@ -19,15 +19,18 @@ class OfLayers(Cost):
 
     def upper(self, archs: Archs) -> Floats:
         """``(n,)``, exact."""
-        values = self.space.layer_values(self.name)
-        return self.space.sum_over_layers(archs, values).astype(np.float64)
+        return self.space.totals(self.name, archs).astype(np.float64)
 
     def ends(self, rng: np.random.Generator) -> Archs:
         """The cheapest and the dearest network, exactly."""
+        if not self.space.adds_up:
+            return super().ends(rng)
         return self.space.ends(self.space.layer_values(self.name))
 
-    def layer_sum(self, limit: float) -> LayerSum:
-        """Itself."""
+    def layer_sum(self, limit: float) -> LayerSum | None:
+        """Itself, where costs of the space are sums over layers."""
+        if not self.space.adds_up:
+            return None
         return LayerSum(self.space.layer_values(self.name).astype(np.float64), limit)
 
 
@@ -89,7 +92,7 @@ class PeakMemory(Cost):
     def ends(self, rng: np.random.Generator) -> Archs:
         """See the class."""
         space, drawn = self.space, super().ends(rng)
-        if not space.is_chain:
+        if not space.is_chain or not space.adds_up:
             return drawn
         weights = space.layer_values("weight_bytes")
         maps = space.layer_values("peak_activation_bytes")
@@ -107,7 +110,7 @@ class PeakMemory(Cost):
     def ways(self, limit: float) -> Iterator[list[LayerSum]]:
         """Of a chain: no feature map exceeds a threshold, and the weights what is left."""
         space = self.space
-        if not space.is_chain:
+        if not space.is_chain or not space.adds_up:
             yield []
             return
         maps = space.layer_values("peak_activation_bytes")

@@ -269,7 +269,7 @@ class Supernet(WeightSharing):
 def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set the batch-norm statistics of an extracted network from ``batches`` of images.
 
-    Train-mode statistics, averaged over all batches (Yu and Huang 2019, section 3; about
+    Statistics of each batch, averaged over all batches (Yu and Huang 2019, section 3; about
     2,000 training images at the network's resolution are enough). Ends in eval mode.
 
     Raises:
@@ -279,13 +279,15 @@ def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> None:
     first = next(filled, None)
     if first is None:
         raise InvalidInputError("there are no images to set the batch norms' statistics from")
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    module.eval()  # what else has a training mode, as dropout, is no part of statistics
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
-    module.train()
+        norm.train()
     for batch in itertools.chain([first], filled):
         module(batch)
-    for norm in norms:
-        norm.momentum = 0.1
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     module.eval()

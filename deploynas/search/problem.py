@@ -98,6 +98,13 @@ class Problem:
         costs = [self.cost(name) for name in names]
         return np.stack([-x.upper(archs) if x.at_least else x.upper(archs) for x in costs], axis=1)
 
+    @property
+    def bounds(self) -> Floats:
+        """``(num_limits,)`` the limits as :meth:`values` counts them."""
+        signs = [-1.0 if self.cost(name).at_least else 1.0 for name in self.limits]
+        found: Floats = np.array(signs) * np.array(list(self.limits.values()))
+        return found
+
     def layer_sums(self) -> dict[str, LayerSum]:
         """Name -> sum over layers, of the limits that are one."""
         found = {name: self.cost(name).layer_sum(limit) for name, limit in self.limits.items()}

@@ -122,12 +122,15 @@ class SearchSpace(abc.ABC):
         schedules: Of :data:`deploynas.train.schedules.SCHEDULES` those that train ``network``,
             the usual one first.
         strategy: The search that the family was made for; None where any will do.
+        adds_up: Whether costs are sums over the layers of ``layer_table``. Where not, ``slots``
+            is empty, and :meth:`totals`, :meth:`params` and the like count networks themselves.
     """
 
     network: str = "deploynas.nn.paths:PathNetwork"
     mixture: str | None = None
     schedules: tuple[str, ...] = ("single-path",)
     strategy: str | None = None
+    adds_up: bool = True
 
     name: str
     num_classes: int
@@ -466,17 +469,21 @@ class SearchSpace(abc.ABC):
         """``(n,)`` maximum of a non-negative per-layer value."""
         return self._reduce(archs, values, np.maximum)
 
+    def totals(self, name: str, archs: Archs) -> npt.NDArray[np.int64]:
+        """``(n,)`` of a cost that :meth:`layer_values` knows, exact."""
+        return self.sum_over_layers(archs, self.layer_values(name))
+
     def macs(self, archs: Archs) -> npt.NDArray[np.int64]:
         """``(n,)`` multiply-adds of convolutions and linear layers for one image, exact."""
-        return self.sum_over_layers(archs, self.layer_values("macs"))
+        return self.totals("macs", archs)
 
     def params(self, archs: Archs) -> npt.NDArray[np.int64]:
         """``(n,)`` trainable parameters, exact."""
-        return self.sum_over_layers(archs, self.layer_values("params"))
+        return self.totals("params", archs)
 
     def weight_bytes(self, archs: Archs) -> npt.NDArray[np.int64]:
         """``(n,)`` bytes of the deployed float32 weights (batch norms folded)."""
-        return self.sum_over_layers(archs, self.layer_values("weight_bytes"))
+        return self.totals("weight_bytes", archs)
 
     def peak_memory_bytes(self, archs: Archs) -> npt.NDArray[np.int64]:
         """``(n,)`` weight bytes plus peak bytes of live feature maps.

@@ -72,6 +72,7 @@ class StageTable:
     num_classes: int
     batch_norm_eps: float = 1e-5
     operators: tuple[str, ...] = ()
+    stem_stride: int = 2
 
     @property
     def text(self) -> str:
@@ -100,12 +101,17 @@ class StageTable:
             "num_classes": self.num_classes,
             "activation": self.activation,
             "batch_norm_eps": self.batch_norm_eps,
-            "stem": {"width": self.stem_width},
+            "stem": {"width": self.stem_width, **self._stem_stride},
             "first": {"width": self.first_width, "activation": self.first_activation},
             "stages": stages,
             "head": {"width": self.head_width, "features": self.head_features},
         }
         return json.dumps(document, separators=(",", ":"))
+
+    @property
+    def _stem_stride(self) -> dict[str, int]:
+        """Where it is not the usual one: what was measured of a text keeps its name."""
+        return {} if self.stem_stride == 2 else {"stride": self.stem_stride}
 
     @property
     def resolved(self) -> tuple[Stage, ...]:
@@ -229,7 +235,8 @@ class StagedSpace(SearchSpace):
         """Every block that an architecture can have, in order."""
         t = self.table
         blocks = []
-        channels, sizes = t.first_width, tuple(one.strided(2) for one in self.resolutions)
+        channels = t.first_width
+        sizes = tuple(one.strided(t.stem_stride) for one in self.resolutions)
         for s, stage in enumerate(self.stages):
             for place in range(stage.depths[-1]):
                 stride = stage.stride if place == 0 else 1
@@ -249,8 +256,8 @@ class StagedSpace(SearchSpace):
 
         stem = [
             Layer(
-                "conv", self.in_channels, t.stem_width, *one.size, kernel_size=3, stride=2,
-                activation=t.activation, batch_norm_eps=t.batch_norm_eps,
+                "conv", self.in_channels, t.stem_width, *one.size, kernel_size=3,
+                stride=t.stem_stride, activation=t.activation, batch_norm_eps=t.batch_norm_eps,
             )
             for one in self.resolutions
         ]  # fmt: skip

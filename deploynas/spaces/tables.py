@@ -196,7 +196,7 @@ def _table(top: _Section) -> StageTable:
         )
     activation = top.get("activation", _one_of(get_args(Activation)))
     stem, first, head = (top.section(name) for name in ("stem", "first", "head"))
-    stem.allow("width")
+    stem.allow("width", "stride")
     first.allow("width", "activation")
     head.allow("width", "features")
     stages = top.sections("stages")
@@ -218,6 +218,7 @@ def _table(top: _Section) -> StageTable:
         num_classes=top.get("num_classes", _whole(1, 1_000_000), 10),
         batch_norm_eps=top.get("batch_norm_eps", _eps, 1e-5),
         operators=operators,
+        stem_stride=stem.get("stride", _one_of((1, 2)), 2),
     )
     together = math.prod(len(s.widths) for s in table.stages if s.widths) * len(table.resolutions)
     if together > MAX_TOGETHER:

@@ -18,6 +18,8 @@ from deploynas.graph.emit import RandomWeights, write_model
 from deploynas.onboard.timing import Level, Round
 from deploynas.spaces.layers import Layer, chain
 
+pytestmark = pytest.mark.slow
+
 LEVEL = Level(1.0, 1.0)
 
 

@@ -34,6 +34,8 @@ from deploynas.graph.model_file import ModelFile
 from deploynas.graph.preprocess import with_preprocessing
 from deploynas.spaces import space
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = Path(__file__).parents[2] / "exports" / "fashion-mnist"
 LIGHT = sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("*.onnx"))
 

@@ -30,6 +30,8 @@ from deploynas.graph.model_file import ModelFile
 from deploynas.onboard import life
 from deploynas.onboard.life import Life, LifeRule, dropped, paced, run_on
 
+pytestmark = pytest.mark.slow
+
 RULE = LifeRule(lives=2)
 
 

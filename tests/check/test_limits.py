@@ -25,6 +25,8 @@ from deploynas.export import Manifest
 from deploynas.graph import RandomWeights, write_model
 from deploynas.runtimes import RUNTIMES
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = Path(__file__).parents[2] / "exports" / "fashion-mnist"
 
 

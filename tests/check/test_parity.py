@@ -14,6 +14,8 @@ from deploynas.graph.model_file import ModelFile
 from deploynas.runtimes import RUNTIMES
 from deploynas.spaces.layers import Layer, chain
 
+pytestmark = pytest.mark.slow
+
 
 class Shifted(LocalDevice):
     """A device of ncnn, by its word, that answers as ONNX Runtime does but for a share."""

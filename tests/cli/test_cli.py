@@ -28,7 +28,7 @@ from deploynas.profile import DeviceProfile
 from deploynas.spaces import Layer, StagedSpace
 from deploynas.spaces.layers import chain
 
-pytestmark = pytest.mark.usefixtures("short_sessions")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_sessions")]
 # the package under test, whichever copy is installed
 PACKAGE = str(Path(deploynas.__file__).parents[1])
 SEARCH = ("search", "--latency-ms", "1")

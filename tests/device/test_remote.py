@@ -47,6 +47,8 @@ from deploynas.runtimes.web import install_runtime
 from deploynas.spaces import Layer, space
 from deploynas.spaces.layers import chain
 
+pytestmark = pytest.mark.slow
+
 HERE = f"exec:{shlex.quote(sys.executable)}"
 QUICK = StopRule(precision=1e-9, min_sessions=2, max_sessions=2, rounds=3, touch_ms=0.1)
 ONCE = StopRule(precision=1e-9, min_sessions=1, max_sessions=1, rounds=1, touch_ms=0.1)

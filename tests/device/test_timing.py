@@ -33,6 +33,8 @@ from deploynas.onboard.timing import MEMORY_BYTES, estimate, interval, t_quantil
 from deploynas.spaces import Layer
 from deploynas.spaces.layers import chain
 
+pytestmark = pytest.mark.slow
+
 SMALL = Layer("conv", 3, 8, 16, 16, kernel_size=3, activation="relu")
 LARGE = Layer("conv", 32, 32, 48, 48, kernel_size=3, activation="relu")
 QUICK = StopRule(precision=1e-9, min_sessions=2, max_sessions=2, rounds=3, touch_ms=0.1)

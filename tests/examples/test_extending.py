@@ -22,6 +22,8 @@ from deploynas.spaces import StagedSpace
 from deploynas.spaces.tables import read_table
 from deploynas.testing import check_space
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "extending"
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")

@@ -11,6 +11,8 @@ from deploynas.artifacts import sha256
 from deploynas.export import Manifest
 from deploynas.export.materials import FILE_NAME, bill_of_materials
 
+pytestmark = pytest.mark.slow
+
 EXPORT = Path(__file__).parents[2] / "exports" / "fashion-mnist"
 INPUTS = {"/home/somebody/profiles/cpu.json": "1" * 64, "runs/r/supernet.safetensors": "2" * 64}
 

@@ -10,6 +10,8 @@ import deploynas as dn
 from deploynas.nn import Lender, MixedNetwork, Supernet, mixture_of, supernet_of
 from deploynas.train.task import CLASSIFICATION
 
+pytestmark = pytest.mark.slow
+
 SIDE = 16
 SPACES = ["mobile-small", "one-shot", "proxyless-small", "darts"]
 

@@ -20,6 +20,8 @@ from deploynas.errors import (
 from deploynas.runtimes import RUNTIMES, by_device, that_travels
 from deploynas.testing import check_runtime
 
+pytestmark = pytest.mark.slow
+
 OTHERS = ["web", "web-chromium", "ncnn", "openvino"]
 
 

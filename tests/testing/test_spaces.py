@@ -13,6 +13,8 @@ from deploynas.spaces import MobileSpace, Resolution, SearchSpace, resolutions_o
 from deploynas.spaces.tables import parse_table, shipped_table
 from deploynas.testing import check_costs, check_networks, check_rows, check_space
 
+pytestmark = pytest.mark.slow
+
 NAMES = spaces.space_names()
 TABLE = {
     "operator": "mbconv", "kernel_sizes": [3, 5], "expand_ratios": [2, 4],

@@ -56,6 +56,7 @@ class Product:
         made, read: ``(outputs,)`` and ``(inputs,)`` labels.
         per_pair: MACs of one output and one input.
         groups: That outputs and inputs are divided into.
+        entering: Numbers that enter, a channel.
     """
 
     tensor: str
@@ -63,6 +64,7 @@ class Product:
     read: Labels
     per_pair: int
     groups: int
+    entering: int
 
 
 class Walk:
@@ -287,7 +289,8 @@ def _convolution(walk: Walk, node: fx.Node) -> Labels:
         walk.use(weight, 1, read[:per_group], reads=True)
     walk.use(bias, 0, made)
     places = int(np.prod(shape_of(node)[2:])) * int(np.prod(shape[2:]))
-    walk.products.append(Product(name, made, read, places, groups))
+    entering = int(np.prod(shape_of(x)[2:]))
+    walk.products.append(Product(name, made, read, places, groups, entering))
     return np.broadcast_to(made.reshape(1, -1, *[1] * (len(shape) - 2)), shape_of(node))
 
 
@@ -300,7 +303,8 @@ def _linear(walk: Walk, node: fx.Node) -> Labels:
     walk.use(weight, 0, made, begins=True)
     walk.use(weight, 1, read, reads=True)
     walk.use(bias, 0, made)
-    walk.products.append(Product(name, made, read, int(np.prod(shape_of(node)[:-1])), 1))
+    rows = int(np.prod(shape_of(node)[:-1]))
+    walk.products.append(Product(name, made, read, rows, 1, rows))
     return np.broadcast_to(made, shape_of(node))
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,7 @@ class Reading:
         owner: Label -> (index of its group, channel).
         regions: That can be left out.
         kernels: That can be smaller.
+        num_outputs: Of its answer to one image, the first where there are several.
     """
 
     module: nn.Module
@@ -100,6 +102,7 @@ class Reading:
     owner: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     regions: tuple[Region, ...] = ()
     kernels: tuple[Kernel, ...] = ()
+    num_outputs: int = 0
 
     def cut(self, kept: Mapping[int, Sequence[int]]) -> nn.Module:
         """A copy of the module with some channels alone.
@@ -124,6 +127,38 @@ class Reading:
         module = copy.deepcopy(self.module)
         _take(module, [(self.groups[i], list(channels)) for i, channels in kept.items()])
         return module
+
+    def without(self, patterns: Sequence[str]) -> Reading:
+        """The same, where what some patterns name stays as it is.
+
+        Args:
+            patterns: Of module names, with ``*`` and ``?``; what lies in a module goes with it.
+
+        Raises:
+            InvalidInputError: A pattern names nothing that could be chosen.
+        """
+        used: set[str] = set()
+
+        def stays(names: Sequence[str]) -> bool:
+            found = {p for p in patterns for name in names if _is_named(name, p)}
+            used.update(found)
+            return bool(found)
+
+        kept = [i for i, group in enumerate(self.groups) if not stays(group.layers)]
+        regions = tuple(one for one in self.regions if not stays([one.name]))
+        kernels = tuple(one for one in self.kernels if not stays([one.name]))
+        if unused := [p for p in patterns if p not in used]:
+            raise InvalidInputError(
+                f"--keep {unused[0]} names nothing that could be chosen",
+                "see what could: deploynas adapt MODEL --explain",
+            )
+        numbers = {old: new for new, old in enumerate(kept)}
+        gone = [one for i, one in enumerate(self.groups) if i not in numbers]
+        return replace(
+            self, groups=tuple(self.groups[i] for i in kept), regions=regions, kernels=kernels,
+            frozen=(*self.frozen, *(Frozen(one.name, "kept on request") for one in gone)),
+            owner={k: (numbers[i], c) for k, (i, c) in self.owner.items() if i in numbers},
+        )  # fmt: skip
 
     def macs(self, kept: Mapping[int, Sequence[int]]) -> int:
         """Multiply-adds of convolutions and linear layers with these channels alone."""
@@ -184,8 +219,14 @@ def read(module: nn.Module, example: Tensor) -> Reading:
     kept = [Frozen(region.name, reason) for region, reason in stuck]
     return Reading(
         module, example, tuple(accepted), (*frozen, *refused, *kept), tuple(walk.products),
-        labelled, tuple(left), tuple(kernels(module)),
+        labelled, tuple(left), tuple(kernels(module)), int(expected[0].shape[-1]),
     )  # fmt: skip
+
+
+def _is_named(name: str, pattern: str) -> bool:
+    """Whether a pattern names a module, or one that it lies in."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))
 
 
 def _answered(module: nn.Module, example: Tensor) -> list[Tensor]:
@@ -358,11 +399,12 @@ def _take(module: nn.Module, chosen: Sequence[tuple[Group, Sequence[int]]]) -> N
             targets = _targets(slot, channels)
             left[key] = [i for i in indices if i not in mine or i in targets]
             moved.update(targets)
+    holders = _holders(module)
     for (name, dim), indices in left.items():
         moved = ordered[(name, dim)]
         taken = torch.tensor([moved.get(i, i) for i in indices], dtype=torch.long)
-        _replace(module, name, tensors[name].detach().index_select(dim, taken))
-        tensors = {**tensors, name: _get(module, name)}
+        value = tensors[name].detach().index_select(dim, taken)
+        tensors[name] = _replace(holders.pop(id(tensors[name])), value, holders)
     _restate(module)
 
 
@@ -384,17 +426,29 @@ def _get(module: nn.Module, name: str) -> Any:
     return getattr(module.get_submodule(owner), own)
 
 
-def _replace(module: nn.Module, name: str, value: Tensor) -> None:
-    """Put another tensor in the place of a parameter or buffer, and of all that is tied to it."""
-    old: Any = _get(module, name)
+Holders = list[tuple[nn.Module, str]]  # modules, and what they call a tensor
+
+
+def _holders(module: nn.Module) -> dict[int, Holders]:
+    """Identity of a parameter or buffer -> who holds it: several where it is tied."""
+    found: dict[int, Holders] = {}
     for owner in module.modules():
-        for own, parameter in owner._parameters.items():
-            if parameter is not None and parameter is old:
-                trained = parameter.requires_grad
-                owner._parameters[own] = nn.Parameter(value.clone(), requires_grad=trained)
-        for own, buffer in owner._buffers.items():
-            if buffer is old:
-                owner._buffers[own] = value.clone()
+        for own, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+            if tensor is not None:
+                found.setdefault(id(tensor), []).append((owner, own))
+    return found
+
+
+def _replace(held: Holders, value: Tensor, holders: dict[int, Holders]) -> Tensor:
+    """Put a tensor in the place of another, wherever that was held."""
+    owner, own = held[0]
+    old = owner._parameters.get(own)
+    new = value if old is None else nn.Parameter(value, requires_grad=old.requires_grad)
+    for owner, own in held:
+        where: Any = owner._parameters if own in owner._parameters else owner._buffers
+        where[own] = new
+    holders[id(new)] = held
+    return new
 
 
 def _restate(module: nn.Module) -> None:

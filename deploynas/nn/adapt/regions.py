@@ -22,16 +22,29 @@ from deploynas.nn.adapt.operators import name_of, shape_of
 KEEPS_ZERO = ("relu", "relu_", "relu6", "relu6_", "dropout", "dropout_", "clone", "contiguous")
 
 
-class Nothing(nn.Module):
-    """A branch that adds nothing."""
+class Instead(nn.Module):
+    """What stands where a part was left out, called as that was.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``x``, and zeros of its shape."""
-        return torch.zeros_like(x)
+    Args:
+        function: Of the part's first input; what else it is given is passed over.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, *rest: object, **named: object) -> Tensor:
+        """Of the first input."""
+        return self.function(x)
 
 
-_REPLACEMENTS: Mapping[str, Callable[[], nn.Module]] = {
-    "identity": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6, "nothing": Nothing,
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+_REPLACEMENTS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "identity": _same, "relu": nn.functional.relu, "relu6": nn.functional.relu6,
+    "nothing": torch.zeros_like,
 }  # fmt: skip
 
 
@@ -54,7 +67,7 @@ class Region:
 
     def leave_out(self, module: nn.Module) -> None:
         """Replace it in a module."""
-        module.set_submodule(self.name, _REPLACEMENTS[self.by]())
+        module.set_submodule(self.name, Instead(_REPLACEMENTS[self.by]))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deploynas.errors import (
     InvalidInputError,
@@ -18,7 +18,7 @@ from deploynas.errors import (
     MissingFileError,
     UnknownNameError,
 )
-from deploynas.nn.adapt.answers import first_line
+from deploynas.nn.adapt.answers import first_line, outputs_of
 from deploynas.nn.ofa_weights import read_state
 
 
@@ -52,6 +52,55 @@ def load_module(spec: str, weights: Path | None = None) -> nn.Module:
     if weights is not None:
         _load(module, weights, spec)
     return module
+
+
+def with_classes(module: nn.Module, example: Tensor, num_classes: int) -> bool:
+    """Give a network a new last layer where it tells another number of classes apart.
+
+    Args:
+        module: Changed in place.
+        example: Its input.
+        num_classes: That it should answer.
+
+    Returns:
+        Whether it was changed.
+
+    Raises:
+        InvalidInputError: Its answer comes of no linear layer or convolution.
+    """
+    run: list[tuple[str, nn.Module]] = []
+    hooks = [
+        one.register_forward_hook(lambda m, i, o, name=name: run.append((name, m)))
+        for name, one in module.named_modules()
+        if isinstance(one, (nn.Linear, nn.Conv2d))
+    ]
+    try:
+        with torch.no_grad():
+            outputs = outputs_of(module.eval()(example))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = int(outputs[0].shape[-1])
+    if found == num_classes:
+        return False
+    torch.manual_seed(0)
+    for name, last in reversed(run):
+        if isinstance(last, nn.Linear) and last.out_features == found:
+            new: nn.Module = nn.Linear(last.in_features, num_classes, last.bias is not None)
+        elif isinstance(last, nn.Conv2d) and last.out_channels == found and last.groups == 1:
+            new = nn.Conv2d(
+                last.in_channels, num_classes, last.kernel_size, last.stride,  # type: ignore[arg-type]
+                last.padding, bias=last.bias is not None,  # type: ignore[arg-type]
+            )  # fmt: skip
+        else:
+            continue
+        module.set_submodule(name, new)
+        return True
+    raise InvalidInputError(
+        f"the network tells {found} classes apart, the data has {num_classes}, and no layer of "
+        "its own makes its answer",
+        "return one with a head for the data",
+    )
 
 
 def _of_function(path: Path, name: str) -> nn.Module:

@@ -1,0 +1,181 @@
+"""Networks that are cut out of a trained one: judged, and trained further."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deploynas.data import ImageDataset, Source
+from deploynas.nn import recalibrate
+from deploynas.nn.adapt.space import AdaptedSpace
+from deploynas.nn.state import digest
+from deploynas.spaces import Archs, Resolution
+from deploynas.train.batches import Batches
+from deploynas.train.evaluate import CALIBRATION_IMAGES, accuracy
+from deploynas.train.loop import Recipe, StepImages, Trainee, TrainingProgress, run_training
+from deploynas.train.task import task_of
+
+QUICK_IMAGES, QUICK_CALIBRATION = 512, 128
+
+
+class AdaptedEvaluator:
+    """Worth of networks cut out of a trained one, batch norms recalibrated, nothing trained.
+
+    A quick score is ``exp(-loss)`` on the first images of the validation split: the geometric
+    mean of the probability of the right class, which says more on few images than how many are
+    right.
+
+    Args:
+        space: Whose networks.
+        dataset: Its train split recalibrates, its val split judges, normalised as the network
+            wants it.
+    """
+
+    kind: Literal["measured"] = "measured"
+    num_finalists = 5
+
+    def __init__(self, space: AdaptedSpace, dataset: ImageDataset) -> None:
+        self._space, self._dataset = space, dataset
+        self._resolution = space.resolutions[0]
+        self._task = task_of(dataset)
+        self._train = Batches(dataset, dataset.train, torch.device("cpu"))
+        self._val = Batches(dataset, dataset.val, torch.device("cpu"))
+        self._calibration: dict[int, list[Tensor]] = {}
+
+    @cached_property
+    def identity(self) -> str:
+        """Of the weights, their order, and of the images that recalibrate and judge."""
+        data = self._dataset
+        images = f"{data.fingerprint} {data.mean} {data.std} {QUICK_IMAGES} {QUICK_CALIBRATION}"
+        order = hashlib.sha256(repr(self._space.order).encode()).hexdigest()
+        whole = f"{digest(self._space.reading.module.state_dict())} {order} {images}"
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+    def network(self, arch: Archs, num_images: int = CALIBRATION_IMAGES) -> nn.Module:
+        """The network of an architecture, batch norms recalibrated on so many images."""
+        return self.recalibrated(self._space.module(arch), num_images)
+
+    def recalibrated(self, network: nn.Module, num_images: int = CALIBRATION_IMAGES) -> nn.Module:
+        """A network whose batch norms' statistics are those of training images."""
+        if num_images not in self._calibration:
+            found = self._train.calibration(self._resolution, num_images)
+            self._calibration[num_images] = found
+        network = network.to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            recalibrate(network, self._calibration[num_images])
+        return network
+
+    @torch.no_grad()
+    def score(self, network: nn.Module, num_images: int = QUICK_IMAGES) -> float:
+        """``exp(-loss)`` on the first validation images."""
+        total, count = 0.0, 0
+        for images, labels in self._val.in_order(self._resolution, num_images):
+            outputs = first_output(network(images))
+            total += float(self._task.loss(outputs, labels)) * len(labels)
+            count += len(labels)
+        return float(np.exp(-total / count)) if np.isfinite(total) else 0.0
+
+    def quick(self, archs: Archs) -> Iterator[float]:
+        """Scores, one by one."""
+        for arch in archs:
+            yield self.score(self.network(arch, QUICK_CALIBRATION))
+
+    def promising(self, archs: Archs, scores: np.ndarray) -> list[int]:
+        """Indices, the highest score first."""
+        return [int(i) for i in np.argsort(-scores, kind="stable")]
+
+    def final(self, archs: Archs) -> np.ndarray:
+        """``(n,)`` accuracies on the whole validation split."""
+        return np.array([self.accuracy(self.network(arch)) for arch in archs])
+
+    def accuracy(self, network: nn.Module, source: Source | None = None) -> float:
+        """Of a network in eval mode, on the validation split or another."""
+        batches = self._val
+        if source is not None:
+            batches = Batches(self._dataset, source, torch.device("cpu"))
+        return accuracy(Whole(network), batches, self._resolution)
+
+    def examples(self, num_images: int, batch_size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of random training images and their labels, always the same."""
+        rng = np.random.default_rng(0)
+        rows = rng.permutation(len(self._train))[:num_images]
+        for part in np.array_split(rows, max(1, len(rows) // batch_size)):
+            images = self._train.images(part, self._resolution)
+            yield images, self._train.labels[torch.from_numpy(part)]
+
+
+class Whole(nn.Module):
+    """A network whose answer is its first output."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(n, num_outputs)``."""
+        return first_output(self.network(x))
+
+
+def first_output(outputs: Any) -> Tensor:
+    """What a network answers, the first where there are several."""
+    found = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+    assert isinstance(found, Tensor)
+    return found
+
+
+def train_adapted(
+    network: nn.Module,
+    resolution: Resolution,
+    dataset: ImageDataset,
+    recipe: Recipe,
+    *,
+    teacher: nn.Module | None = None,
+    checkpoint: Path | None = None,
+    on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
+) -> None:
+    """Train a network further, in place; ends in eval mode with recalibrated batch norms.
+
+    Statistics of batch norms are set from training images at the end, for a short training with
+    a small momentum leaves those of another network.
+
+    Args:
+        network: Any module of images.
+        resolution: Of its input.
+        dataset: Normalised as it wants it.
+        recipe: How.
+        teacher: Whose answers are half of what is wanted (Hinton et al. 2015, section 2).
+        checkpoint: See :func:`run_training`.
+        on_progress: See :func:`run_training`.
+    """
+    task = task_of(dataset)
+    device = next(network.parameters()).device
+    if teacher is not None:
+        teacher = teacher.eval().to(memory_format=torch.channels_last)
+
+    def accumulate(images: StepImages) -> Tensor:
+        x = images.at(resolution)
+        with recipe.autocast(device):
+            outputs = first_output(network(x))
+            wanted = images.wanted(x, outputs.shape[1])
+            if teacher is not None:
+                with torch.no_grad():
+                    wanted = 0.5 * (wanted + task.taught(first_output(teacher(x))))
+            loss = task.loss(outputs, wanted)
+        images.scaled(loss).backward()
+        return loss
+
+    start = digest(dict(network.named_parameters()))
+    taught = "" if teacher is None else digest(dict(teacher.named_parameters()))
+    run_training(
+        Trainee(network, f"adapted {start} {taught}"), dataset, recipe, accumulate,
+        checkpoint=checkpoint, on_progress=on_progress,
+    )  # fmt: skip
+    images = Batches(dataset, dataset.train, device).calibration(resolution, CALIBRATION_IMAGES)
+    recalibrate(network, images)
