@@ -7,8 +7,8 @@ python benchmarks/adapt_search.py --part lite0 --data CIFAR10
 ``budget``: ten networks with random weights, each to a share of its own latency: what was found,
 measured again beside the original, over what was asked, and over what was predicted before it was
 measured. ``resnet20``: a trained ResNet-20 (``gpu.py --part resnet`` trains it, on a CPU too),
-before and after training, beside the same narrowed uniformly. ``lite0``: EfficientNet-Lite0 with its
-ImageNet weights and a head for 4,000 images of CIFAR-10 at 96 px, likewise.
+before and after training, beside the same narrowed uniformly. ``lite0``: EfficientNet-Lite0 with
+its ImageNet weights and a head for 4,000 images of CIFAR-10 at 96 px, likewise.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NETWORKS = (
     "torchvision:regnet_y_400mf", "timm:efficientnet_lite0", "timm:mobilenetv4_conv_small",
     "timm:ghostnet_100",
 )  # fmt: skip
-SIDE, LITE_SIDE, LITE_IMAGES = 128, 96, 4_000
+SIDE, LITE_SIDE, LITE_IMAGES, RESNET_IMAGES = 128, 96, 4_000, 10_000
 AGAIN = StopRule(precision=0.005, min_sessions=6, max_sessions=12, rounds=8, session_seconds=8.0)
 
 
@@ -141,7 +141,8 @@ def resnet20(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.weights:
         os.environ["DEPLOYNAS_RESNET20"] = str(options.weights)
     source = f"{Path(__file__).with_name('resnet20.py')}:network"
-    return trained(source, Resolution(32, 32), load_dataset(options.data, max_size=32), options)
+    dataset = load_dataset(options.data, max_size=32).with_fewer(RESNET_IMAGES)
+    return trained(source, Resolution(32, 32), dataset, options)
 
 
 def lite0(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from deploynas.artifacts import Artifact, Record
-from deploynas.check.verdict import measure_bytes
 from deploynas.data import ImageDataset
 from deploynas.device import Device, Estimate
 from deploynas.errors import InfeasibleBudgetError, InvalidInputError
@@ -207,8 +206,7 @@ def adapt(
             rows.append(rows[-1].model_copy(update={"name": "trained", "accuracy": accuracy}))
         clock.stop("training")
         proof = proved(network, reading.example, dataset)
-        measured = measure_bytes(device, proof.content)
-        rows[-1] = rows[-1].model_copy(update=_latencies(measured.estimate()))
+        rows[-1] = rows[-1].model_copy(update=_latencies(workshop.took_file(proof.content)))
         result = Adapted(
             source=plan.source, network_digest=digest(module.state_dict()), budget=plan.budget,
             architecture=_named(space, found.arch), rows=tuple(rows),
@@ -217,7 +215,7 @@ def adapt(
             test_accuracy=evaluator.accuracy(network, dataset.test), export=str(folder),
             seconds=clock.seconds,
         )  # fmt: skip
-        origin = Origin(device.identity, measured.level, _facts(result, space))
+        origin = Origin(device.identity, workshop.level, _facts(result, space))
         write_foreign(proof, dataset, origin, folder)
         clock.stop("exporting")
         result = result.model_copy(update={"seconds": clock.seconds})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from pydantic import Field
 
 from deploynas.artifacts import Record
 from deploynas.check.verdict import measure_bytes
-from deploynas.device import Device, Estimate, Samples, StopRule, measure
+from deploynas.device import Device, Estimate, Level, Samples, StopRule, measure
 from deploynas.journal import Journal
 from deploynas.nn.adapt.files import onnx_bytes
 from deploynas.nn.adapt.space import AdaptedSpace
@@ -33,6 +34,7 @@ class MeasuredNetwork(Record):
         job: Of which weights' networks, on which device.
         architecture: Its row of options.
         value, low, high: Of the original milliseconds an image, of others a share of those.
+        level: Of the machine when the original was measured.
     """
 
     job: str
@@ -40,6 +42,7 @@ class MeasuredNetwork(Record):
     value: float = Field(gt=0)
     low: float = Field(gt=0)
     high: float = Field(gt=0)
+    level: tuple[float, float] | None = None
 
 
 class Workshop:
@@ -69,11 +72,13 @@ class Workshop:
         machine = device.identity.model_dump_json(exclude={"recorded"})
         self._whole = space.largest()[0]
         self._job = f"{identity} {hashlib.sha256(machine.encode()).hexdigest()[:16]}"
+        self._level: Level | None = None
         self._known: dict[bytes, Estimate] = {}
         self.asked: dict[bytes, Estimate] = {}
         for one in self.journal.entries:
             if one.job == self._job and len(one.architecture) == len(space.choices):
                 key = space.as_rows(one.architecture)[0].tobytes()
+                self._level = Level(*one.level) if one.level else self._level
                 self._known[key] = Estimate(one.value, one.low, one.high, 0)
 
     def content(self, arch: Archs) -> bytes:
@@ -88,29 +93,50 @@ class Workshop:
         """
         fresh = [a for a in np.unique(archs, axis=0) if a.tobytes() not in self._known]
         fresh = [arch for arch in fresh if arch.tobytes() != self._whole.tobytes()]
-        if fresh:
-            with temporary_folder() as folder:
-                paths = {}
-                for i, arch in enumerate([self._whole, *fresh]):
-                    self.tell.progress(f"writing {len(fresh)} networks", i / len(fresh))
-                    paths[str(i)] = folder / f"{i}.onnx"
-                    paths[str(i)].write_bytes(self.content(arch))
-                title = f"measuring {len(fresh)} networks beside the original"
-                samples = measure(
-                    self.device, paths, BESIDE_RULE,
-                    on_progress=lambda p: self.tell.progress(title, p.done),
-                )  # fmt: skip
-            for i, arch in enumerate(fresh, 1):
-                self._keep(arch, beside(samples[str(i)], samples["0"]))
+        for arch, share in zip(
+            fresh, self._shares(map(self.content, fresh), len(fresh)), strict=True
+        ):
+            self._keep(arch, share)
         self.asked.update((arch.tobytes(), self._known[arch.tobytes()]) for arch in archs)
         return [self._known[arch.tobytes()] for arch in archs]
+
+    def _shares(self, contents: Iterable[bytes], num: int) -> list[Estimate]:
+        """Files over the original, in turn; none of none."""
+        if not num:
+            return []
+        with temporary_folder() as folder:
+            paths = {"original": folder / "original.onnx"}
+            paths["original"].write_bytes(self.content(self._whole))
+            for i, content in enumerate(contents):
+                self.tell.progress(f"writing {num} networks", i / num)
+                paths[str(i)] = folder / f"{i}.onnx"
+                paths[str(i)].write_bytes(content)
+            title = f"measuring {num} networks beside the original"
+            samples = measure(
+                self.device, paths, BESIDE_RULE,
+                on_progress=lambda p: self.tell.progress(title, p.done),
+            )  # fmt: skip
+        own = samples.pop("original")
+        return [beside(one, own) for one in samples.values()]
+
+    def took_file(self, content: bytes) -> Estimate:
+        """Milliseconds of a file, by its share of the original's."""
+        (share,) = self._shares([content], 1)
+        return share.scaled(self.original.median)
+
+    @property
+    def level(self) -> Level:
+        """Of the machine when the original was measured."""
+        assert self._level is not None
+        return self._level
 
     @property
     def original(self) -> Estimate:
         """What the original takes, milliseconds: once, for all that is beside it."""
         if self._whole.tobytes() not in self._known:
-            found = measure_bytes(self.device, self.content(self._whole)).estimate()
-            self._keep(self._whole, found)
+            samples = measure_bytes(self.device, self.content(self._whole))
+            self._level = samples.level
+            self._keep(self._whole, samples.estimate())
         self.asked[self._whole.tobytes()] = self._known[self._whole.tobytes()]
         return self._known[self._whole.tobytes()]
 
@@ -123,6 +149,7 @@ class Workshop:
 
     def _keep(self, arch: Archs, took: Estimate) -> None:
         self._known[arch.tobytes()] = took
+        level = self._level if arch.tobytes() == self._whole.tobytes() else None
         self.journal.append(
             MeasuredNetwork(
                 job=self._job,
@@ -130,6 +157,7 @@ class Workshop:
                 value=took.median,
                 low=took.low,
                 high=took.high,
+                level=None if level is None else (level.core_ms, level.memory_ms),
             )  # fmt: skip
         )
 
