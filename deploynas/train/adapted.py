@@ -22,7 +22,9 @@ from deploynas.train.evaluate import CALIBRATION_IMAGES, accuracy
 from deploynas.train.loop import Recipe, StepImages, Trainee, TrainingProgress, run_training
 from deploynas.train.task import task_of
 
-QUICK_IMAGES, QUICK_CALIBRATION = 512, 128
+# Images of a quick score, of networks of up to so many multiply-adds; of larger ones fewer, down
+# to the least. A fourth as many recalibrate.
+QUICK_IMAGES, LEAST_IMAGES, QUICK_MACS = 512, 128, 45e6
 
 
 class AdaptedEvaluator:
@@ -36,6 +38,9 @@ class AdaptedEvaluator:
         space: Whose networks.
         dataset: Its train split recalibrates, its val split judges, normalised as the network
             wants it.
+
+    Attributes:
+        num_quick: Images of a quick score.
     """
 
     kind: Literal["measured"] = "measured"
@@ -48,12 +53,15 @@ class AdaptedEvaluator:
         self._train = Batches(dataset, dataset.train, torch.device("cpu"))
         self._val = Batches(dataset, dataset.val, torch.device("cpu"))
         self._calibration: dict[int, list[Tensor]] = {}
+        macs = float(space.macs(space.largest())[0])
+        num = int(np.clip(QUICK_IMAGES * QUICK_MACS / macs, LEAST_IMAGES, QUICK_IMAGES))
+        self.num_quick = num // 4 * 4
 
     @cached_property
     def identity(self) -> str:
         """Of the weights, their order, and of the images that recalibrate and judge."""
         data = self._dataset
-        images = f"{data.fingerprint} {data.mean} {data.std} {QUICK_IMAGES} {QUICK_CALIBRATION}"
+        images = f"{data.fingerprint} {data.mean} {data.std} {self.num_quick}"
         order = hashlib.sha256(repr(self._space.order).encode()).hexdigest()
         whole = f"{digest(self._space.reading.module.state_dict())} {order} {images}"
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
@@ -73,10 +81,10 @@ class AdaptedEvaluator:
         return network
 
     @torch.no_grad()
-    def score(self, network: nn.Module, num_images: int = QUICK_IMAGES) -> float:
-        """``exp(-loss)`` on the first validation images."""
+    def score(self, network: nn.Module) -> float:
+        """``exp(-loss)`` on the first :attr:`num_quick` validation images."""
         total, count = 0.0, 0
-        for images, labels in self._val.in_order(self._resolution, num_images):
+        for images, labels in self._val.in_order(self._resolution, self.num_quick):
             outputs = first_output(network(images))
             total += float(self._task.loss(outputs, labels)) * len(labels)
             count += len(labels)
@@ -85,7 +93,7 @@ class AdaptedEvaluator:
     def quick(self, archs: Archs) -> Iterator[float]:
         """Scores, one by one."""
         for arch in archs:
-            yield self.score(self.network(arch, QUICK_CALIBRATION))
+            yield self.score(self.network(arch, self.num_quick // 4))
 
     def promising(self, archs: Archs, scores: np.ndarray) -> list[int]:
         """Indices, the highest score first."""
