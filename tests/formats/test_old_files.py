@@ -1,7 +1,7 @@
 """Files that earlier versions wrote are read, each kind of them, and say what they said.
 
 ``2026-11-27/`` holds one of each as a commit of that day wrote it, on digits and on a board's
-profile.
+profile; ``2026-11-28/`` the kind that came that day.
 """
 
 from __future__ import annotations

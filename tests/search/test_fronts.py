@@ -96,8 +96,7 @@ def test_a_trade_off_is_a_share_of_the_box_from_its_best_to_the_worst(equal):
     macs = 1e8 * (np.ones(200) if "cost" in equal else 1 + rng.random(200))
     scores = np.full(200, 0.5) if "accuracy" in equal else LAND.accuracies(archs)
     space = SimpleNamespace(
-        decode=LAND.space.decode, layer_values=lambda name: np.ones(1),
-        sum_over_layers=lambda rows, values: macs[: len(rows)],
+        decode=LAND.space.decode, totals=lambda name, rows: macs[: len(rows)],
     )  # fmt: skip
     model = SimpleNamespace(space=space, predict_ms=LAND.predict_ms, upper_ms=LAND.upper_ms)
     points, found = front_of(History(archs, scores), Problem(model), ("latency_ms", "macs"))
