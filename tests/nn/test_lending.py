@@ -10,6 +10,8 @@ from torch import nn
 from deploynas import spaces
 from deploynas.nn import Lender, Supernet
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def supernet():

@@ -10,6 +10,8 @@ from deploynas import spaces
 from deploynas.errors import InvalidInputError, MissingFileError
 from deploynas.nn import StaticNetwork, Supernet
 
+pytestmark = pytest.mark.slow
+
 SIDE = 64  # small: weights and wiring do not depend on it
 
 

@@ -13,6 +13,8 @@ from deploynas.errors import OutputError
 from deploynas.profile.validate import Judgement
 from deploynas.report.validation import draw_validation
 
+pytestmark = pytest.mark.slow
+
 MEASURED = [Estimate(ms, ms * 0.99, ms * 1.01, 10) for ms in np.linspace(1, 3, 12)]
 JUDGEMENT = Judgement(
     np.zeros((12, 1)),

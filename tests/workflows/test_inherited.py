@@ -20,6 +20,8 @@ from deploynas.workflows.inherited import Inherited, require_space, space_traine
 from deploynas.workflows.search import search
 from deploynas.workflows.target import Target, Tell
 
+pytestmark = pytest.mark.slow
+
 CELLS = "darts-small:channels=4,cells=3,nodes=1,operations=skip_connect+max_pool_3x3+sep_conv_3x3"
 RECIPE = SupernetRecipe(epochs=0.3, schedule="single-path")
 
