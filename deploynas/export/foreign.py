@@ -22,7 +22,7 @@ from deploynas.export.manifest import ONNX_NAME, Manifest, Preprocessing
 from deploynas.export.materials import FILE_NAME as BILL
 from deploynas.export.materials import bill_of_materials
 from deploynas.export.probe import open_session, probe
-from deploynas.nn.adapt.answers import outputs_of
+from deploynas.nn.adapt.answers import first_output
 from deploynas.nn.adapt.files import INPUT, OPSET, onnx_bytes
 from deploynas.spaces import Resolution
 
@@ -79,7 +79,7 @@ def proved(network: nn.Module, example: Tensor, dataset: ImageDataset) -> Proof:
     num = min(PARITY_IMAGES, len(dataset.val))
     pixels = dataset.val.batch(np.arange(num), dataset.val.height, dataset.val.width)
     inputs = normalise(resize(pixels, *resolution.size), dataset.mean, dataset.std)
-    answers = [outputs_of(network(torch.from_numpy(x[None])))[0].numpy() for x in inputs]
+    answers = [first_output(network(torch.from_numpy(x[None]))).numpy() for x in inputs]
     session = open_session(content, "the exported model")
     found = np.concatenate([session.run(None, {INPUT: x[None]})[0] for x in inputs])
     expected = np.concatenate(answers)

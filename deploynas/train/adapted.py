@@ -1,12 +1,11 @@
-"""Networks that are cut out of a trained one: judged, and trained further."""
+"""Networks that are cut out of a trained one, judged."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 
 from deploynas.data import ImageDataset, Source
 from deploynas.nn import recalibrate
+from deploynas.nn.adapt.answers import first_output
 from deploynas.nn.adapt.space import AdaptedSpace
 from deploynas.nn.state import digest
-from deploynas.spaces import Archs, Resolution
+from deploynas.spaces import Archs
 from deploynas.train.batches import Batches
 from deploynas.train.evaluate import CALIBRATION_IMAGES, accuracy
-from deploynas.train.loop import Recipe, StepImages, Trainee, TrainingProgress, run_training
 from deploynas.train.task import task_of
 
 # Images of a quick score, of networks of up to so many multiply-adds; of larger ones fewer, down
@@ -129,61 +128,3 @@ class Whole(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(n, num_outputs)``."""
         return first_output(self.network(x))
-
-
-def first_output(outputs: Any) -> Tensor:
-    """What a network answers, the first where there are several."""
-    found = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
-    assert isinstance(found, Tensor)
-    return found
-
-
-def train_adapted(
-    network: nn.Module,
-    resolution: Resolution,
-    dataset: ImageDataset,
-    recipe: Recipe,
-    *,
-    teacher: nn.Module | None = None,
-    checkpoint: Path | None = None,
-    on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
-) -> None:
-    """Train a network further, in place; ends in eval mode with recalibrated batch norms.
-
-    Statistics of batch norms are set from training images at the end, for a short training with
-    a small momentum leaves those of another network.
-
-    Args:
-        network: Any module of images.
-        resolution: Of its input.
-        dataset: Normalised as it wants it.
-        recipe: How.
-        teacher: Whose answers are half of what is wanted (Hinton et al. 2015, section 2).
-        checkpoint: See :func:`run_training`.
-        on_progress: See :func:`run_training`.
-    """
-    task = task_of(dataset)
-    device = next(network.parameters()).device
-    if teacher is not None:
-        teacher = teacher.eval().to(memory_format=torch.channels_last)
-
-    def accumulate(images: StepImages) -> Tensor:
-        x = images.at(resolution)
-        with recipe.autocast(device):
-            outputs = first_output(network(x))
-            wanted = images.wanted(x, outputs.shape[1])
-            if teacher is not None:
-                with torch.no_grad():
-                    wanted = 0.5 * (wanted + task.taught(first_output(teacher(x))))
-            loss = task.loss(outputs, wanted)
-        images.scaled(loss).backward()
-        return loss
-
-    start = digest(dict(network.named_parameters()))
-    taught = "" if teacher is None else digest(dict(teacher.named_parameters()))
-    run_training(
-        Trainee(network, f"adapted {start} {taught}"), dataset, recipe, accumulate,
-        checkpoint=checkpoint, on_progress=on_progress,
-    )  # fmt: skip
-    images = Batches(dataset, dataset.train, device).calibration(resolution, CALIBRATION_IMAGES)
-    recalibrate(network, images)

@@ -17,7 +17,7 @@ from deploynas.data.imagenet import MEAN, STD
 from deploynas.errors import InvalidInputError
 from deploynas.nn.adapt import Reading, read
 from deploynas.nn.adapt.sources import load_module
-from deploynas.nn.adapt.space import widths
+from deploynas.nn.adapt.space import few_widths
 from deploynas.spaces import Resolution
 
 
@@ -97,14 +97,14 @@ def prepared_data(
 def explained(reading: Reading) -> dict[str, Any]:
     """What was found, for JSON: groups with their options, and what is frozen, with reasons."""
     groups: list[dict[str, Any]] = [
-        {"name": g.name, "kind": "width", "options": widths(g.size), "layers": g.layers}
+        {"name": g.name, "kind": "width", "options": few_widths(g.size), "layers": g.layers}
         for g in reading.groups
     ]
     groups += [{"name": r.name, "kind": "depth", "options": [0, 1]} for r in reading.regions]
     groups += [
         {"name": k.name, "kind": "kernel", "options": sorted(k.sizes)} for k in reading.kernels
     ]
-    smallest = {i: range(widths(g.size)[0]) for i, g in enumerate(reading.groups)}
+    smallest = {i: range(few_widths(g.size)[0]) for i, g in enumerate(reading.groups)}
     return {
         "network": type(reading.module).__name__,
         "input": list(reading.example.shape),

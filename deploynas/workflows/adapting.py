@@ -36,8 +36,9 @@ from deploynas.search.sensitivity import STRATEGY, losses_of, one_by_one, packed
 from deploynas.search.strategy import Effort
 from deploynas.spaces import ArchRecord, Archs, Resolution
 from deploynas.train import Recipe
-from deploynas.train.adapted import AdaptedEvaluator, train_adapted
+from deploynas.train.adapted import AdaptedEvaluator
 from deploynas.train.checkpoint import load_weights, save_weights
+from deploynas.train.network import train_module
 from deploynas.train.task import task_of
 from deploynas.workflows.recipes import for_data
 from deploynas.workflows.supernets import told
@@ -113,7 +114,6 @@ class Adapted(Artifact):
             narrowed uniformly within the limits, where that can be.
         predicted_ms, prediction_error: Of what was chosen, by networks measured before it.
         num_evaluations, num_measured: Networks judged, and measured.
-        first_output: Whether what was judged is the first of several outputs.
         test_accuracy: Of the exported network, on the test split.
         seconds: What each part took, in this process.
     """
@@ -257,8 +257,8 @@ def _with_trained_head(
         return
     run.mkdir(parents=True, exist_ok=True)
     checkpoint = run / "original-checkpoint.safetensors"
-    train_adapted(
-        module, resolution, dataset, recipe, checkpoint=checkpoint,
+    train_module(
+        module, resolution, dataset, recipe, identity="original", checkpoint=checkpoint,
         on_progress=told("training the original with its new head", tell.progress),
     )  # fmt: skip
     save_weights(path, module)
@@ -355,15 +355,16 @@ def _searched(
 ) -> _Found:
     """Search, measure, and come close to the limit."""
     space = workshop.space
+    num = max(plan.evaluations, 2 * (1 + len(space.choices)))
     aimed = _aimed(problem, workshop, AIM)
     history = explore(
         STRATEGY, STRATEGY.options(), aimed, judged.scores, np.random.default_rng(plan.seed),
-        Effort(max(plan.evaluations, 2 * (1 + len(space.choices)))),
+        Effort(num),
     )  # fmt: skip
     limit = problem.budget.latency_ms
     if limit is None:
         return _Found(judged.best(history.archs, 5)[0], None, None, len(history.archs))
-    rows, places = one_by_one(space, max(1, int(STRATEGY.options().share * plan.evaluations)))
+    rows, places = one_by_one(space, max(1, int(STRATEGY.options().share * num)))
     losses = losses_of(space, places, judged.scores(rows))
     pool = history.archs
     within: list[tuple[bool, float, Archs, float, float]] = []
@@ -444,9 +445,10 @@ class _Trainer:
         recipe = recipe.model_copy(update={"seed": self.plan.seed})
         start = hashlib.sha256(digest(network.state_dict()).encode()).hexdigest()[:8]
         checkpoint = self.run / f"trained-{start}-checkpoint.safetensors"
-        train_adapted(
-            network, self.space.resolutions[0], self.dataset, recipe, teacher=self.teacher,
-            checkpoint=checkpoint, on_progress=told(f"training {what}", self.tell.progress),
+        train_module(
+            network, self.space.resolutions[0], self.dataset, recipe, identity="adapted",
+            teacher=self.teacher, checkpoint=checkpoint,
+            on_progress=told(f"training {what}", self.tell.progress),
         )  # fmt: skip
         checkpoint.unlink(missing_ok=True)
         return network.eval()

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from deploynas.cli.main import app
 from deploynas.errors import DeploynasError
 from deploynas.nn.adapt.sources import load_module
-from deploynas.workflows.adapt import widths
+from deploynas.nn.adapt.space import widths
 
 SOURCE = """
 import torch

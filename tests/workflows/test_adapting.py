@@ -187,3 +187,21 @@ def test_what_cannot_be_is_said_in_a_line(options, said, source, images, tmp_pat
     found = run(source, "--resolution", SIDE, "--evaluations", 8, "--quiet", *given)
     assert isinstance(found.exception, DeploynasError)
     assert said in str(found.exception)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(72, 2))", "does not take an"),
+        ("nn.Conv2d(3, 8, 3)", "is no classifier"),
+    ],
+)
+def test_networks_that_cannot_be_judged(body, said, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.py"
+    path.write_text(f"from torch import nn\n\ndef network():\n    return {body}\n")
+    found = run(
+        f"{path}:network", "--data", images, "--resolution", SIDE, "--max-flops", "1M", "--quiet"
+    )
+    assert isinstance(found.exception, DeploynasError)
+    assert said in str(found.exception)

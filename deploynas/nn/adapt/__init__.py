@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from deploynas.nn.adapt.reading import Frozen, Group, Reading, read
+from deploynas.nn.adapt.cutting import Group
+from deploynas.nn.adapt.reading import Frozen, Reading, read
 
 __all__ = ["Frozen", "Group", "Reading", "read"]

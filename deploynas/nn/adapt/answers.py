@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from deploynas.errors import InvalidInputError
 
 T = TypeVar("T")
 TOLERANCE = 1e-3  # of the outputs' deviation, between a network and what it is changed to
@@ -18,6 +21,29 @@ def outputs_of(found: Any) -> list[Tensor]:
         return [found]
     values = found.values() if isinstance(found, dict) else found
     return [x for one in values for x in ([one] if isinstance(one, Tensor) else outputs_of(one))]
+
+
+def answered(module: nn.Module, example: Tensor) -> list[Tensor]:
+    """What a network answers to an input.
+
+    Raises:
+        InvalidInputError: It does not take the input, or its answer is no finite tensor.
+    """
+    try:
+        found = outputs_of(module(example))
+    except Exception as error:  # whatever a forward raises
+        raise InvalidInputError(
+            f"the network does not take an input of {list(example.shape)}: {first_line(error)}"
+        ) from None
+    if not found or not all(bool(torch.isfinite(x).all()) for x in found):
+        what = "numbers" if found else "a tensor"
+        raise InvalidInputError(f"what {type(module).__name__} returns is not {what}")
+    return found
+
+
+def first_output(outputs: Any) -> Tensor:
+    """What a network answers, the first where there are several."""
+    return outputs_of(outputs)[0]
 
 
 def equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:

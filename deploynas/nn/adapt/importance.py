@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from deploynas.nn.adapt.reading import Group, Reading
+from deploynas.nn.adapt.answers import first_output
+from deploynas.nn.adapt.cutting import Group
+from deploynas.nn.adapt.reading import Reading
 
 TINY = 1e-12
 
@@ -47,7 +49,7 @@ def by_taylor(
     try:
         for images, wanted in batches:
             module.zero_grad(set_to_none=True)
-            loss(_first(module(images)), wanted).backward()
+            loss(first_output(module(images)), wanted).backward()
             for name, one in named.items():
                 if one.grad is not None:
                     found = (one.detach() * one.grad).square()
@@ -57,12 +59,6 @@ def by_taylor(
         for name, one in named.items():
             one.requires_grad_(asked[name])
     return _orders(reading, totals)
-
-
-def _first(outputs: object) -> Tensor:
-    found = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
-    assert isinstance(found, Tensor)
-    return found
 
 
 def _orders(reading: Reading, values: Mapping[str, Tensor]) -> list[list[int]]:

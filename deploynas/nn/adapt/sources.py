@@ -18,7 +18,7 @@ from deploynas.errors import (
     MissingFileError,
     UnknownNameError,
 )
-from deploynas.nn.adapt.answers import first_line, outputs_of
+from deploynas.nn.adapt.answers import answered, first_line
 from deploynas.nn.ofa_weights import read_state
 
 
@@ -66,7 +66,8 @@ def with_classes(module: nn.Module, example: Tensor, num_classes: int) -> bool:
         Whether it was changed.
 
     Raises:
-        InvalidInputError: Its answer comes of no linear layer or convolution.
+        InvalidInputError: It is no classifier, or its answer comes of no linear layer or
+            convolution.
     """
     run: list[tuple[str, nn.Module]] = []
     hooks = [
@@ -76,10 +77,15 @@ def with_classes(module: nn.Module, example: Tensor, num_classes: int) -> bool:
     ]
     try:
         with torch.no_grad():
-            outputs = outputs_of(module.eval()(example))
+            outputs = answered(module.eval(), example)
     finally:
         for hook in hooks:
             hook.remove()
+    if outputs[0].dim() != 2:
+        raise InvalidInputError(
+            f"the network answers {list(outputs[0].shape)} to one image, which is no classifier",
+            "networks that give a number a class are adapted",
+        )
     found = int(outputs[0].shape[-1])
     if found == num_classes:
         return False
